@@ -1,0 +1,29 @@
+"""imaged, the image daemon: a self-hosted text-to-image service for SDXL checkpoints.
+
+The client's names are here: `run`, `run_sync`, `submit_async`, `Client`, `AsyncClient`, `Job`
+and the errors. They are loaded at first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
+
+__version__ = "0.1.0"
+
+_CLIENT = ("AsyncClient", "AsyncJob", "Client", "Job", "run", "run_sync", "submit_async")
+
+__all__ = [*_CLIENT, "ImagedError", "InferenceFailed", "InferenceTimeout", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("AsyncClient", "AsyncJob"):
+        from imaged.client import aio
+
+        return getattr(aio, name)
+    if name in _CLIENT:
+        from imaged.client import client
+
+        return getattr(client, name)
+    raise AttributeError(name)

@@ -1,0 +1,46 @@
+"""Latents to pixels, and the guard that no broken picture passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from imaged.errors import JobFailed
+
+TILED_FROM_PX = 1536 * 1536  # larger pictures are decoded in tiles, to bound memory
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture: `rgb` holds height * width * 3 bytes, row by row."""
+
+    rgb: bytes
+    width: int
+    height: int
+    seed: int
+
+
+@torch.inference_mode()
+def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
+    """(C, h, w) latent -> picture. Raises JobFailed("nan_output") rather than return a broken one."""
+    config = vae.config
+    z = latent / config.scaling_factor
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        shape = (-1, 1, 1)
+        z = latent * _column(std, latent).view(shape) / config.scaling_factor
+        z = z + _column(mean, latent).view(shape)
+    pixels = vae.decode(z[None].to(vae.dtype), return_dict=False)[0][0].float()
+    if not bool(torch.isfinite(pixels).all()) or not bool(torch.isfinite(latent).all()):
+        raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
+    image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    if int(image.max()) == int(image.min()):
+        raise JobFailed("nan_output", "the model's output was not a picture (one flat colour)")
+    _, height, width = image.shape
+    return Picture(image.permute(1, 2, 0).cpu().numpy().tobytes(), width, height, seed)
+
+
+def _column(values: Any, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype)

@@ -1,0 +1,124 @@
+"""A checkpoint on disk to nets on a device, without any network.
+
+Two forms: a diffusers folder, and one safetensors file in the original SDXL layout. The
+file carries no configs, so they are read off its tensors' shapes; tokenizers and the
+scheduler's config are SDXL's own and come with the product.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from imaged.catalogue import MICRO
+from imaged.engine.single_file import load_single_file
+from imaged.errors import CheckpointRefused
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+@dataclass(frozen=True)
+class Nets:
+    """Everything of one checkpoint that the engine runs."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    scheduler_config: Mapping[str, Any]
+    force_zeros_for_empty_prompt: bool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one latent cell."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
+    """Load a diffusers folder or a single file; raises CheckpointRefused with the reason.
+
+    float32 on the CPU; on a GPU bfloat16 with the VAE in float32, which cannot overflow.
+    """
+    device = device or best_device()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        if checkpoint.is_dir():
+            nets = _load_folder(checkpoint, dtype)
+        elif checkpoint.is_file():
+            nets = Nets(
+                **load_single_file(checkpoint, dtype),
+                tokenizer=_tokenizer(MICRO, "tokenizer"),
+                tokenizer_2=_tokenizer(MICRO, "tokenizer_2"),
+                scheduler_config=_json(MICRO / "scheduler" / "scheduler_config.json"),
+                force_zeros_for_empty_prompt=True,
+            )
+        else:
+            raise CheckpointRefused(f"there is no file or folder {checkpoint}")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
+    for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
+        net.to(device).eval().requires_grad_(False)
+    nets.vae.to(torch.float32)
+    return nets
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise CheckpointRefused(f"the folder {folder.name} lacks {', '.join(missing)}")
+    classes: dict[str, Any] = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    options = {"local_files_only": True, "use_safetensors": True}
+    index = _json(folder / "model_index.json")
+    return Nets(
+        **{
+            part: cls.from_pretrained(
+                folder, subfolder=part, **{_dtype_name(part): dtype}, **options
+            )
+            for part, cls in classes.items()
+        },
+        tokenizer=_tokenizer(folder, "tokenizer"),
+        tokenizer_2=_tokenizer(folder, "tokenizer_2"),
+        scheduler_config=_json(folder / "scheduler" / "scheduler_config.json"),
+        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def _dtype_name(part: str) -> str:
+    return "dtype" if part.startswith("text") else "torch_dtype"
+
+
+def _tokenizer(folder: Path, part: str) -> Any:
+    return CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text("utf-8"))
+    assert isinstance(content, dict)
+    return content

@@ -1,0 +1,90 @@
+"""Windows to what the UNet reads: context (77 n, width) and pooled (width)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from imaged.engine.prompt.tokens import Windows, read_windows
+
+CACHED_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """context (77 * windows, context width) and pooled (pooled width) of one text."""
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+
+
+class PromptEncoder:
+    """Both text encoders of a checkpoint, with the last texts kept.
+
+    Context: the penultimate hidden states of both encoders side by side, window after window.
+    Pooled: the second encoder's projected end token of the first window. As in the SDXL
+    reference pipeline.
+    """
+
+    def __init__(self, nets: Any) -> None:
+        self._pairs = (
+            (nets.tokenizer, nets.text_encoder),
+            (nets.tokenizer_2, nets.text_encoder_2),
+        )
+        self._zero_absent = nets.force_zeros_for_empty_prompt
+        self._kept: OrderedDict[tuple[str, int], Encoded] = OrderedDict()
+
+    def pair(self, prompt: str, negative: str | None) -> tuple[Encoded, Encoded]:
+        """Positive and negative, padded with empty windows to one context length.
+
+        An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
+        """
+        count = self._windows(prompt)
+        if negative is None and self._zero_absent:
+            positive = self._encode(prompt, count)
+            return positive, Encoded(
+                torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
+            )
+        count = max(count, self._windows(negative or ""))
+        return self._encode(prompt, count), self._encode(negative or "", count)
+
+    def _windows(self, text: str) -> int:
+        return len(read_windows(text, self._pairs[0][0]).ids)
+
+    def _encode(self, text: str, count: int) -> Encoded:
+        key = (text, count)
+        if key not in self._kept:
+            self._kept[key] = self._run(text, count)
+            if len(self._kept) > CACHED_PROMPTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @torch.inference_mode()
+    def _run(self, text: str, count: int) -> Encoded:
+        contexts, pooled = [], torch.empty(0)
+        for tokenizer, encoder in self._pairs:
+            windows = read_windows(text, tokenizer)
+            empty = read_windows("", tokenizer)
+            missing = count - len(windows.ids)
+            windows = Windows(
+                windows.ids + empty.ids * missing, windows.weights + empty.weights * missing
+            )
+            ids = torch.tensor(windows.ids, device=encoder.device)
+            out = encoder(ids, output_hidden_states=True)
+            contexts.append(_emphasise(out.hidden_states[-2], windows))
+            pooled = out[0]  # the second encoder's text_embeds (windows, width)
+        return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
+
+
+def _emphasise(hidden: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Multiply each token's vector by its weight and restore each window's mean (A1111)."""
+    weights = torch.tensor(windows.weights, device=hidden.device, dtype=hidden.dtype)
+    if bool((weights == 1).all()):
+        return hidden  # nothing to do, and bit-equal to the reference
+    scaled = hidden * weights[..., None]
+    means = hidden.mean((1, 2), keepdim=True), scaled.mean((1, 2), keepdim=True)
+    return scaled * (means[0] / means[1])

@@ -1,0 +1,182 @@
+"""Every error raised on purpose, as one tree.
+
+ImagedError
+├── Refused                  the request never became a job; nothing was charged
+│   ├── MalformedBody   400      ├── KeyMissing      401      ├── WrongContentType 406
+│   ├── BadParameter    400      ├── KeyInvalid      401      ├── NoCredits        406
+│   ├── UnknownModel    404      ├── UnknownRequest  404      ├── BodyTooLarge     413
+│   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
+│   ├── TooFast         429
+│   └── Unavailable     503, 504 (StillRunning): come back later
+├── JobFailed           422  the job ran and ended without a picture; nothing was charged
+├── CheckpointRefused        a checkpoint that cannot be served, and why
+├── CommandError             the command line asked for something that cannot be done
+├── InferenceFailed          client side: the server reported FAILED
+└── InferenceTimeout         client side: waiting ended before the job did
+
+A class knows its machine-readable `code` and HTTP `status`; the text is what people read. No
+text repeats what the caller sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ImagedError(Exception):
+    """Something went wrong that the caller should hear about."""
+
+    code = "error"
+    status: int | None = 500
+
+    def __init__(self, detail: str | None = None, *, status: int | None = None) -> None:
+        self.detail = detail or (self.__doc__ or "").strip()
+        if status is not None:
+            self.status = status
+        super().__init__(self.detail)
+
+
+class Refused(ImagedError):
+    """The request was refused."""
+
+    code, status = "refused", 400
+
+
+class MalformedBody(Refused):
+    """The body must be one JSON object."""
+
+    code = "malformed_body"
+
+
+class BadParameter(Refused):
+    """A parameter has a value that is not allowed."""
+
+    code = "bad_parameter"
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field} {problem}")
+
+
+class KeyMissing(Refused):
+    """Missing Authorization or x-api-key in header"""
+
+    code, status = "key_missing", 401
+
+
+class KeyInvalid(Refused):
+    """Unauthorized. API key is invalid or may have expired. Create one with: imaged keys create"""
+
+    code, status = "key_invalid", 401
+
+
+class UnknownModel(Refused):
+    """There is no model of this name here; GET /v1/models lists them."""
+
+    code, status = "unknown_model", 404
+
+
+class UnknownRequest(Refused):
+    """Request not found"""
+
+    code, status = "unknown_request", 404
+
+
+class UnknownPath(Refused):
+    """There is nothing at this path."""
+
+    code, status = "unknown_path", 404
+
+
+class WrongMethod(Refused):
+    """This path does not take this HTTP method."""
+
+    code, status = "wrong_method", 405
+
+
+class BodyTooSlow(Refused):
+    """The body did not arrive in time."""
+
+    code, status = "body_too_slow", 408
+
+
+class WrongContentType(Refused):
+    """Invalid content type: send application/json"""
+
+    code, status = "wrong_content_type", 406
+
+
+class NoCredits(Refused):
+    """Not enough credits."""
+
+    code, status = "no_credits", 406
+
+
+class BodyTooLarge(Refused):
+    """The body is larger than this server accepts."""
+
+    code, status = "body_too_large", 413
+
+
+class TooFast(Refused):
+    """This key has used its share of requests; `reset_at` says when the next one may come."""
+
+    code, status = "too_fast", 429
+
+    def __init__(self, reset_in_s: float, now: float) -> None:
+        self.reset_in_s, self.reset_at = reset_in_s, now + reset_in_s
+        super().__init__(f"Too many requests: try again in {reset_in_s:.1f} s")
+
+
+class Unavailable(Refused):
+    """The server cannot take this request at the moment; try again."""
+
+    code, status = "unavailable", 503
+
+
+class StillRunning(Unavailable):
+    """The job is still running; fetch it later under its request_id."""
+
+    code, status = "still_running", 504
+
+
+class JobFailed(ImagedError):
+    """The job failed."""
+
+    code, status = "job_failed", 422
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = reason
+
+
+class CheckpointRefused(ImagedError):
+    """This checkpoint cannot be served."""
+
+    code = "checkpoint_refused"
+
+
+class CommandError(ImagedError):
+    """The command cannot be carried out."""
+
+    code = "command"
+
+
+class InferenceFailed(ImagedError):
+    """The job failed on the server; `status_body` holds what the server said."""
+
+    code = "inference_failed"
+
+    def __init__(self, detail: str | None, status_body: dict[str, Any]) -> None:
+        super().__init__(detail or "the job failed")
+        self.status, self.status_body = None, status_body
+
+
+class InferenceTimeout(ImagedError):
+    """Waiting for the job ended before the job did; it may still be running."""
+
+    code = "inference_timeout"
+
+    def __init__(self, request_id: str, elapsed_s: float) -> None:
+        super().__init__(f"request {request_id} did not complete within {elapsed_s:.1f} s")
+        self.status, self.request_id, self.elapsed_s = None, request_id, elapsed_s

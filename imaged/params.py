@@ -1,0 +1,204 @@
+"""What a caller may ask for: every knob once, with type, default, bounds and text.
+
+The API, the command line, the SDK and the documentation read `KNOBS`; nothing else knows a
+bound. `read_params` turns a request body into frozen `ImageParams` or names the field that is
+wrong and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from imaged.errors import BadParameter, MalformedBody
+
+SCHEDULERS = (
+    "DDIM", "DPM Multi", "DPM Single", "Euler a", "Euler", "Heun", "DPM++ 2M Karras",
+    "DPM2 a Karras", "DPM2 Karras", "LMS", "PNDM", "DDPM", "UniPC",
+)  # fmt: skip
+TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
+MAX_PROMPT = 20_000
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One parameter on the wire: its bounds are inclusive, `multiple` counts from zero."""
+
+    name: str
+    kind: Literal["text", "integer", "number", "boolean", "choice"]
+    default: Any
+    text: str
+    low: float | None = None
+    high: float | None = None
+    multiple: int = 1
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values, in words."""
+        if self.kind == "choice":
+            return "one of " + ", ".join(f'"{c}"' for c in self.choices)
+        if self.kind == "boolean":
+            return "true or false"
+        if self.kind == "text":
+            return f"a string of at most {self.high:.0f} characters"
+        noun = "an integer" if self.kind == "integer" else "a number"
+        if self.multiple > 1:
+            noun = f"a multiple of {self.multiple}"
+        return f"{noun} between {self.low:.0f} and {self.high:.0f}"
+
+    def read(self, value: Any) -> Any:
+        """The value in its own type; raises BadParameter."""
+        return _READERS[self.kind](self, value)
+
+    def refuse(self, found: str = "") -> BadParameter:
+        return BadParameter(self.name, f"should be {self.allowed}{found and ', not ' + found}")
+
+
+KNOBS: tuple[Knob, ...] = (
+    Knob("prompt", "text", None, "What the picture shows.", high=MAX_PROMPT, required=True),
+    Knob("negative_prompt", "text", None, "What to keep out of the picture.", high=MAX_PROMPT,
+         aliases=("negativePrompt",)),
+    Knob("samples", "integer", 1, "Pictures to make; sample k has seed + k.", 1, 4),
+    Knob("scheduler", "choice", "DPM++ 2M Karras", "The sampler.", choices=SCHEDULERS),
+    Knob("num_inference_steps", "integer", 25, "Denoising steps.", 20, 100, aliases=("steps",)),
+    Knob("guidance_scale", "number", 7.0, "How strongly to follow the prompt.", 1, 15,
+         aliases=("guidance",)),
+    Knob("seed", "integer", -1, "Seed of the first picture; -1 draws one.", -1, 999999999999999),
+    Knob("img_width", "integer", 1024, "Width in pixels.", 512, 2048, 8, aliases=("width",)),
+    Knob("img_height", "integer", 1024, "Height in pixels.", 512, 2048, 8, aliases=("height",)),
+    Knob("base64", "boolean", False, "Answer with base64 text instead of a file."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageParams:
+    """One request, complete and checked; what the queue stores and the engine reads."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    samples: int = 1
+    scheduler: str = "DPM++ 2M Karras"
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.0
+    seed: int = -1
+    img_width: int = 1024
+    img_height: int = 1024
+    base64: bool = False
+
+    @property
+    def unet_calls(self) -> int:
+        """UNet calls of one picture."""
+        return unet_calls(self.scheduler, self.num_inference_steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def unet_calls(scheduler: str, steps: int) -> int:
+    """Calls of the UNet for one picture: Heun and DPM2 ask twice a step, PNDM once more."""
+    if scheduler in TWO_CALLS:
+        return 2 * steps - 1
+    return steps + 1 if scheduler == "PNDM" else steps
+
+
+def read_params(
+    body: Any, knobs: Sequence[Knob] = KNOBS
+) -> tuple[ImageParams, list[str]]:
+    """A decoded JSON body -> parameters and the names of fields that were ignored.
+
+    Absent and null fields take their default. Numbers may come as strings.
+    Raises MalformedBody or BadParameter.
+    """
+    if not isinstance(body, Mapping):
+        raise MalformedBody()
+    names = {n: knob for knob in knobs for n in (*knob.aliases, knob.name)}
+    given: dict[str, Any] = {}
+    for name, knob in names.items():  # the knob's own name comes last and so wins over aliases
+        if body.get(name) is not None:
+            given[knob.name] = body[name]
+    values = {}
+    for knob in knobs:
+        if knob.name in given:
+            values[knob.name] = knob.read(given[knob.name])
+        elif knob.required:
+            raise BadParameter(knob.name, f"is mandatory and should be {knob.allowed}")
+        else:
+            values[knob.name] = knob.default
+    return ImageParams(**values), sorted(str(k)[:40] for k in body if k not in names)
+
+
+def _read_text(knob: Knob, value: Any) -> str:
+    if not isinstance(value, str):
+        raise knob.refuse()
+    assert knob.high is not None
+    if len(value) > knob.high:
+        raise knob.refuse("a longer one")
+    if knob.required and not value.strip():
+        raise knob.refuse("an empty one")
+    if "\0" in value:
+        raise knob.refuse("one with a NUL character")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise knob.refuse("one with an unpaired surrogate")
+    return value
+
+
+_NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+
+
+def _number(knob: Knob, value: Any) -> int | float:
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) > 400 or not _NUMERAL.fullmatch(value):
+            raise knob.refuse("other text")
+        value = float(value) if set(value) & set(".eE") else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise knob.refuse()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise knob.refuse("NaN or infinity")
+    assert knob.low is not None and knob.high is not None
+    if not knob.low <= value <= knob.high:
+        raise knob.refuse()
+    return value
+
+
+def _read_integer(knob: Knob, value: Any) -> int:
+    number = _number(knob, value)
+    if number != int(number) or int(number) % knob.multiple:
+        raise knob.refuse()
+    return int(number)
+
+
+def _read_number(knob: Knob, value: Any) -> float:
+    return float(_number(knob, value))
+
+
+def _read_boolean(knob: Knob, value: Any) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | str) and str(value).strip().lower() in words:
+        return words[str(value).strip().lower()]
+    raise knob.refuse()
+
+
+def _read_choice(knob: Knob, value: Any) -> str:
+    if isinstance(value, str):
+        for choice in knob.choices:
+            if choice.casefold() == value.strip().casefold():
+                return choice
+    raise knob.refuse()
+
+
+_READERS = {
+    "text": _read_text,
+    "integer": _read_integer,
+    "number": _read_number,
+    "boolean": _read_boolean,
+    "choice": _read_choice,
+}

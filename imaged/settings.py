@@ -1,0 +1,58 @@
+"""How this process is set up; the only reader of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imaged.errors import CommandError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, with the embedded default: one folder, nothing else."""
+
+    data: Path = Path("data")
+    database_url: str = ""  # empty: SQLite in the data folder
+    blobs_url: str = ""  # empty: files in the data folder
+    public_url: str = ""  # empty: each request's own origin
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    slots: int = 4  # jobs that one worker runs at a time
+    threads: int = 0  # of torch; 0 leaves its choice
+    retention_s: float = 3600.0  # results live so long from completion
+    queue_s: float = 3600.0  # a job that waits longer fails
+    run_s: float = 1800.0  # a job that runs longer fails
+    lease_s: float = 10.0  # a worker silent for so long has lost its jobs
+    hang_s: float = 300.0  # a UNet call that takes longer is a hang
+    wait_s: float = 600.0  # the longest wait of a v1 call
+    max_body: int = 262_144  # bytes
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:
+        """Defaults, then IMAGED_* variables, then `given` values that are not None."""
+        settings = cls()
+        for name, default in vars(settings).items():
+            text = environ.get(f"IMAGED_{name.upper()}")
+            if text is not None:
+                settings = replace(settings, **{name: _cast(name, default, text)})
+        return replace(settings, **{k: v for k, v in given.items() if v is not None})
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data.resolve() / 'imaged.db'}"
+
+    @property
+    def blobs(self) -> str:
+        return self.blobs_url or f"file://{self.data.resolve() / 'files'}"
+
+
+def _cast(name: str, default: Any, text: str) -> Any:
+    try:
+        return type(default)(text) if not isinstance(default, Path) else Path(text)
+    except ValueError:
+        kind = type(default).__name__
+        raise CommandError(f"IMAGED_{name.upper()} should be of type {kind}") from None

@@ -1,0 +1,79 @@
+"""Picture bytes in a folder, and the signed links that hand them out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from pathlib import Path
+
+from imaged.errors import CommandError
+
+NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.jpeg")
+
+
+class Blobs:
+    """Files named by job, epoch and picture; a name never changes its content."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith("file://"):
+            raise CommandError("IMAGED_BLOBS_URL should begin with file:// in this version")
+        self.folder = Path(url.removeprefix("file://"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write so that the file is whole or absent whatever happens, and stays after."""
+        path = self._path(name)
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+
+    def path(self, name: str) -> Path | None:
+        """Where the picture lies, or None."""
+        path = self._path(name)
+        return path if path.is_file() else None
+
+    def delete(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def delete_of(self, job_id: str) -> None:
+        """Every picture of a job, also those of attempts that did not count."""
+        for path in (self.folder / job_id[:2]).glob(f"{job_id}-*"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        assert NAME.fullmatch(name), name
+        return self.folder / name[:2] / name
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sign(secret: bytes, name: str, expires_at: int) -> str:
+    """The query of a link that works for anyone until `expires_at`."""
+    return f"exp={expires_at}&sig={_signature(secret, name, expires_at)}"
+
+
+def verify(secret: bytes, name: str, exp: str, sig: str, now: float) -> bool:
+    """True if the link was signed here and has not run out."""
+    if not exp.isascii() or not exp.isdigit() or len(exp) > 12 or now >= int(exp):
+        return False
+    return hmac.compare_digest(
+        _signature(secret, name, int(exp)).encode(), sig.encode("utf-8", "replace")
+    )
+
+
+def _signature(secret: bytes, name: str, expires_at: int) -> str:
+    text = f"file:{name}:{expires_at}".encode()
+    return hmac.new(secret, text, hashlib.sha256).hexdigest()[:40]

@@ -1,0 +1,104 @@
+"""API keys: made once, kept as a keyed hash, found by it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from imaged.errors import CommandError
+from imaged.store import ledger
+from imaged.store.schema import api_keys
+
+DEFAULT_RPM = 600
+
+
+@dataclass(frozen=True)
+class Key:
+    """Who is asking. Immutable; never holds the key itself."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One line of `imaged keys list`."""
+
+    id: int
+    name: str
+    hint: str
+    balance_micros: int
+    reserved_micros: int
+    rpm: int
+    created_at: float
+    revoked_at: float | None
+
+
+def load_secret(data: Path) -> bytes:
+    """The installation's secret: made at first use, kept beside the database, not in it."""
+    path = data / "secret"
+    data.mkdir(parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(fd, "wb") as f:
+        f.write(secrets.token_bytes(32))
+        f.flush()
+        os.fsync(f.fileno())
+    return path.read_bytes()
+
+
+def hash_key(secret: bytes, key: str) -> str:
+    """HMAC-SHA256: a copy of the database alone does not let anyone test keys."""
+    return hmac.new(secret, key.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def create(
+    connection: sa.Connection, secret: bytes, now: float, *,
+    name: str, credits_micros: int, rpm: int = DEFAULT_RPM,
+) -> str:  # fmt: skip
+    """Make a key and grant its credits; the returned text is shown this once."""
+    key = "SG_" + secrets.token_hex(16)
+    key_id = connection.execute(
+        api_keys.insert().values(
+            name=name, hash=hash_key(secret, key), hint=f"{key[:5]}…{key[-4:]}", created_at=now,
+            balance_micros=0, reserved_micros=0, rpm=rpm, bucket=rpm, bucket_at=now, tag=0.0,
+        )  # fmt: skip
+    ).inserted_primary_key[0]
+    if credits_micros:
+        ledger.grant(connection, key_id, credits_micros, now)
+    return key
+
+
+def find(connection: sa.Connection, secret: bytes, key: str) -> Key | None:
+    """The key's holder, or None if there is no such key or it was revoked."""
+    row = connection.execute(
+        sa.select(api_keys.c.id, api_keys.c.name).where(
+            api_keys.c.hash == hash_key(secret, key), api_keys.c.revoked_at.is_(None)
+        )
+    ).first()
+    return Key(row.id, row.name) if row else None
+
+
+def rows(connection: sa.Connection) -> list[KeyRow]:
+    columns = [api_keys.c[name] for name in KeyRow.__dataclass_fields__]
+    found = connection.execute(sa.select(*columns).order_by(api_keys.c.id))
+    return [KeyRow(**row._mapping) for row in found]
+
+
+def revoke(connection: sa.Connection, key_id: int, now: float) -> None:
+    """Refuse the key from now on; jobs that it queued still run."""
+    changed = connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+    if not changed.rowcount:
+        raise CommandError(f"there is no key {key_id} that is not revoked; see: imaged keys list")

@@ -1,0 +1,111 @@
+"""Money: integer micro-dollars, append-only rows, and the balance they add up to.
+
+`balance` is what was granted less what was settled; `reserved` is what open jobs hold of it.
+Every function runs inside the transaction that also moves the job.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from imaged.errors import CommandError
+from imaged.store.schema import api_keys
+from imaged.store.schema import ledger as table
+
+
+def grant(connection: sa.Connection, key_id: int, amount_micros: int, now: float) -> None:
+    """Give a key credits."""
+    changed = connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id)
+        .values(balance_micros=api_keys.c.balance_micros + amount_micros)
+    )
+    if not changed.rowcount:
+        raise CommandError(f"there is no key {key_id}; see: imaged keys list")
+    _write(connection, key_id, None, "grant", amount_micros, now)
+
+
+def reserve(
+    connection: sa.Connection, key_id: int, job_id: str, amount_micros: int, now: float
+) -> bool:
+    """Hold the price of a job; False (and nothing changed) if the free credits do not reach."""
+    free = api_keys.c.balance_micros - api_keys.c.reserved_micros
+    changed = connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id, free >= amount_micros)
+        .values(reserved_micros=api_keys.c.reserved_micros + amount_micros)
+    )
+    if changed.rowcount:
+        _write(connection, key_id, job_id, "reserve", amount_micros, now)
+    return bool(changed.rowcount)
+
+
+def settle(
+    connection: sa.Connection, key_id: int, job_id: str, amount_micros: int, now: float
+) -> None:
+    """Turn a job's hold into a charge. A second end of the same job is an integrity error."""
+    _write(connection, key_id, job_id, "settle", amount_micros, now)
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id)
+        .values(
+            balance_micros=api_keys.c.balance_micros - amount_micros,
+            reserved_micros=api_keys.c.reserved_micros - amount_micros,
+        )
+    )
+
+
+def release(
+    connection: sa.Connection, key_id: int, job_id: str, amount_micros: int, now: float
+) -> None:
+    """Give a job's hold back. A second end of the same job is an integrity error."""
+    _write(connection, key_id, job_id, "release", amount_micros, now)
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key_id)
+        .values(reserved_micros=api_keys.c.reserved_micros - amount_micros)
+    )
+
+
+def free(connection: sa.Connection, key_id: int) -> int:
+    """Credits that the key can still spend."""
+    return int(
+        connection.execute(
+            sa.select(api_keys.c.balance_micros - api_keys.c.reserved_micros).where(
+                api_keys.c.id == key_id
+            )
+        ).scalar_one()
+    )
+
+
+def audit(connection: sa.Connection) -> list[str]:
+    """What does not add up, in words; empty when every key's columns equal its rows."""
+    sums = sa.select(
+        table.c.key_id,
+        sa.func.sum(sa.case((table.c.kind == "grant", table.c.amount_micros),
+                            (table.c.kind == "settle", -table.c.amount_micros),
+                            else_=0)).label("balance"),
+        sa.func.sum(sa.case((table.c.kind == "reserve", table.c.amount_micros),
+                            (table.c.kind == "grant", 0),
+                            else_=-table.c.amount_micros)).label("reserved"),
+    ).group_by(table.c.key_id).subquery()  # fmt: skip
+    wrong = connection.execute(
+        sa.select(api_keys.c.id, api_keys.c.balance_micros, api_keys.c.reserved_micros,
+                  sums.c.balance, sums.c.reserved)
+        .join_from(api_keys, sums, sums.c.key_id == api_keys.c.id, isouter=True)
+        .where((api_keys.c.balance_micros != sa.func.coalesce(sums.c.balance, 0))
+               | (api_keys.c.reserved_micros != sa.func.coalesce(sums.c.reserved, 0)))
+    )  # fmt: skip
+    return [
+        f"key {row.id}: balance {row.balance_micros}, ledger {row.balance}; "
+        f"reserved {row.reserved_micros}, ledger {row.reserved}"
+        for row in wrong
+    ]
+
+
+def _write(
+    connection: sa.Connection, key_id: int, job_id: str | None, kind: str, amount: int, now: float
+) -> None:
+    connection.execute(
+        table.insert().values(key_id=key_id, job_id=job_id, kind=kind, amount_micros=amount, at=now)
+    )

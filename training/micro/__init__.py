@@ -1,0 +1,1 @@
+"""The micro checkpoint: scenes (the data), train (the weights), evaluate (the figures)."""
