@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from imaged.catalogue import MICRO
 from imaged.engine.single_file import load_single_file
 from imaged.errors import CheckpointRefused
+
+transformers.utils.logging.disable_progress_bar()  # theirs would run through ours
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
@@ -56,6 +59,12 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def set_threads(threads: int) -> None:
+    """CPU threads of torch in this process; 0 leaves its own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
     """Load a diffusers folder or a single file; raises CheckpointRefused with the reason.
 
@@ -80,7 +89,6 @@ def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
         raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
     for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
         net.to(device).eval().requires_grad_(False)
-    nets.vae.to(torch.float32)
     return nets
 
 
@@ -94,13 +102,11 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
         "text_encoder": CLIPTextModel,
         "text_encoder_2": CLIPTextModelWithProjection,
     }
-    options = {"local_files_only": True, "use_safetensors": True}
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     index = _json(folder / "model_index.json")
     return Nets(
         **{
-            part: cls.from_pretrained(
-                folder, subfolder=part, **{_dtype_name(part): dtype}, **options
-            )
+            part: cls.from_pretrained(folder, subfolder=part, **_dtype(part, dtype), **options)
             for part, cls in classes.items()
         },
         tokenizer=_tokenizer(folder, "tokenizer"),
@@ -110,8 +116,11 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
     )
 
 
-def _dtype_name(part: str) -> str:
-    return "dtype" if part.startswith("text") else "torch_dtype"
+def _dtype(part: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The two libraries name it differently; the VAE is always float32."""
+    if part == "vae":
+        return {"torch_dtype": torch.float32}
+    return {"dtype" if part.startswith("text") else "torch_dtype": dtype}
 
 
 def _tokenizer(folder: Path, part: str) -> Any:

@@ -45,28 +45,39 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
-    def wait_for_change(self, timeout_s: float, poll_s: float = 0.02) -> None:
-        """Return when another connection has written something, or after the timeout.
-
-        A hint: SQLite tells by its data version; elsewhere this is a short sleep.
-        """
-        if not self.sqlite:
-            time.sleep(min(timeout_s, 0.25))
-            return
-        deadline = time.monotonic() + timeout_s
-        with self.engine.connect() as connection:
-            raw = connection.connection.dbapi_connection
-            assert raw is not None
-            before = _data_version(raw)
-            while time.monotonic() < deadline and _data_version(raw) == before:
-                time.sleep(poll_s)
-
     def close(self) -> None:
         self.engine.dispose()
 
 
-def _data_version(raw: Any) -> int:
-    return int(raw.execute("PRAGMA data_version").fetchone()[0])
+class Watch:
+    """Tells whether anybody else has written since it was last asked. A hint, never the truth:
+    SQLite answers by its data version, other stores always with yes.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._raw: Any = None
+        self._seen = -1
+        if db.sqlite:
+            self._connection = db.engine.raw_connection()
+            self._raw = self._connection.dbapi_connection
+
+    def changed(self) -> bool:
+        if self._raw is None:
+            return True
+        before, self._seen = self._seen, self._version()
+        return self._seen != before
+
+    def wait(self, timeout_s: float, poll_s: float = 0.02) -> None:
+        """Return when something was written since the last `changed`, or after the timeout."""
+        if self._raw is None:
+            time.sleep(min(timeout_s, 0.25))
+            return
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self._version() == self._seen:
+            time.sleep(poll_s)
+
+    def _version(self) -> int:
+        return int(self._raw.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _sqlite_engine(url: str) -> sa.Engine:

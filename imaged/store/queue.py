@@ -74,7 +74,8 @@ def newest(connection: sa.Connection, limit: int = 50) -> list[Job]:
 
 def depth(connection: sa.Connection) -> int:
     """Jobs that wait."""
-    return int(connection.execute(sa.select(sa.func.count()).where(QUEUED)).scalar_one())
+    waiting = sa.select(sa.func.count()).select_from(jobs).where(QUEUED)
+    return int(connection.execute(waiting).scalar_one())
 
 
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
@@ -123,10 +124,11 @@ def claim(
 def beat(
     connection: sa.Connection, worker_id: str, now: float, ticked_at: float,
     checkpoint: str | None, held: Mapping[str, tuple[int, int]],
-) -> set[str]:  # fmt: skip
+) -> set[str] | None:  # fmt: skip
     """Renew the lease and note progress. `held`: job id -> (epoch, UNet calls made).
 
-    Returns the held jobs that are this worker's no more: cancelled, timed out or reclaimed.
+    Returns the held jobs that are this worker's no more (cancelled, timed out or reclaimed),
+    or None if the lease itself is gone and everything with it.
     """
     alive = connection.execute(
         workers.update()
@@ -134,7 +136,7 @@ def beat(
         .values(seen_at=now, ticked_at=ticked_at, checkpoint=checkpoint)
     ).rowcount
     if not alive:
-        return set(held)
+        return None
     rows = connection.execute(
         sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(held)), _running(worker_id))
     )

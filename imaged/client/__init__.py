@@ -1,0 +1,1 @@
+"""The SDK: calls (what is sent and what answers mean), client (sync), aio (async)."""

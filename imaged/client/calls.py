@@ -1,0 +1,61 @@
+"""Every call built and every answer read; no I/O, shared by both clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from imaged.errors import ImagedError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+INTERVAL_S = 1.0
+TIMEOUT_S = 600.0
+FINAL = ("COMPLETED", "FAILED")
+
+
+def origin(url: str | None) -> str:
+    """The server's origin from an argument, IMAGED_URL or the default; a final /v1 may stand."""
+    text = (url or os.environ.get("IMAGED_URL") or DEFAULT_URL).rstrip("/")
+    return text.removesuffix("/v1").removesuffix("/v2")
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """The key from an argument, IMAGED_API_KEY or SEGMIND_API_KEY; without one none is sent."""
+    key = api_key or os.environ.get("IMAGED_API_KEY") or os.environ.get("SEGMIND_API_KEY")
+    return {"x-api-key": key} if key else {}
+
+
+def read(response: httpx.Response) -> dict[str, Any]:
+    """A JSON object, of success or of a job that ended; anything else raises ImagedError."""
+    body = _object(response)
+    if response.is_success or body.get("status") in FINAL:
+        return body
+    raise problem(response)
+
+
+def problem(response: httpx.Response) -> ImagedError:
+    """What the server refused, as an error with its text, status and code."""
+    body = _object(response)
+    detail = body.get("error") or f"the server answered {response.status_code}"
+    error = ImagedError(str(detail), status=response.status_code)
+    error.code = str(body.get("code", error.code))
+    return error
+
+
+def submitted(body: Mapping[str, Any]) -> tuple[str, str, str]:
+    """request_id, status_url and response_url of a submit's answer."""
+    try:
+        return body["request_id"], body["status_url"], body["response_url"]
+    except KeyError as missing:
+        raise ImagedError(f"the server's answer lacks {missing}") from None
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -1,0 +1,113 @@
+"""The synchronous client.
+
+    import imaged
+    result = imaged.run("sdxl1.0-yamers-realistic", prompt="a red house by a blue lake")
+    print(result["output"])
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+
+from imaged.client import calls
+from imaged.errors import InferenceFailed, InferenceTimeout
+
+
+class Job:
+    """A submitted job: ask for its status, or wait for its result."""
+
+    def __init__(self, client: Client, answer: dict[str, Any]) -> None:
+        self._client = client
+        self.submit_response = answer
+        self.request_id, self.status_url, self.response_url = calls.submitted(answer)
+
+    def status(self) -> dict[str, Any]:
+        """The status body: QUEUED, PROCESSING (with step and steps), COMPLETED or FAILED."""
+        return calls.read(self._client.http.get(self.status_url))
+
+    def result(self) -> dict[str, Any]:
+        """The result body; complete once the status is COMPLETED."""
+        return calls.read(self._client.http.get(self.response_url))
+
+    def cancel(self) -> dict[str, Any]:
+        """End the job, wherever it is; the status body after that."""
+        return calls.read(self._client.http.delete(self.response_url))
+
+    def wait(
+        self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S
+    ) -> dict[str, Any]:
+        """The result, once there is one. Seconds.
+
+        Raises InferenceFailed when the job failed, InferenceTimeout after `timeout`.
+        """
+        start = time.monotonic()
+        while (body := self.status())["status"] not in calls.FINAL:
+            if time.monotonic() - start >= timeout:
+                raise InferenceTimeout(self.request_id, time.monotonic() - start)
+            time.sleep(interval)
+        if body["status"] == "FAILED":
+            raise InferenceFailed(body.get("error"), body)
+        return self.result()
+
+
+class Client:
+    """One server and one key; both may come from the environment (IMAGED_URL, IMAGED_API_KEY)."""
+
+    def __init__(
+        self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
+    ) -> None:
+        self.origin = calls.origin(base_url)
+        self.http = httpx.Client(headers=calls.headers(api_key), timeout=timeout)
+
+    def submit_async(self, slug: str, **params: Any) -> Job:
+        """Queue a job and return at once."""
+        return Job(self, calls.read(self.http.post(f"{self.origin}/v2/{slug}", json=params)))
+
+    def run(self, slug: str, **params: Any) -> dict[str, Any]:
+        """Queue a job and wait for its result."""
+        return self.submit_async(slug, **params).wait()
+
+    def run_sync(self, slug: str, **params: Any) -> httpx.Response:
+        """One blocking call; `.content` holds the picture."""
+        response = self.http.post(
+            f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S
+        )
+        if not response.is_success:
+            raise calls.problem(response)
+        return response
+
+    def close(self) -> None:
+        self.http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_default: Client | None = None
+
+
+def _client() -> Client:
+    global _default
+    _default = _default or Client()
+    return _default
+
+
+def run(slug: str, **params: Any) -> dict[str, Any]:
+    """Queue a job with the default client and wait for its result."""
+    return _client().run(slug, **params)
+
+
+def run_sync(slug: str, **params: Any) -> httpx.Response:
+    """One blocking call with the default client."""
+    return _client().run_sync(slug, **params)
+
+
+def submit_async(slug: str, **params: Any) -> Job:
+    """Queue a job with the default client."""
+    return _client().submit_async(slug, **params)

@@ -1,0 +1,78 @@
+"""The gateway put together: routes, error answers, guards, chores; nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from imaged.errors import ImagedError, UnknownPath, WrongMethod
+from imaged.gateway import account, images, ops, replies
+from imaged.gateway.middleware import BodyGuard
+from imaged.gateway.state import Gateway
+from imaged.gateway.status import Status
+from imaged.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROUTES = [
+    Route("/livez", ops.livez),
+    Route("/readyz", ops.readyz),
+    Route("/files/{name}", images.file),
+    Route("/v1/models", ops.list_models),
+    Route("/v1/get-user-credits", account.user_credits),
+    Route("/v1/requests/{job_id}", images.poll),
+    Route("/v2/requests/{job_id}", images.result, methods=["GET"]),
+    Route("/v2/requests/{job_id}", images.cancel, methods=["DELETE"]),
+    Route("/v1/{slug}", images.create, methods=["POST"]),
+    Route("/v2/{slug}", images.submit, methods=["POST"]),
+]
+
+
+def build_app(settings: Settings) -> ASGIApp:
+    """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown."""
+    gateway = Gateway.open(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(ops.chores(gateway))
+        yield
+        task.cancel()
+        gateway.close()
+
+    app = Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        exception_handlers={
+            ImagedError: _known,
+            HTTPException: _http,
+            Exception: _unknown,
+        },
+    )
+    app.router.redirect_slashes = False  # clients of the original take a redirect for success
+    app.state.gateway = gateway
+    return Status(BodyGuard(app, settings.max_body), gateway)
+
+
+async def _known(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, ImagedError)
+    return replies.error(problem)
+
+
+async def _http(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, HTTPException)
+    known = WrongMethod() if problem.status_code == 405 else UnknownPath()
+    return replies.error(known, problem.headers)
+
+
+async def _unknown(_: Request, problem: Exception) -> Response:
+    log.error("unexpected", exc_info=problem)
+    return replies.error(ImagedError("Internal server error"))

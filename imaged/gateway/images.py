@@ -1,0 +1,137 @@
+"""The handlers of the main job. v1 is v2 plus waiting: one path into the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from imaged.errors import MalformedBody, StillRunning, UnknownPath, UnknownRequest, WrongContentType
+from imaged.gateway import replies
+from imaged.gateway.state import Gateway
+from imaged.jobs import Job, State
+from imaged.params import ImageParams, read_params
+from imaged.store import blobs, queue
+
+
+async def submit(request: Request) -> Response:
+    """POST /v2/{slug}"""
+    gateway = Gateway.of(request)
+    job_id, warnings = await _admit(request, gateway)
+    return replies.submitted(job_id, gateway.links(request), warnings)
+
+
+async def create(request: Request) -> Response:
+    """POST /v1/{slug}"""
+    gateway = Gateway.of(request)
+    job_id, _ = await _admit(request, gateway)
+    job = await gateway.board.settled(job_id, gateway.settings.wait_s)
+    if job is None or not job.state.final:
+        return replies.error(StillRunning(), {"x-request-id": job_id})
+    if job.state is not State.COMPLETED:
+        return replies.failed(job, gateway.links(request))
+    return replies.picture(job, gateway.links(request), await _files(gateway, job))
+
+
+async def result(request: Request) -> Response:
+    """GET /v2/requests/{id}"""
+    gateway = Gateway.of(request)
+    job = await own_job(request, gateway)
+    encoded = await _files(gateway, job) if job.params.base64 else []
+    return _json(*replies.result(job, gateway.links(request), encoded))
+
+
+async def poll(request: Request) -> Response:
+    """GET /v1/requests/{id}"""
+    gateway = Gateway.of(request)
+    return _json(*replies.polled(await own_job(request, gateway), gateway.links(request)))
+
+
+async def cancel(request: Request) -> Response:
+    """DELETE /v2/requests/{id}"""
+    gateway = Gateway.of(request)
+    job = await own_job(request, gateway)
+    await asyncio.wrap_future(gateway.writer.submit(
+        lambda c: queue.cancel(c, job.id, time.time(), gateway.settings.retention_s)
+    ))  # fmt: skip
+    after = await own_job(request, gateway)
+    return JSONResponse(replies.status(after, gateway.links(request))[1])
+
+
+async def file(request: Request) -> Response:
+    """GET /files/{name}?exp=&sig="""
+    gateway = Gateway.of(request)
+    name = request.path_params["name"]
+    query = request.query_params
+    signed = blobs.NAME.fullmatch(name) and blobs.verify(
+        gateway.secret, name, query.get("exp", ""), query.get("sig", ""), time.time()
+    )
+    path = await asyncio.to_thread(gateway.blobs.path, name) if signed else None
+    if path is None:
+        raise UnknownPath("There is no such file, or the link has expired.")
+    headers = {
+        "cache-control": "private, max-age=3600",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
+    return FileResponse(path, media_type="image/jpeg", headers=headers)
+
+
+async def own_job(request: Request, gateway: Gateway) -> Job:
+    """The job in the path if this key owns it; a foreign one is as unknown as none."""
+    key = await gateway.admission.key(request.headers.get("x-api-key"))
+    job_id = request.path_params["job_id"]
+    job = await gateway.board.job(job_id)
+    if job is None or job.key_id != key.id:
+        raise UnknownRequest(f"Request {job_id[:64]} not found")
+    return job
+
+
+async def _admit(request: Request, gateway: Gateway) -> tuple[str, list[str]]:
+    """Key, model, body, then the one transaction; id and warnings."""
+    key = await gateway.admission.key(request.headers.get("x-api-key"))
+    model = await gateway.admission.model(request.path_params["slug"])
+    params, ignored = await read_body(request)
+    job_id, _ = await gateway.admission.admit(key, model, params)
+    return job_id, [f"unknown field ignored: {name}" for name in ignored]
+
+
+async def read_body(request: Request) -> tuple[ImageParams, list[str]]:
+    """The JSON body as parameters; size and deadline are the middleware's."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise WrongContentType()
+    try:
+        body = json.loads(await request.body(), parse_float=_float)
+    except (ValueError, RecursionError):
+        raise MalformedBody() from None
+    return read_params(body)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else math.inf
+
+
+async def _files(gateway: Gateway, job: Job) -> list[bytes]:
+    if job.state is not State.COMPLETED or job.result is None:
+        return []
+    names = [image["name"] for image in job.result["images"]]
+
+    def read() -> list[bytes]:
+        paths = [gateway.blobs.path(name) for name in names]
+        return [path.read_bytes() for path in paths if path is not None]
+
+    files = await asyncio.to_thread(read)
+    if len(files) < len(names):
+        raise UnknownRequest(f"Request {job.id} not found")
+    return files
+
+
+def _json(code: int, body: dict[str, Any]) -> Response:
+    return JSONResponse(body, code)

@@ -1,0 +1,63 @@
+"""What guards every request: a size cap and a deadline on bodies. Plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imaged.errors import BodyTooLarge, BodyTooSlow
+from imaged.gateway import replies
+
+BODY_S = 30.0  # to receive a whole body
+DRAINED = 32 * 1024 * 1024  # of an oversized body we read so much, so that its sender sees why
+
+
+class BodyGuard:
+    """Reads the body before the app runs, counting bytes as they come."""
+
+    def __init__(self, app: ASGIApp, max_body: int) -> None:
+        self._app, self._max_body = app, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._read(receive)
+        except TimeoutError:
+            await replies.error(BodyTooSlow())(scope, receive, send)
+            return
+        if body is None:
+            problem = BodyTooLarge(f"The body is larger than {self._max_body} bytes.")
+            await replies.error(problem)(scope, receive, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, or None if it is too large."""
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more and size <= DRAINED:
+            message = await receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= self._max_body:
+                chunks.append(chunk)
+        return b"".join(chunks) if size <= self._max_body else None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body once, then whatever comes after it (the disconnect)."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

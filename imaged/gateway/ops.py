@@ -1,0 +1,81 @@
+"""What operators and their machines ask: alive, ready, which models; and the chores of time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.catalogue import MICRO
+from imaged.gateway.replies import dollars
+from imaged.gateway.state import Gateway
+from imaged.params import KNOBS
+from imaged.store import queue
+from imaged.store.schema import workers
+
+log = logging.getLogger(__name__)
+
+CHORES_S = 2.0
+
+
+async def livez(_: Request) -> Response:
+    """The event loop turns."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """200 when the store answers and at least one worker holds a checkpoint."""
+    gateway = Gateway.of(request)
+
+    def fresh_workers() -> int:
+        oldest = time.time() - gateway.settings.lease_s
+        with gateway.db.read() as connection:
+            return int(connection.execute(
+                sa.select(sa.func.count()).where(
+                    workers.c.seen_at > oldest, workers.c.checkpoint.is_not(None)
+                )
+            ).scalar_one())  # fmt: skip
+
+    count = await asyncio.to_thread(fresh_workers)
+    body = {"status": "ready" if count else "no worker is ready", "workers": count}
+    return JSONResponse(body, 200 if count else 503)
+
+
+async def list_models(request: Request) -> Response:
+    """GET /v1/models: what can be asked for, by whose weights, at what price."""
+    offered = await Gateway.of(request).admission.catalogue()
+    parameters = [
+        {"name": k.name, "type": k.kind, "default": k.default, "required": k.required,
+         "allowed": k.allowed, "description": k.text}
+        for k in KNOBS
+    ]  # fmt: skip
+    return JSONResponse({"models": [
+        {"slug": m.slug, "title": m.title, "checkpoint": m.checkpoint_name,
+         "stand_in": m.checkpoint == MICRO and m.slug != "micro",
+         "price_1024px_25_steps": dollars(m.price_micros), "parameters": parameters}
+        for m in offered.values()
+    ]})  # fmt: skip
+
+
+async def chores(gateway: Gateway) -> None:
+    """Every few seconds: reclaim lost jobs, end overdue ones, forget expired ones."""
+    while True:
+        await asyncio.sleep(CHORES_S)
+        try:
+            await asyncio.to_thread(_chores_once, gateway)
+        except sa.exc.OperationalError:
+            log.exception("the store did not answer; trying again")
+
+
+def _chores_once(gateway: Gateway) -> None:
+    s = gateway.settings
+    with gateway.db.write() as connection:
+        queue.reap(connection, time.time(), lease_s=s.lease_s, queue_s=s.queue_s, run_s=s.run_s,
+                   retention_s=s.retention_s)  # fmt: skip
+        gone = queue.expire(connection, time.time())
+    for job in gone:  # after the commit: no row may point to a missing file
+        gateway.blobs.delete_of(job.id)

@@ -1,0 +1,189 @@
+"""What an answer looks like: jobs and errors to bodies and headers. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from imaged.errors import ImagedError, JobFailed, TooFast
+from imaged.jobs import Job, State
+from imaged.store import blobs
+
+
+@dataclass(frozen=True)
+class Links:
+    """Absolute URLs for one request's origin."""
+
+    origin: str
+    secret: bytes
+
+    def job(self, job_id: str) -> dict[str, str]:
+        return {
+            "poll_url": f"{self.origin}/v1/requests/{job_id}",
+            "status_url": f"{self.origin}/v2/requests/{job_id}/status",
+            "response_url": f"{self.origin}/v2/requests/{job_id}",
+        }
+
+    def file(self, job: Job, name: str) -> str:
+        assert job.expires_at is not None
+        query = blobs.sign(self.secret, name, int(job.expires_at))
+        return f"{self.origin}/files/{name}?{query}"
+
+
+def dollars(micros: int) -> float:
+    return micros / 1_000_000
+
+
+def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Response:
+    """`{"error": text, "code": word}` under the error's status."""
+    extra = dict(headers or {})
+    if isinstance(problem, TooFast):
+        extra["retry-after"] = str(max(1, round(problem.reset_in_s)))
+        extra["x-rate-limit-reset-at-utc"] = datetime.fromtimestamp(
+            problem.reset_at, UTC
+        ).isoformat()
+    body = {"error": problem.detail, "code": problem.code}
+    return JSONResponse(body, problem.status or 500, headers=extra)
+
+
+def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
+    body = {"request_id": job_id, "status": State.QUEUED, **links.job(job_id)}
+    if warnings:
+        body["warnings"] = list(warnings)
+    return JSONResponse(body, headers={"x-request-id": job_id})
+
+
+def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of the status endpoint, in every state."""
+    links_of_job = links.job(job.id)
+    body: dict[str, Any] = {
+        "status": wire_state(job),
+        "request_id": job.id,
+        "status_url": links_of_job["status_url"],
+        "response_url": links_of_job["response_url"],
+        "metrics": metrics(job),
+    }
+    if wire_state(job) == State.FAILED:
+        return 422, {**body, "error": job.error, "code": job.reason}
+    if job.state is State.PROCESSING:
+        body.update(steps_done(job))
+    return 200, body
+
+
+def steps_done(job: Job) -> dict[str, int]:
+    """Denoising steps made and to make; the pictures of a job advance together."""
+    steps, total = job.params.num_inference_steps, job.params.unet_calls * job.params.samples
+    return {
+        "step": min(steps, job.calls_done * steps // total), "steps": steps,
+        "unet_calls_done": job.calls_done, "unet_calls": total,
+    }  # fmt: skip
+
+
+def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of the result endpoint; `encoded` are the pictures if base64."""
+    if job.state is not State.COMPLETED:
+        return status(job, links)
+    assert job.result is not None
+    images = []
+    for k, image in enumerate(job.result["images"]):
+        url = links.file(job, image["name"])
+        entry = {
+            "url": url, "content_type": "image/jpeg", "file_name": image["name"],
+            "file_size": image["bytes"], "width": image["width"], "height": image["height"],
+            "seed": image["seed"],
+        }  # fmt: skip
+        if encoded:
+            entry["base64"] = base64.b64encode(encoded[k]).decode()
+        images.append(entry)
+    return 200, {
+        "status": State.COMPLETED,
+        "request_id": job.id,
+        "output": images[0]["url"],
+        "images": images,
+        "metrics": metrics(job),
+        "timings": {"inference": job.result["inference_s"]},
+        "seed": str(images[0]["seed"]),
+        "prompt": job.params.prompt,
+        "checkpoint": job.result["checkpoint"],
+    }
+
+
+def polled(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
+    """The older poll_url: the status body, with `output` when there is one."""
+    code, body = status(job, links)
+    if job.state is State.COMPLETED:
+        body["output"] = result(job, links)[1]["output"]
+    return code, body
+
+
+def metrics(job: Job) -> dict[str, float]:
+    """Seconds and dollars of a job that has ended; nothing before, no cost on failure."""
+    if not job.state.final or job.finished_at is None:
+        return {}
+    started = job.started_at or job.finished_at
+    found = {
+        "inference_time": round(job.finished_at - started, 6),
+        "queue_time": round(started - job.created_at, 6),
+        "total_time": round(job.finished_at - job.created_at, 6),
+    }
+    if job.state is State.COMPLETED and job.result:
+        found["inference_time"] = job.result["inference_s"]
+        found["cost"] = dollars(job.cost_micros)
+        found["remaining_credits"] = dollars(job.remaining_micros or 0)
+        if job.attempts > 1:
+            found["retry_count"] = job.attempts - 1
+    return found
+
+
+def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
+    """The answer of v1: the first picture's bytes, or JSON with all when base64 was asked."""
+    headers = v1_headers(job, links)
+    if not job.params.base64:
+        return Response(files[0], media_type="image/jpeg", headers=headers)
+    assert job.result is not None
+    texts = [base64.b64encode(content).decode() for content in files]
+    body = {
+        "image": texts[0] if len(texts) == 1 else texts,
+        "status": "Success",
+        "infer_time": job.result["inference_s"],
+        "seed": job.params.seed,
+        "request_id": job.id,
+        "checkpoint": job.result["checkpoint"],
+    }
+    return JSONResponse(body, headers=headers)
+
+
+def v1_headers(job: Job, links: Links) -> dict[str, str]:
+    assert job.result is not None
+    images = job.result["images"]
+    shape = {name: images[0][name] for name in ("width", "height", "seed")}
+    return {
+        "x-request-id": job.id,
+        "x-cost": f"{dollars(job.cost_micros):.6f}",
+        "x-remaining-credits": f"{dollars(job.remaining_micros or 0):.6f}",
+        "x-generation-time": f"{job.result['inference_s']:.3f}",
+        "x-seed-value": str(images[0]["seed"]),
+        "x-output-metadata": json.dumps({**shape, "images": len(images)}),
+        "x-output-urls": " ".join(links.file(job, image["name"]) for image in images),
+        "x-checkpoint": job.result["checkpoint"],
+    }
+
+
+def failed(job: Job, links: Links) -> Response:
+    code, body = status(job, links)
+    return JSONResponse(body, code, headers={"x-request-id": job.id})
+
+
+def wire_state(job: Job) -> State:
+    """The original knows four states: a cancelled job shows as FAILED with its reason."""
+    return State.FAILED if job.state is State.CANCELLED else job.state
+
+
+def as_error(job: Job) -> JobFailed:
+    return JobFailed(job.reason or "job_failed", job.error or "the job failed")

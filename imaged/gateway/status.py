@@ -1,0 +1,76 @@
+"""GET /v2/requests/{id}/status: what every waiting client asks for every second.
+
+Plain ASGI in front of the framework: no routing, no request object, one coalesced read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from imaged.errors import BadParameter, ImagedError, UnknownRequest
+from imaged.gateway import replies
+from imaged.gateway.replies import Links
+from imaged.gateway.state import Gateway
+
+PATH = re.compile(r"/v2/requests/([^/]+)/status")
+LONGEST_WAIT_S = 60.0
+
+
+class Status:
+    """Answers status polls; everything else goes on to the app."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if match is None or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        try:
+            code, body = await self._answer(match[1], scope)
+        except ImagedError as problem:
+            code, body = problem.status or 500, {"error": problem.detail, "code": problem.code}
+        await _send_json(send, code, body)
+
+    async def _answer(self, job_id: str, scope: Scope) -> tuple[int, dict[str, Any]]:
+        headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+        gateway = self._gateway
+        key = await gateway.admission.key(headers.get(b"x-api-key"))
+        wait_s = _wait_s(scope["query_string"])
+        job = await gateway.board.job(job_id)
+        if job is not None and job.key_id == key.id and wait_s and not job.state.final:
+            job = await gateway.board.settled(job_id, wait_s)
+        if job is None or job.key_id != key.id:
+            raise UnknownRequest(f"Request {job_id[:64]} not found")
+        origin = gateway.settings.public_url.rstrip("/") or (
+            f"{scope['scheme']}://{headers.get(b'host', 'localhost')}"
+        )
+        return replies.status(job, Links(origin, gateway.secret))
+
+
+def _wait_s(query: bytes) -> float:
+    """?wait=S: answer when the job has ended, or after S seconds."""
+    text = parse_qs(query.decode("latin-1")).get("wait", ["0"])[0]
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= LONGEST_WAIT_S:
+        raise BadParameter("wait", f"should be a number between 0 and {LONGEST_WAIT_S:.0f}")
+    return wait_s
+
+
+async def _send_json(send: Send, code: int, body: dict[str, Any]) -> None:
+    content = json.dumps(body).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

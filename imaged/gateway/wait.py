@@ -1,0 +1,57 @@
+"""Reading jobs: one query for all who ask at the same moment, and waiting for the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from imaged.jobs import Job
+from imaged.store import queue
+from imaged.store.db import Database
+
+TICK_S = 0.05  # how often a waiting request looks
+
+
+class Board:
+    """Coalesces reads: while one query runs, all further ids gather for the next."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._asked: dict[str, list[asyncio.Future[Job | None]]] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def job(self, job_id: str) -> Job | None:
+        """The job as the store has it now, or None."""
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(job_id, []).append(future)
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_all())
+        return await future
+
+    async def settled(self, job_id: str, wait_s: float) -> Job | None:
+        """The job when it has ended, or as it stands after `wait_s` seconds."""
+        deadline = time.monotonic() + wait_s
+        job = await self.job(job_id)
+        while job and not job.state.final and time.monotonic() < deadline:
+            await asyncio.sleep(TICK_S)
+            job = await self.job(job_id)
+        return job
+
+    async def _read_all(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            try:
+                jobs = await asyncio.to_thread(self._read, list(asked))
+            except Exception as error:
+                for future in [f for futures in asked.values() for f in futures]:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for job_id, futures in asked.items():
+                for future in futures:
+                    if not future.done():  # its request may have gone away
+                        future.set_result(jobs.get(job_id))
+
+    def _read(self, ids: list[str]) -> dict[str, Job]:
+        with self._db.read() as connection:
+            return queue.read(connection, ids)

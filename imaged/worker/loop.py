@@ -1,0 +1,129 @@
+"""The worker's life: claim while there is room, tick, deliver."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from imaged.catalogue import Model
+from imaged.engine.engine import Engine, Outcome
+from imaged.engine.load import load
+from imaged.errors import CheckpointRefused, JobFailed
+from imaged.jobs import Job
+from imaged.settings import Settings
+from imaged.store import models, queue
+from imaged.store.db import Database, Watch
+from imaged.worker.deliver import Delivery
+from imaged.worker.pulse import Pulse
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 20.0  # how long a stopping worker may finish what it holds
+
+
+class Worker:
+    """Holds one checkpoint at a time and prefers its jobs; takes up another when it is idle."""
+
+    def __init__(
+        self, worker_id: str, db: Database, delivery: Delivery, pulse: Pulse, settings: Settings,
+    ) -> None:  # fmt: skip
+        self.id, self.db, self.delivery, self.pulse = worker_id, db, delivery, pulse
+        self.settings = settings
+        self._stopping, self._time_up = threading.Event(), threading.Event()
+        self._watch = Watch(db)
+        self._held: dict[str, Job] = {}
+        self._engine: Engine | None = None
+        self._model: Model | None = None  # whose checkpoint the engine holds
+
+    def run(self) -> None:
+        """Until told to stop, and then until the work in hand is done or time is up."""
+        while not self._ended():
+            for job in self.claim():
+                self.start(job)
+            for outcome in self.tick():
+                self.deliver(outcome)
+            for job_id in self.pulse.report(self._progress()):
+                self.drop(job_id)
+            if not self._held and not self._stopping.is_set():
+                self._watch.wait(timeout_s=1.0)
+
+    def stop(self, drain_s: float) -> None:
+        """Claim no more; finish what is held, for `drain_s` at most."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            timer = threading.Timer(drain_s, self._time_up.set)
+            timer.daemon = True
+            timer.start()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def _ended(self) -> bool:
+        if self.pulse.orphaned:
+            self.stop(drain_s=DRAIN_S)
+        return self._time_up.is_set() or (self.stopping and not self._held)
+
+    def hold(self, model: Model) -> None:
+        """Put a model's checkpoint on the device; raises CheckpointRefused."""
+        if self._model is None or self._model.checkpoint != model.checkpoint:
+            self._engine = self._model = None  # the old one leaves before the new one comes
+            log.info("loading %s", model.checkpoint_name)
+            self._engine = Engine(load(Path(model.checkpoint)))
+        self._model = model
+        self.pulse.checkpoint = model.checkpoint_name
+
+    def claim(self) -> list[Job]:
+        """Jobs for the free slots: of the checkpoint at hand, or when idle of any."""
+        room = self.settings.slots - len(self._held)
+        if self.stopping or room <= 0 or not self._watch.changed():
+            return []
+        with self.db.read() as connection:
+            offered = models.catalogue(connection)
+            if not queue.depth(connection):
+                return []
+        at_hand = [m.slug for m in offered.values() if self._holds(m)]
+        with self.db.write() as connection:
+            jobs = queue.claim(connection, self.id, at_hand, room, time.time())
+            if not jobs and not self._held:
+                jobs = queue.claim(connection, self.id, list(offered), 1, time.time())
+        self._held.update((job.id, job) for job in jobs)
+        return jobs
+
+    def start(self, job: Job) -> None:
+        """Hand a claimed job to the engine, with its checkpoint loaded."""
+        with self.db.read() as connection:
+            model = models.catalogue(connection).get(job.model)
+        try:
+            if model is None:
+                raise CheckpointRefused("this model is not offered any more")
+            self.hold(model)
+        except CheckpointRefused as error:
+            log.error("%s: %s", job.model, error.detail)
+            self.delivery.fail(self._held.pop(job.id), JobFailed(
+                "model_unavailable", "the model's checkpoint could not be loaded"))  # fmt: skip
+            return
+        assert self._engine is not None
+        self._engine.submit(job.id, job.params)
+
+    def tick(self) -> list[Outcome]:
+        return self._engine.tick() if self._engine and not self._engine.idle else []
+
+    def deliver(self, outcome: Outcome) -> None:
+        assert self._model is not None
+        job = self._held.pop(outcome.job_id)
+        self.delivery.deliver(job, outcome, self._model.checkpoint_name)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job that is ours no more."""
+        if self._held.pop(job_id, None) and self._engine:
+            self._engine.cancel(job_id)
+
+    def _holds(self, model: Model) -> bool:
+        return self._model is not None and self._model.checkpoint == model.checkpoint
+
+    def _progress(self) -> dict[str, tuple[int, int]]:
+        calls = self._engine.progress() if self._engine else {}
+        return {id: (job.epoch, calls.get(id, (0, 0))[0]) for id, job in self._held.items()}

@@ -1,0 +1,70 @@
+"""Start one worker: take a lease, load, run until told to stop, give back what is left."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import time
+
+from imaged.catalogue import DEFAULT_SLUG
+from imaged.engine.load import set_threads
+from imaged.errors import CheckpointRefused
+from imaged.settings import Settings
+from imaged.store import models, queue
+from imaged.store.blobs import Blobs
+from imaged.store.db import Database
+from imaged.worker.deliver import Delivery
+from imaged.worker.loop import DRAIN_S, Worker
+from imaged.worker.pulse import Pulse
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: Settings, worker_id: str | None = None) -> None:
+    """Run one worker in this process until SIGTERM or SIGINT.
+
+    A `worker_id` is given by the supervisor; such a worker stops when its supervisor is gone.
+    """
+    supervised = worker_id is not None
+    worker_id = worker_id or secrets.token_hex(8)
+    set_threads(settings.threads)
+    db = Database(settings.database)
+    pulse = Pulse(db, worker_id, supervised=supervised)
+    delivery = Delivery(db, Blobs(settings.blobs), worker_id, settings)
+    worker = Worker(worker_id, db, delivery, pulse, settings)
+    _stop_on_signal(worker)
+    pulse.start()
+    died = True
+    try:
+        _warm_up(worker)
+        worker.run()
+        died = False
+    finally:
+        pulse.stop()
+        with db.write() as connection:
+            given_back = queue.release(connection, worker_id, time.time(), settings.retention_s,
+                                       blame=died)  # fmt: skip
+        log.info("worker %s stopped; %d jobs given back", worker_id, given_back)
+
+
+def _warm_up(worker: Worker) -> None:
+    """Load the default checkpoint before the first job; if it is refused, others still serve."""
+    with worker.db.read() as connection:
+        model = models.catalogue(connection)[DEFAULT_SLUG]
+    try:
+        worker.hold(model)
+    except CheckpointRefused as error:
+        log.error("%s: %s", model.slug, error.detail)
+
+
+def _stop_on_signal(worker: Worker) -> None:
+    """The first signal asks to finish what is held, the second to leave now."""
+
+    def stop(*_: object) -> None:
+        if worker.stopping:
+            raise SystemExit(1)
+        worker.stop(drain_s=DRAIN_S)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,73 @@
+"""The thread that keeps the lease alive while the device is busy, and hears of cancels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from imaged.store import queue
+from imaged.store.db import Database
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+
+
+class Pulse:
+    """Beats once a second. The loop reports to it and asks it which jobs it has lost."""
+
+    def __init__(self, db: Database, worker_id: str, *, supervised: bool) -> None:
+        self._db, self._worker_id = db, worker_id
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[int, int]] = {}
+        self._lost: set[str] = set()
+        self._stop = threading.Event()
+        self._parent = os.getppid() if supervised else None
+        self.checkpoint: str | None = None
+        self.ticked_at = time.time()
+        self.orphaned = False  # the supervisor is gone: nobody would restart or stop us
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Take the lease and keep it."""
+        with self._db.write() as connection:
+            self._register(connection)
+        self._thread.start()
+
+    def _register(self, connection: sa.Connection) -> None:
+        queue.register(connection, self._worker_id, os.getpid(), socket.gethostname(), time.time())
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def report(self, held: Mapping[str, tuple[int, int]]) -> set[str]:
+        """The loop's jobs, id -> (epoch, UNet calls made); returns those it should drop."""
+        with self._lock:
+            self._held, self.ticked_at = dict(held), time.time()
+            lost, self._lost = self._lost, set()
+            return lost
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self.orphaned = self._parent not in (None, os.getppid())
+            with self._lock:
+                held = dict(self._held)
+            try:
+                with self._db.write() as connection:
+                    lost = queue.beat(connection, self._worker_id, time.time(), self.ticked_at,
+                                      self.checkpoint, held)  # fmt: skip
+                    if lost is None:  # silent for too long: begin again with nothing
+                        self._register(connection)
+                        lost = set(held)
+            except sa.exc.OperationalError:
+                log.exception("the heartbeat could not be written; trying again")
+                continue
+            with self._lock:
+                self._lost |= lost
