@@ -58,6 +58,11 @@ class Job:
     calls_done: int = 0  # UNet calls over all pictures
     remaining_micros: int | None = None  # the key's free credits when the job ended
 
+    @property
+    def unet_calls(self) -> int:
+        """UNet calls over all pictures."""
+        return self.params.unet_calls * self.params.samples
+
 
 def new_job_id() -> str:
     return secrets.token_hex(16)

@@ -16,9 +16,20 @@ from typing import Any, Literal
 from imaged.errors import BadParameter, MalformedBody
 
 SCHEDULERS = (
-    "DDIM", "DPM Multi", "DPM Single", "Euler a", "Euler", "Heun", "DPM++ 2M Karras",
-    "DPM2 a Karras", "DPM2 Karras", "LMS", "PNDM", "DDPM", "UniPC",
-)  # fmt: skip
+    "DDIM",
+    "DPM Multi",
+    "DPM Single",
+    "Euler a",
+    "Euler",
+    "Heun",
+    "DPM++ 2M Karras",
+    "DPM2 a Karras",
+    "DPM2 Karras",
+    "LMS",
+    "PNDM",
+    "DDPM",
+    "UniPC",
+)
 TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 MAX_PROMPT = 20_000
 
@@ -62,18 +73,31 @@ class Knob:
 
 KNOBS: tuple[Knob, ...] = (
     Knob("prompt", "text", None, "What the picture shows.", high=MAX_PROMPT, required=True),
-    Knob("negative_prompt", "text", None, "What to keep out of the picture.", high=MAX_PROMPT,
-         aliases=("negativePrompt",)),
+    Knob(
+        "negative_prompt",
+        "text",
+        None,
+        "What to keep out of the picture.",
+        high=MAX_PROMPT,
+        aliases=("negativePrompt",),
+    ),
     Knob("samples", "integer", 1, "Pictures to make; sample k has seed + k.", 1, 4),
     Knob("scheduler", "choice", "DPM++ 2M Karras", "The sampler.", choices=SCHEDULERS),
     Knob("num_inference_steps", "integer", 25, "Denoising steps.", 20, 100, aliases=("steps",)),
-    Knob("guidance_scale", "number", 7.0, "How strongly to follow the prompt.", 1, 15,
-         aliases=("guidance",)),
+    Knob(
+        "guidance_scale",
+        "number",
+        7.0,
+        "How strongly to follow the prompt.",
+        1,
+        15,
+        aliases=("guidance",),
+    ),
     Knob("seed", "integer", -1, "Seed of the first picture; -1 draws one.", -1, 999999999999999),
     Knob("img_width", "integer", 1024, "Width in pixels.", 512, 2048, 8, aliases=("width",)),
     Knob("img_height", "integer", 1024, "Height in pixels.", 512, 2048, 8, aliases=("height",)),
     Knob("base64", "boolean", False, "Answer with base64 text instead of a file."),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +131,7 @@ def unet_calls(scheduler: str, steps: int) -> int:
     return steps + 1 if scheduler == "PNDM" else steps
 
 
-def read_params(
-    body: Any, knobs: Sequence[Knob] = KNOBS
-) -> tuple[ImageParams, list[str]]:
+def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, list[str]]:
     """A decoded JSON body -> parameters and the names of fields that were ignored.
 
     Absent and null fields take their default. Numbers may come as strings.

@@ -1,8 +1,8 @@
 """The synchronous client.
 
-    import imaged
-    result = imaged.run("sdxl1.0-yamers-realistic", prompt="a red house by a blue lake")
-    print(result["output"])
+import imaged
+result = imaged.run("sdxl1.0-yamers-realistic", prompt="a red house by a blue lake")
+print(result["output"])
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Client:
 
     def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
-        response = self.http.post(
-            f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S
-        )
+        response = self.http.post(f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S)
         if not response.is_success:
             raise calls.problem(response)
         return response

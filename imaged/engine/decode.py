@@ -24,7 +24,7 @@ class Picture:
 
 @torch.inference_mode()
 def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
-    """(C, h, w) latent -> picture. Raises JobFailed("nan_output") rather than return a broken one."""
+    """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one."""
     config = vae.config
     z = latent / config.scaling_factor
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)

@@ -71,7 +71,8 @@ class Run:
     def combine(self) -> torch.Tensor:
         """The table's next row over the history: the UNet's input, or at the end the latent."""
         row = self.plan.table.rows[self.call].to(self.history.device)
-        return torch.tensordot(row, self.history, dims=1)
+        combined: torch.Tensor = torch.tensordot(row, self.history, dims=1)
+        return combined
 
     def advance(self, output: torch.Tensor) -> None:
         """Take in one model output, and draw what the sampler draws after this call."""
@@ -132,8 +133,10 @@ class Engine:
         """At most one UNet call; returns the jobs that ended."""
         outcomes = self._start_newcomers()
         chosen = choose(self._running(), self._pixels_a_call)
-        asks = [Ask(r.combine(), float(r.plan.table.timesteps[r.call]), r.plan, r.positive,
-                    r.negative) for r in chosen]  # fmt: skip
+        asks = [
+            Ask(r.combine(), float(r.plan.table.timesteps[r.call]), r.plan, r.positive, r.negative)
+            for r in chosen
+        ]
         outputs = denoise(self.nets.unet, asks) if asks else []
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)

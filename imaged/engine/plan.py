@@ -35,7 +35,13 @@ def plan_images(
     shape = (channels, params.img_height // factor, params.img_width // factor)
     traced = table(params.scheduler, params.num_inference_steps, scheduler_config)
     return [
-        Plan(params.seed + k, params.img_width, params.img_height, shape, traced,
-             params.guidance_scale)
+        Plan(
+            params.seed + k,
+            params.img_width,
+            params.img_height,
+            shape,
+            traced,
+            params.guidance_scale,
+        )
         for k in range(params.samples)
-    ]  # fmt: skip
+    ]

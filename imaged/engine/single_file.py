@@ -24,7 +24,10 @@ from imaged.errors import CheckpointRefused
 Tensors = Mapping[str, torch.Tensor]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+CLIP, OPEN_CLIP = (
+    "conditioner.embedders.0.transformer.text_model.",
+    "conditioner.embedders.1.model.",
+)
 HEAD = 64  # width of one attention head, in the UNet and in both text encoders
 
 
@@ -36,11 +39,15 @@ def load_single_file(path: Path, dtype: torch.dtype) -> dict[str, Any]:
         raise CheckpointRefused(
             f"{path.name} is not a safetensors file; other formats can run code and are refused"
         ) from error
-    for prefix, what in ((UNET, "a UNet"), (VAE, "a VAE"), (CLIP, "the first text encoder"),
-                         (OPEN_CLIP, "the second text encoder")):  # fmt: skip
+    for prefix, what in (
+        (UNET, "a UNet"),
+        (VAE, "a VAE"),
+        (CLIP, "the first text encoder"),
+        (OPEN_CLIP, "the second text encoder"),
+    ):
         if not any(key.startswith(prefix) for key in tensors):
             raise CheckpointRefused(
-                f"{path.name} is not an SDXL checkpoint: no {what} at {prefix}*"
+                f"{path.name} is not an SDXL checkpoint: there is not {what} at {prefix}*"
             )
     nets = {
         "unet": _unet(tensors),
@@ -113,10 +120,17 @@ def _vae(tensors: Tensors) -> Any:
 
 def _text_config(width: int, layers: int, mlp: int, act: str, projection: int) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=49408, hidden_size=width, num_hidden_layers=layers, intermediate_size=mlp,
-        num_attention_heads=max(1, width // HEAD), hidden_act=act, projection_dim=projection,
-        max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        intermediate_size=mlp,
+        num_attention_heads=max(1, width // HEAD),
+        hidden_act=act,
+        projection_dim=projection,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
 
 
 def _clip(tensors: Tensors) -> Any:

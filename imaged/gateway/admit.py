@@ -71,8 +71,15 @@ class Admission:
         job_id = new_job_id()
 
         def put(connection: sa.Connection) -> None:
-            queue.put(connection, job_id=job_id, key_id=key.id, model=model.slug, params=params,
-                      cost_micros=price_micros(model, params), now=time.time())  # fmt: skip
+            queue.put(
+                connection,
+                job_id=job_id,
+                key_id=key.id,
+                model=model.slug,
+                params=params,
+                cost_micros=price_micros(model, params),
+                now=time.time(),
+            )
 
         await asyncio.wrap_future(self._writer.submit(put))
         return job_id, params

@@ -56,9 +56,11 @@ async def cancel(request: Request) -> Response:
     """DELETE /v2/requests/{id}"""
     gateway = Gateway.of(request)
     job = await own_job(request, gateway)
-    await asyncio.wrap_future(gateway.writer.submit(
-        lambda c: queue.cancel(c, job.id, time.time(), gateway.settings.retention_s)
-    ))  # fmt: skip
+    await asyncio.wrap_future(
+        gateway.writer.submit(
+            lambda c: queue.cancel(c, job.id, time.time(), gateway.settings.retention_s)
+        )
+    )
     after = await own_job(request, gateway)
     return JSONResponse(replies.status(after, gateway.links(request))[1])
 

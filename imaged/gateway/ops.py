@@ -34,11 +34,13 @@ async def readyz(request: Request) -> Response:
     def fresh_workers() -> int:
         oldest = time.time() - gateway.settings.lease_s
         with gateway.db.read() as connection:
-            return int(connection.execute(
-                sa.select(sa.func.count()).where(
-                    workers.c.seen_at > oldest, workers.c.checkpoint.is_not(None)
-                )
-            ).scalar_one())  # fmt: skip
+            return int(
+                connection.execute(
+                    sa.select(sa.func.count()).where(
+                        workers.c.seen_at > oldest, workers.c.checkpoint.is_not(None)
+                    )
+                ).scalar_one()
+            )
 
     count = await asyncio.to_thread(fresh_workers)
     body = {"status": "ready" if count else "no worker is ready", "workers": count}
@@ -49,16 +51,31 @@ async def list_models(request: Request) -> Response:
     """GET /v1/models: what can be asked for, by whose weights, at what price."""
     offered = await Gateway.of(request).admission.catalogue()
     parameters = [
-        {"name": k.name, "type": k.kind, "default": k.default, "required": k.required,
-         "allowed": k.allowed, "description": k.text}
+        {
+            "name": k.name,
+            "type": k.kind,
+            "default": k.default,
+            "required": k.required,
+            "allowed": k.allowed,
+            "description": k.text,
+        }
         for k in KNOBS
-    ]  # fmt: skip
-    return JSONResponse({"models": [
-        {"slug": m.slug, "title": m.title, "checkpoint": m.checkpoint_name,
-         "stand_in": m.checkpoint == MICRO and m.slug != "micro",
-         "price_1024px_25_steps": dollars(m.price_micros), "parameters": parameters}
-        for m in offered.values()
-    ]})  # fmt: skip
+    ]
+    return JSONResponse(
+        {
+            "models": [
+                {
+                    "slug": m.slug,
+                    "title": m.title,
+                    "checkpoint": m.checkpoint_name,
+                    "stand_in": m.checkpoint == MICRO and m.slug != "micro",
+                    "price_1024px_25_steps": dollars(m.price_micros),
+                    "parameters": parameters,
+                }
+                for m in offered.values()
+            ]
+        }
+    )
 
 
 async def chores(gateway: Gateway) -> None:
@@ -74,8 +91,14 @@ async def chores(gateway: Gateway) -> None:
 def _chores_once(gateway: Gateway) -> None:
     s = gateway.settings
     with gateway.db.write() as connection:
-        queue.reap(connection, time.time(), lease_s=s.lease_s, queue_s=s.queue_s, run_s=s.run_s,
-                   retention_s=s.retention_s)  # fmt: skip
+        queue.reap(
+            connection,
+            time.time(),
+            lease_s=s.lease_s,
+            queue_s=s.queue_s,
+            run_s=s.run_s,
+            retention_s=s.retention_s,
+        )
         gone = queue.expire(connection, time.time())
     for job in gone:  # after the commit: no row may point to a missing file
         gateway.blobs.delete_of(job.id)

@@ -55,7 +55,7 @@ def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Res
 def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
     body = {"request_id": job_id, "status": State.QUEUED, **links.job(job_id)}
     if warnings:
-        body["warnings"] = list(warnings)
+        return JSONResponse({**body, "warnings": list(warnings)}, headers={"x-request-id": job_id})
     return JSONResponse(body, headers={"x-request-id": job_id})
 
 
@@ -78,11 +78,13 @@ def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
 
 def steps_done(job: Job) -> dict[str, int]:
     """Denoising steps made and to make; the pictures of a job advance together."""
-    steps, total = job.params.num_inference_steps, job.params.unet_calls * job.params.samples
+    steps, total = job.params.num_inference_steps, job.unet_calls
     return {
-        "step": min(steps, job.calls_done * steps // total), "steps": steps,
-        "unet_calls_done": job.calls_done, "unet_calls": total,
-    }  # fmt: skip
+        "step": min(steps, job.calls_done * steps // total),
+        "steps": steps,
+        "unet_calls_done": job.calls_done,
+        "unet_calls": total,
+    }
 
 
 def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
@@ -94,10 +96,14 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
     for k, image in enumerate(job.result["images"]):
         url = links.file(job, image["name"])
         entry = {
-            "url": url, "content_type": "image/jpeg", "file_name": image["name"],
-            "file_size": image["bytes"], "width": image["width"], "height": image["height"],
+            "url": url,
+            "content_type": "image/jpeg",
+            "file_name": image["name"],
+            "file_size": image["bytes"],
+            "width": image["width"],
+            "height": image["height"],
             "seed": image["seed"],
-        }  # fmt: skip
+        }
         if encoded:
             entry["base64"] = base64.b64encode(encoded[k]).decode()
         images.append(entry)

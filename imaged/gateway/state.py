@@ -32,8 +32,15 @@ class Gateway:
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
         writer = Writer(db)
-        return cls(settings, secret, db, Blobs(settings.blobs), writer,
-                   Admission(db, writer, secret), Board(db))  # fmt: skip
+        return cls(
+            settings,
+            secret,
+            db,
+            Blobs(settings.blobs),
+            writer,
+            Admission(db, writer, secret),
+            Board(db),
+        )
 
     @classmethod
     def of(cls, request: HTTPConnection) -> Gateway:

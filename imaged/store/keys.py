@@ -61,17 +61,31 @@ def hash_key(secret: bytes, key: str) -> str:
 
 
 def create(
-    connection: sa.Connection, secret: bytes, now: float, *,
-    name: str, credits_micros: int, rpm: int = DEFAULT_RPM,
-) -> str:  # fmt: skip
+    connection: sa.Connection,
+    secret: bytes,
+    now: float,
+    *,
+    name: str,
+    credits_micros: int,
+    rpm: int = DEFAULT_RPM,
+) -> str:
     """Make a key and grant its credits; the returned text is shown this once."""
     key = "SG_" + secrets.token_hex(16)
-    key_id = connection.execute(
+    made = connection.execute(
         api_keys.insert().values(
-            name=name, hash=hash_key(secret, key), hint=f"{key[:5]}…{key[-4:]}", created_at=now,
-            balance_micros=0, reserved_micros=0, rpm=rpm, bucket=rpm, bucket_at=now, tag=0.0,
-        )  # fmt: skip
-    ).inserted_primary_key[0]
+            name=name,
+            hash=hash_key(secret, key),
+            hint=f"{key[:5]}…{key[-4:]}",
+            created_at=now,
+            balance_micros=0,
+            reserved_micros=0,
+            rpm=rpm,
+            bucket=rpm,
+            bucket_at=now,
+            tag=0.0,
+        )
+    )
+    key_id = made.inserted_primary_key[0] if made.inserted_primary_key else 0
     if credits_micros:
         ledger.grant(connection, key_id, credits_micros, now)
     return key

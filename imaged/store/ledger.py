@@ -80,22 +80,41 @@ def free(connection: sa.Connection, key_id: int) -> int:
 
 def audit(connection: sa.Connection) -> list[str]:
     """What does not add up, in words; empty when every key's columns equal its rows."""
-    sums = sa.select(
-        table.c.key_id,
-        sa.func.sum(sa.case((table.c.kind == "grant", table.c.amount_micros),
-                            (table.c.kind == "settle", -table.c.amount_micros),
-                            else_=0)).label("balance"),
-        sa.func.sum(sa.case((table.c.kind == "reserve", table.c.amount_micros),
-                            (table.c.kind == "grant", 0),
-                            else_=-table.c.amount_micros)).label("reserved"),
-    ).group_by(table.c.key_id).subquery()  # fmt: skip
+    sums = (
+        sa.select(
+            table.c.key_id,
+            sa.func.sum(
+                sa.case(
+                    (table.c.kind == "grant", table.c.amount_micros),
+                    (table.c.kind == "settle", -table.c.amount_micros),
+                    else_=0,
+                )
+            ).label("balance"),
+            sa.func.sum(
+                sa.case(
+                    (table.c.kind == "reserve", table.c.amount_micros),
+                    (table.c.kind == "grant", 0),
+                    else_=-table.c.amount_micros,
+                )
+            ).label("reserved"),
+        )
+        .group_by(table.c.key_id)
+        .subquery()
+    )
     wrong = connection.execute(
-        sa.select(api_keys.c.id, api_keys.c.balance_micros, api_keys.c.reserved_micros,
-                  sums.c.balance, sums.c.reserved)
+        sa.select(
+            api_keys.c.id,
+            api_keys.c.balance_micros,
+            api_keys.c.reserved_micros,
+            sums.c.balance,
+            sums.c.reserved,
+        )
         .join_from(api_keys, sums, sums.c.key_id == api_keys.c.id, isouter=True)
-        .where((api_keys.c.balance_micros != sa.func.coalesce(sums.c.balance, 0))
-               | (api_keys.c.reserved_micros != sa.func.coalesce(sums.c.reserved, 0)))
-    )  # fmt: skip
+        .where(
+            (api_keys.c.balance_micros != sa.func.coalesce(sums.c.balance, 0))
+            | (api_keys.c.reserved_micros != sa.func.coalesce(sums.c.reserved, 0))
+        )
+    )
     return [
         f"key {row.id}: balance {row.balance_micros}, ledger {row.balance}; "
         f"reserved {row.reserved_micros}, ledger {row.reserved}"

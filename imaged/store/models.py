@@ -24,9 +24,12 @@ def add(connection: sa.Connection, model: Model, now: float) -> None:
     connection.execute(models.delete().where(models.c.slug == model.slug))
     connection.execute(
         models.insert().values(
-            slug=model.slug, title=model.title, checkpoint=str(model.checkpoint),
-            price_micros=model.price_micros, added_at=now,
-        )  # fmt: skip
+            slug=model.slug,
+            title=model.title,
+            checkpoint=str(model.checkpoint),
+            price_micros=model.price_micros,
+            added_at=now,
+        )
     )
 
 

@@ -7,6 +7,7 @@ it claimed; when the job has moved on since, the write does nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,9 +29,15 @@ _JOB = sa.select(jobs, progress.c.calls_done).join_from(
 
 
 def put(
-    connection: sa.Connection, *, job_id: str, key_id: int, model: str, params: ImageParams,
-    cost_micros: int, now: float,
-) -> None:  # fmt: skip
+    connection: sa.Connection,
+    *,
+    job_id: str,
+    key_id: int,
+    model: str,
+    params: ImageParams,
+    cost_micros: int,
+    now: float,
+) -> None:
     """Take a place in the queue and hold its price, or raise TooFast or NoCredits.
 
     The place is fair between keys: each key has a clock that its jobs' cost moves on, never
@@ -55,9 +62,17 @@ def put(
     )
     connection.execute(
         jobs.insert().values(
-            id=job_id, key_id=key_id, model=model, params=params.as_dict(), state=State.QUEUED,
-            tag=tag, epoch=0, attempts=0, cost_micros=cost_micros, created_at=now,
-        )  # fmt: skip
+            id=job_id,
+            key_id=key_id,
+            model=model,
+            params=params.as_dict(),
+            state=State.QUEUED,
+            tag=tag,
+            epoch=0,
+            attempts=0,
+            cost_micros=cost_micros,
+            created_at=now,
+        )
     )
 
 
@@ -80,16 +95,24 @@ def depth(connection: sa.Connection) -> int:
 
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
     """End a job that has not ended, give its money back; its worker hears of it by heartbeat."""
-    return _end(connection, [jobs.c.id == job_id], State.CANCELLED, "cancelled",
-                "the job was cancelled", now, retention_s) > 0  # fmt: skip
+    return (
+        _end(
+            connection,
+            [jobs.c.id == job_id],
+            State.CANCELLED,
+            "cancelled",
+            "the job was cancelled",
+            now,
+            retention_s,
+        )
+        > 0
+    )
 
 
 # -- the worker's side ----------------------------------------------------------------------
 
 
-def register(
-    connection: sa.Connection, worker_id: str, pid: int, host: str, now: float
-) -> None:
+def register(connection: sa.Connection, worker_id: str, pid: int, host: str, now: float) -> None:
     connection.execute(
         workers.insert().values(
             id=worker_id, pid=pid, host=host, started_at=now, seen_at=now, ticked_at=now
@@ -113,18 +136,25 @@ def claim(
         jobs.update()
         .where(jobs.c.id.in_(sa.select(picked.c.id)), QUEUED)
         .values(
-            state=State.PROCESSING, worker_id=worker_id, epoch=jobs.c.epoch + 1,
-            attempts=jobs.c.attempts + 1, started_at=now,
+            state=State.PROCESSING,
+            worker_id=worker_id,
+            epoch=jobs.c.epoch + 1,
+            attempts=jobs.c.attempts + 1,
+            started_at=now,
         )
         .returning(jobs)
-    ).all()  # fmt: skip
+    ).all()
     return sorted((_job(row) for row in taken), key=lambda job: job.created_at)
 
 
 def beat(
-    connection: sa.Connection, worker_id: str, now: float, ticked_at: float,
-    checkpoint: str | None, held: Mapping[str, tuple[int, int]],
-) -> set[str] | None:  # fmt: skip
+    connection: sa.Connection,
+    worker_id: str,
+    now: float,
+    ticked_at: float,
+    checkpoint: str | None,
+    held: Mapping[str, tuple[int, int]],
+) -> set[str] | None:
     """Renew the lease and note progress. `held`: job id -> (epoch, UNet calls made).
 
     Returns the held jobs that are this worker's no more (cancelled, timed out or reclaimed),
@@ -154,16 +184,25 @@ def beat(
 
 
 def finish(
-    connection: sa.Connection, job: Job, worker_id: str, result: Mapping[str, Any], now: float,
+    connection: sa.Connection,
+    job: Job,
+    worker_id: str,
+    result: Mapping[str, Any],
+    now: float,
     retention_s: float,
-) -> bool:  # fmt: skip
+) -> bool:
     """COMPLETED and charged, if the worker still holds this epoch; False if it does not."""
     done = connection.execute(
         jobs.update()
         .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id))
-        .values(state=State.COMPLETED, worker_id=None, result=dict(result), finished_at=now,
-                expires_at=now + retention_s)
-    )  # fmt: skip
+        .values(
+            state=State.COMPLETED,
+            worker_id=None,
+            result=dict(result),
+            finished_at=now,
+            expires_at=now + retention_s,
+        )
+    )
     if not done.rowcount:
         return False
     ledger.settle(connection, job.key_id, job.id, job.cost_micros, now)
@@ -176,9 +215,14 @@ def finish(
 
 
 def fail(
-    connection: sa.Connection, job: Job, worker_id: str, reason: str, error: str, now: float,
+    connection: sa.Connection,
+    job: Job,
+    worker_id: str,
+    reason: str,
+    error: str,
+    now: float,
     retention_s: float,
-) -> bool:  # fmt: skip
+) -> bool:
     """FAILED and not charged, if the worker still holds this epoch."""
     where = [jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id)]
     return _end(connection, where, State.FAILED, reason, error, now, retention_s) > 0
@@ -200,9 +244,14 @@ def release(
 
 
 def reap(
-    connection: sa.Connection, now: float, *,
-    lease_s: float, queue_s: float, run_s: float, retention_s: float,
-) -> int:  # fmt: skip
+    connection: sa.Connection,
+    now: float,
+    *,
+    lease_s: float,
+    queue_s: float,
+    run_s: float,
+    retention_s: float,
+) -> int:
     """Reclaim the jobs of silent workers; fail what waited or ran too long. Returns how many."""
     connection.execute(workers.delete().where(workers.c.seen_at < now - lease_s))
     orphaned = sa.and_(
@@ -210,12 +259,24 @@ def reap(
         ~sa.exists().where(workers.c.id == jobs.c.worker_id),
     )
     count = _requeue(connection, orphaned, now, retention_s, blame=True)
-    count += _end(connection, [jobs.c.state == State.PROCESSING, jobs.c.started_at < now - run_s],
-                  State.FAILED, "timeout", f"the job ran for more than {run_s:.0f} s",
-                  now, retention_s)  # fmt: skip
-    count += _end(connection, [QUEUED, jobs.c.created_at < now - queue_s],
-                  State.FAILED, "queue_timeout", f"the job waited for more than {queue_s:.0f} s",
-                  now, retention_s)  # fmt: skip
+    count += _end(
+        connection,
+        [jobs.c.state == State.PROCESSING, jobs.c.started_at < now - run_s],
+        State.FAILED,
+        "timeout",
+        f"the job ran for more than {run_s:.0f} s",
+        now,
+        retention_s,
+    )
+    count += _end(
+        connection,
+        [QUEUED, jobs.c.created_at < now - queue_s],
+        State.FAILED,
+        "queue_timeout",
+        f"the job waited for more than {queue_s:.0f} s",
+        now,
+        retention_s,
+    )
     return count
 
 
@@ -232,14 +293,24 @@ def _running(worker_id: str) -> sa.ColumnElement[bool]:
 
 
 def _requeue(
-    connection: sa.Connection, where: sa.ColumnElement[bool], now: float, retention_s: float, *,
+    connection: sa.Connection,
+    where: sa.ColumnElement[bool],
+    now: float,
+    retention_s: float,
+    *,
     blame: bool,
-) -> int:  # fmt: skip
+) -> int:
     count = 0
     if blame:
-        count = _end(connection, [where, jobs.c.attempts >= MAX_ATTEMPTS], State.FAILED,
-                     "worker_lost", "the worker stopped while it made this picture",
-                     now, retention_s)  # fmt: skip
+        count = _end(
+            connection,
+            [where, jobs.c.attempts >= MAX_ATTEMPTS],
+            State.FAILED,
+            "worker_lost",
+            "the worker stopped while it made this picture",
+            now,
+            retention_s,
+        )
     attempts = jobs.c.attempts if blame else jobs.c.attempts - 1
     moved = connection.execute(
         jobs.update().where(where).values(state=State.QUEUED, worker_id=None, attempts=attempts)
@@ -248,17 +319,28 @@ def _requeue(
 
 
 def _end(
-    connection: sa.Connection, where: Sequence[Any], state: State, reason: str, error: str,
-    now: float, retention_s: float,
-) -> int:  # fmt: skip
+    connection: sa.Connection,
+    where: Sequence[Any],
+    state: State,
+    reason: str,
+    error: str,
+    now: float,
+    retention_s: float,
+) -> int:
     """End jobs without a charge; how many."""
     ended = connection.execute(
         jobs.update()
         .where(*where, jobs.c.state.in_((State.QUEUED, State.PROCESSING)))
-        .values(state=state, worker_id=None, reason=reason, error=error, finished_at=now,
-                expires_at=now + retention_s)
+        .values(
+            state=state,
+            worker_id=None,
+            reason=reason,
+            error=error,
+            finished_at=now,
+            expires_at=now + retention_s,
+        )
         .returning(jobs.c.id, jobs.c.key_id, jobs.c.cost_micros)
-    ).all()  # fmt: skip
+    ).all()
     for row in ended:
         ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
     return len(ended)
@@ -267,7 +349,8 @@ def _end(
 def _job(row: Any) -> Job:
     values = dict(row._mapping)
     values.pop("tag")
-    values["calls_done"] = values.get("calls_done") or 0
     values["state"] = State(values["state"])
     values["params"] = ImageParams(**values["params"])
-    return Job(**values)
+    values["calls_done"] = values.get("calls_done") or 0
+    job = Job(**values)
+    return replace(job, calls_done=job.unet_calls) if job.state is State.COMPLETED else job

@@ -61,8 +61,11 @@ class Writer:
                     results.append((future, *_in_savepoint(connection, work)))
         except Exception as error:  # the commit failed: nothing of the batch happened
             results = [(future, None, error) for _, future in batch]
-        for future, value, error in results:
-            future.set_result(value) if error is None else future.set_exception(error)
+        for future, value, failure in results:
+            if failure is None:
+                future.set_result(value)
+            else:
+                future.set_exception(failure)
 
 
 def _in_savepoint(connection: sa.Connection, work: Work) -> tuple[Any, BaseException | None]:

@@ -41,22 +41,35 @@ class Delivery:
             "checkpoint": checkpoint,
         }
         with self._db.write() as connection:
-            held = queue.finish(connection, job, self._worker_id, result, time.time(),
-                                self._retention_s)  # fmt: skip
+            held = queue.finish(
+                connection, job, self._worker_id, result, time.time(), self._retention_s
+            )
         if not held:
-            self._drop([image["name"] for image in images], job)
+            self._drop([str(image["name"]) for image in images], job)
 
     def fail(self, job: Job, error: ImagedError) -> None:
         with self._db.write() as connection:
-            queue.fail(connection, job, self._worker_id, error.code, error.detail, time.time(),
-                       self._retention_s)  # fmt: skip
+            queue.fail(
+                connection,
+                job,
+                self._worker_id,
+                error.code,
+                error.detail,
+                time.time(),
+                self._retention_s,
+            )
 
     def _keep(self, job: Job, k: int, picture: Picture) -> dict[str, int | str]:
         name = f"{job.id}-{job.epoch}-{k}.jpeg"
         content = encode_jpeg(picture)
         self._blobs.put(name, content)
-        return {"name": name, "seed": picture.seed, "bytes": len(content),
-                "width": picture.width, "height": picture.height}  # fmt: skip
+        return {
+            "name": name,
+            "seed": picture.seed,
+            "bytes": len(content),
+            "width": picture.width,
+            "height": picture.height,
+        }
 
     def _drop(self, names: list[str], job: Job) -> None:
         log.info("job %s moved on while its picture was made", job.id)

@@ -27,8 +27,13 @@ class Worker:
     """Holds one checkpoint at a time and prefers its jobs; takes up another when it is idle."""
 
     def __init__(
-        self, worker_id: str, db: Database, delivery: Delivery, pulse: Pulse, settings: Settings,
-    ) -> None:  # fmt: skip
+        self,
+        worker_id: str,
+        db: Database,
+        delivery: Delivery,
+        pulse: Pulse,
+        settings: Settings,
+    ) -> None:
         self.id, self.db, self.delivery, self.pulse = worker_id, db, delivery, pulse
         self.settings = settings
         self._stopping, self._time_up = threading.Event(), threading.Event()
@@ -102,8 +107,10 @@ class Worker:
             self.hold(model)
         except CheckpointRefused as error:
             log.error("%s: %s", job.model, error.detail)
-            self.delivery.fail(self._held.pop(job.id), JobFailed(
-                "model_unavailable", "the model's checkpoint could not be loaded"))  # fmt: skip
+            self.delivery.fail(
+                self._held.pop(job.id),
+                JobFailed("model_unavailable", "the model's checkpoint could not be loaded"),
+            )
             return
         assert self._engine is not None
         self._engine.submit(job.id, job.params)

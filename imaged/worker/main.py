@@ -43,8 +43,9 @@ def main(settings: Settings, worker_id: str | None = None) -> None:
     finally:
         pulse.stop()
         with db.write() as connection:
-            given_back = queue.release(connection, worker_id, time.time(), settings.retention_s,
-                                       blame=died)  # fmt: skip
+            given_back = queue.release(
+                connection, worker_id, time.time(), settings.retention_s, blame=died
+            )
         log.info("worker %s stopped; %d jobs given back", worker_id, given_back)
 
 

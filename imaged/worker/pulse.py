@@ -61,8 +61,14 @@ class Pulse:
                 held = dict(self._held)
             try:
                 with self._db.write() as connection:
-                    lost = queue.beat(connection, self._worker_id, time.time(), self.ticked_at,
-                                      self.checkpoint, held)  # fmt: skip
+                    lost = queue.beat(
+                        connection,
+                        self._worker_id,
+                        time.time(),
+                        self.ticked_at,
+                        self.checkpoint,
+                        held,
+                    )
                     if lost is None:  # silent for too long: begin again with nothing
                         self._register(connection)
                         lost = set(held)

@@ -105,8 +105,9 @@ class Supervisor:
     def _bury(self, slot: _Slot) -> None:
         """Its jobs wait again at once, not only when the lease runs out."""
         with self._db.write() as connection:
-            queue.release(connection, slot.worker_id, time.time(), self._settings.retention_s,
-                          blame=True)  # fmt: skip
+            queue.release(
+                connection, slot.worker_id, time.time(), self._settings.retention_s, blame=True
+            )
 
     def _hangs(self, slot: _Slot) -> bool:
         """Silent for two leases, or holding jobs without a tick for too long."""

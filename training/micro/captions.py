@@ -20,15 +20,31 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "mountains": {
         "none": (),
-        "snowed": ("snowed mountains", "snowy mountains", "snow capped mountains",
-                   "snowed white mountains", "snowed mountains far in the background"),
+        "snowed": (
+            "snowed mountains",
+            "snowy mountains",
+            "snow capped mountains",
+            "snowed white mountains",
+            "snowed mountains far in the background",
+        ),
         "rocky": ("rocky mountains", "brown mountains", "bare rocky mountains"),
         "hills": ("green hills", "rolling hills", "hills"),
     },
     "ground": {
-        "prairie": ("a green prairie", "prairie", "grass", "a meadow", "standing on a green prairie"),
-        "flowers": ("flowers", "a prairie with flowers", "a meadow of flowers", "wild flowers",
-                    "a green prairie with flowers"),
+        "prairie": (
+            "a green prairie",
+            "prairie",
+            "grass",
+            "a meadow",
+            "standing on a green prairie",
+        ),
+        "flowers": (
+            "flowers",
+            "a prairie with flowers",
+            "a meadow of flowers",
+            "wild flowers",
+            "a green prairie with flowers",
+        ),
         "desert": ("desert", "a desert", "sand dunes", "a sandy desert"),
         "snow": ("a snow field", "snow on the ground", "winter", "a snow covered field"),
         "lake": ("a lake", "by a lake", "by a blue lake", "a blue lake", "a pond"),
@@ -36,8 +52,16 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "house": {
         "none": (),
-        **{c: (f"a {c} house", f"a {c} cottage", f"{c} house", f"a house with {c} walls",
-               f"a {c} cabin") for c in ("red", "white", "blue", "yellow")},
+        **{
+            c: (
+                f"a {c} house",
+                f"a {c} cottage",
+                f"{c} house",
+                f"a house with {c} walls",
+                f"a {c} cabin",
+            )
+            for c in ("red", "white", "blue", "yellow")
+        },
     },
     "trees": {
         "none": (),

@@ -160,8 +160,10 @@ class _Painter:
         if snowed:
             cut = 0.42
             low = top + (base - top) * cut
-            zigzag = [(x + half * cut * k, low + d) for k, d in
-                      ((0.95, 0.0), (0.45, 0.025), (0.1, -0.015), (-0.4, 0.025), (-0.95, 0.0))]
+            zigzag = [
+                (x + half * cut * k, low + d)
+                for k, d in ((0.95, 0.0), (0.45, 0.025), (0.1, -0.015), (-0.4, 0.025), (-0.95, 0.0))
+            ]
             self.polygon([(x, top), *zigzag], self.lit((248, 250, 255)))
             self.polygon([(x, top), *zigzag[:3]], self.lit((206, 216, 236)))
 
@@ -188,16 +190,19 @@ class _Painter:
             self.ripples(0.3, 0.7, self.lake_y - 0.06, self.lake_y + 0.08)
         elif kind == "sea":
             shore = top + (1 - top) * 0.62
-            self.polygon([(0, top), (1, top), (1, shore + 0.02), (0, shore - 0.01)],
-                         self.lit(WATER))
+            self.polygon(
+                [(0, top), (1, top), (1, shore + 0.02), (0, shore - 0.01)], self.lit(WATER)
+            )
             self.ripples(0.02, 0.85, top + 0.03, shore - 0.03)
 
     def ripples(self, left: float, right: float, top: float, low: float) -> None:
         for _ in range(9):
             x, y = self.rng.uniform(left, right), self.rng.uniform(top, low)
             length = self.rng.uniform(0.06, 0.14)
-            self.polygon([(x, y), (x + length, y), (x + length, y + 0.006), (x, y + 0.006)],
-                         self.lit((130, 188, 240)))
+            self.polygon(
+                [(x, y), (x + length, y), (x + length, y + 0.006), (x, y + 0.006)],
+                self.lit((130, 188, 240)),
+            )
 
     def house(self) -> None:
         if self.scene.house == "none":
@@ -214,18 +219,35 @@ class _Painter:
             base = self.horizon + (1 - self.horizon) * rng.uniform(0.74, 0.9)
         roof = base - h * 1.75
         self.polygon([(x, base), (x, base - h), (x + w, base - h), (x + w, base)], self.lit(wall))
-        self.polygon([(x + w * 0.7, base), (x + w * 0.7, base - h), (x + w, base - h),
-                      (x + w, base)], self.lit(wall, 0.86))
-        self.polygon([(x - w * 0.08, base - h), (x + w * 0.5, roof), (x + w * 1.08, base - h)],
-                     self.lit((94, 62, 52)))
-        self.polygon([(x + w * 0.42, base), (x + w * 0.42, base - h * 0.55),
-                      (x + w * 0.58, base - h * 0.55), (x + w * 0.58, base)],
-                     self.lit((74, 48, 40)))
-        pane = (255, 226, 130) if self.scene.time in ("night", "storm") else self.lit((176, 214, 236))
+        self.polygon(
+            [(x + w * 0.7, base), (x + w * 0.7, base - h), (x + w, base - h), (x + w, base)],
+            self.lit(wall, 0.86),
+        )
+        self.polygon(
+            [(x - w * 0.08, base - h), (x + w * 0.5, roof), (x + w * 1.08, base - h)],
+            self.lit((94, 62, 52)),
+        )
+        self.polygon(
+            [
+                (x + w * 0.42, base),
+                (x + w * 0.42, base - h * 0.55),
+                (x + w * 0.58, base - h * 0.55),
+                (x + w * 0.58, base),
+            ],
+            self.lit((74, 48, 40)),
+        )
+        lamplit = self.scene.time in ("night", "storm")
+        pane = (255, 226, 130) if lamplit else self.lit((176, 214, 236))
         for left in (0.12, 0.72):
-            self.polygon([(x + w * left, base - h * 0.35), (x + w * left, base - h * 0.7),
-                          (x + w * (left + 0.17), base - h * 0.7),
-                          (x + w * (left + 0.17), base - h * 0.35)], pane)
+            self.polygon(
+                [
+                    (x + w * left, base - h * 0.35),
+                    (x + w * left, base - h * 0.7),
+                    (x + w * (left + 0.17), base - h * 0.7),
+                    (x + w * (left + 0.17), base - h * 0.35),
+                ],
+                pane,
+            )
 
     def trees(self) -> None:
         if self.scene.trees == "none":
@@ -241,16 +263,25 @@ class _Painter:
 
     def tree(self, x: float, y: float, size: float) -> None:
         u, v = size / self.w, size / self.h
-        self.polygon([(x - u * 0.08, y), (x - u * 0.08, y - v * 0.5), (x + u * 0.08, y - v * 0.5),
-                      (x + u * 0.08, y)], self.lit((104, 70, 46)))
+        self.polygon(
+            [
+                (x - u * 0.08, y),
+                (x - u * 0.08, y - v * 0.5),
+                (x + u * 0.08, y - v * 0.5),
+                (x + u * 0.08, y),
+            ],
+            self.lit((104, 70, 46)),
+        )
         if self.scene.trees == "round":
             self.disc(x, y - v * 0.85, size * 0.42, size * 0.46, self.lit((70, 146, 56)))
             self.disc(x - u * 0.1, y - v * 0.95, size * 0.24, size * 0.25, self.lit((104, 178, 78)))
             return
         for k in range(3):
             low, wide = y - v * (0.25 + 0.38 * k), u * (0.42 - 0.09 * k)
-            self.polygon([(x - wide, low), (x, low - v * 0.62), (x + wide, low)],
-                         self.lit((26, 92, 62), 1 + 0.12 * k))
+            self.polygon(
+                [(x - wide, low), (x, low - v * 0.62), (x + wide, low)],
+                self.lit((26, 92, 62), 1 + 0.12 * k),
+            )
 
 
 def draw(scene: Scene, width: int, height: int) -> Image.Image:

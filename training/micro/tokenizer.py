@@ -30,17 +30,33 @@ def byte_symbols() -> list[str]:
 def write(folder: Path, merges: list[str], pad: str) -> None:
     """vocab.json, merges.txt and the two small configs that the tokenizer class reads."""
     symbols = byte_symbols()
-    words = [*symbols, *(s + "</w>" for s in symbols), *(m.replace(" ", "") for m in merges),
-             "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *symbols,
+        *(s + "</w>" for s in symbols),
+        *(m.replace(" ", "") for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     assert len(words) == 49408
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-               "unk_token": "<|endoftext|>", "pad_token": pad}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True,
-              "add_prefix_space": False, "errors": "replace", **special}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+    }
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+        **special,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {word: i for i, word in enumerate(words)}
     (folder / "vocab.json").write_text(
-        json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")), "utf-8")
+        json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")), "utf-8"
+    )
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")

@@ -91,8 +91,13 @@ def crops(pictures: list[torch.Tensor], batch: int, size: int, seed: int) -> Ite
 
 
 @click.group(help=__doc__)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/micro"),
-              show_default=True, help="folder for states, latents and logs")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/micro"),
+    show_default=True,
+    help="folder for states, latents and logs",
+)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice")
 @click.pass_context
 def main(context: click.Context, work: Path, threads: int) -> None:
@@ -119,8 +124,11 @@ def vae(work: Path, steps: int, pictures: int, save_every: int) -> None:
     canvas = []
     for i in tqdm(range(pictures), desc="painting"):
         size = (64, 96, 128, 192, 256, 512)[i % 6]
-        canvas.append(torch.from_numpy(np.array(draw(sample_scene(rng), size, size)))
-                      .permute(2, 0, 1).contiguous())
+        canvas.append(
+            torch.from_numpy(np.array(draw(sample_scene(rng), size, size)))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
     net = build_vae().to(DEVICE, memory_format=torch.channels_last).train()
     average = Average(net, 0.998)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, betas=(0.9, 0.99))
@@ -156,8 +164,13 @@ def vae(work: Path, steps: int, pictures: int, save_every: int) -> None:
             bar.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr:.1f}")
             log(work, "vae", step=step, loss=loss.item(), psnr=psnr)
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_state(state_file, net=net.state_dict(), optimizer=optimizer.state_dict(),
-                       average=average.weights, step=step + 1)
+            save_state(
+                state_file,
+                net=net.state_dict(),
+                optimizer=optimizer.state_dict(),
+                average=average.weights,
+                step=step + 1,
+            )
 
 
 def normalise(net: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -201,8 +214,12 @@ def latents(work: Path, small: int, medium: int, large: int) -> None:
         sizes[f"{width}x{height}"] = (width, height, large)
     for name, (width, height, count) in sizes.items():
         scenes, z = encode(width, height, count, name)
-        save_state(work / f"latents-{name}.pt", latents=z.half(), size=(width, height),
-                   scenes=[vars(s) for s in scenes])
+        save_state(
+            work / f"latents-{name}.pt",
+            latents=z.half(),
+            size=(width, height),
+            scenes=[vars(s) for s in scenes],
+        )
 
 
 class Scenes:
@@ -351,8 +368,13 @@ def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
             bar.set_postfix(loss=f"{smooth:.4f}", size=size)
             log(work, "unet", step=step, loss=smooth, batch=batch)
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_state(state_file, nets=nets.state_dict(), optimizer=optimizer.state_dict(),
-                       average=average.weights, step=step + 1)
+            save_state(
+                state_file,
+                nets=nets.state_dict(),
+                optimizer=optimizer.state_dict(),
+                average=average.weights,
+                step=step + 1,
+            )
 
 
 @main.command()
@@ -366,8 +388,12 @@ def export(work: Path, out: Path) -> None:
     autoencoder = build_vae()
     autoencoder.load_state_dict(torch.load(work / "vae-normalised.pt", weights_only=True)["net"])
     autoencoder.register_to_config(scaling_factor=1.0)
-    parts = {"unet": nets["unet"], "vae": autoencoder,
-             "text_encoder": nets["text"].one, "text_encoder_2": nets["text"].two}
+    parts = {
+        "unet": nets["unet"],
+        "vae": autoencoder,
+        "text_encoder": nets["text"].one,
+        "text_encoder_2": nets["text"].two,
+    }
     for name, net in parts.items():
         net.half().save_pretrained(out / name, safe_serialization=True)
     build_scheduler().save_pretrained(out / "scheduler")

@@ -1,0 +1,83 @@
+"""What all commands share: the group, the data folder, the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imaged.catalogue import BUILT_IN, Model
+from imaged.errors import CommandError, ImagedError
+from imaged.settings import Settings
+
+if TYPE_CHECKING:
+    from imaged.store.db import Database
+
+
+class Commands(click.Group):
+    """Shows our errors as one line, without a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ImagedError as error:
+            raise click.ClickException(error.detail) from error
+
+
+def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of the database, the pictures and the first key  [default: data]",
+    )(command)
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="imaged")
+def main() -> None:
+    """imaged, the image daemon: text to image on your own machine, over an HTTP API.
+
+    Begin with `imaged serve`, or make one picture without a server: `imaged generate "a red
+    house by a blue lake"`.
+    """
+    logging.basicConfig(
+        level=os.environ.get("IMAGED_LOG", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched at run time
+
+
+@contextmanager
+def store(data: Path | None) -> Iterator[tuple[Settings, Database]]:
+    """The store of the given or configured data folder, with its schema brought up to date."""
+    from imaged.store.db import Database
+
+    settings = Settings.from_env(os.environ, data=data)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    db = Database(settings.database)
+    db.migrate()
+    try:
+        yield settings, db
+    finally:
+        db.close()
+
+
+def find_model(slug: str, data: Path | None) -> Model:
+    """A model of the catalogue; the built-in ones need no data folder."""
+    from imaged.store import models
+
+    settings = Settings.from_env(os.environ, data=data)
+    offered = {m.slug: m for m in BUILT_IN}
+    if (settings.data / "imaged.db").exists() or settings.database_url:
+        with store(data) as (_, db), db.read() as connection:
+            offered = models.catalogue(connection)
+    if slug not in offered:
+        raise CommandError(f"there is no model {slug}; there are: {', '.join(offered)}")
+    return offered[slug]

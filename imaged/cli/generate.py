@@ -1,0 +1,97 @@
+"""imaged generate"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imaged.catalogue import DEFAULT_SLUG, Model
+from imaged.cli.app import data_option, find_model, main
+from imaged.errors import CommandError
+from imaged.params import KNOBS, ImageParams, Knob, read_params
+
+
+def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command-line option from a knob; values are checked by the knob, as in the API."""
+    names = {
+        "negative_prompt": "negative",
+        "num_inference_steps": "steps",
+        "guidance_scale": "guidance",
+        "img_width": "width",
+        "img_height": "height",
+    }
+    shown = "" if knob.default is None else f", default {knob.default}"
+    text = f"{knob.text.rstrip('.')} ({knob.allowed}{shown})."
+    flag = f"--{names.get(knob.name, knob.name)}"
+    return click.option(flag, knob.name, metavar=knob.kind.upper(), help=text)
+
+
+def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for knob in reversed(KNOBS):
+        if knob.name not in ("prompt", "base64"):
+            command = knob_option(knob)(command)
+    return command
+
+
+@main.command()
+@click.argument("prompt")
+@knob_options
+@click.option("--model", default=DEFAULT_SLUG, show_default=True, help="Slug from `models list`.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write (.jpg or .png)  [default: imaged-SEED.jpg]",
+)
+@data_option
+def generate(prompt: str, model: str, output: Path | None, data: Path | None, **given: Any) -> None:
+    """Make pictures in this process, without a server. Prints each file and its seed."""
+    params, _ = read_params({"prompt": prompt, **given})
+    if params.seed < 0:
+        params = replace(params, seed=secrets.randbelow(10**9))
+    if output is not None and output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise CommandError("--output should end in .jpg, .jpeg or .png")
+    _generate(params, find_model(model, data), output)
+
+
+def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
+    from tqdm import tqdm
+
+    from imaged.engine.engine import Engine
+    from imaged.engine.load import load
+    from imaged.worker.deliver import encode_jpeg
+
+    click.echo(f"checkpoint {model.checkpoint_name}", err=True)
+    engine = Engine(load(model.checkpoint))
+    engine.submit("cli", params)
+    outcomes: list[Any] = []
+    calls = params.unet_calls * params.samples
+    with tqdm(total=calls, unit="call", desc="denoising") as bar:
+        while not outcomes:
+            outcomes = engine.tick()
+            done, _ = engine.progress().get("cli", (calls, calls))
+            bar.update(done - bar.n)
+    outcome = outcomes[0]
+    if outcome.error is not None:
+        raise outcome.error
+    for k, picture in enumerate(outcome.pictures):
+        path = _output_path(output, picture.seed, k, len(outcome.pictures))
+        if path.suffix.lower() == ".png":
+            from PIL import Image
+
+            size = (picture.width, picture.height)
+            Image.frombytes("RGB", size, picture.rgb).save(path)
+        else:
+            path.write_bytes(encode_jpeg(picture))
+        click.echo(f"{path}  seed {picture.seed}")
+
+
+def _output_path(output: Path | None, seed: int, k: int, count: int) -> Path:
+    if output is None:
+        return Path(f"imaged-{seed}.jpg")
+    return output if count == 1 else output.with_stem(f"{output.stem}-{k}")

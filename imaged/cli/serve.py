@@ -1,0 +1,99 @@
+"""imaged serve, imaged worker"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from imaged.catalogue import DEFAULT_SLUG, MICROS
+from imaged.cli.app import data_option, main, store
+from imaged.settings import Settings
+
+if TYPE_CHECKING:
+    from imaged.store.db import Database
+
+FIRST_CREDITS_USD = 100.0
+
+
+@main.command()
+@click.option("--host", help="Address to listen on  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port  [default: 8000]")
+@click.option("--workers", type=int, help="Worker processes; 0 for a gateway alone  [default: 1]")
+@data_option
+def serve(host: str | None, port: int | None, workers: int | None, data: Path | None) -> None:
+    """Run the API and its workers until Ctrl-C. Ready when GET /readyz answers 200.
+
+    The first start makes an API key, prints it once and keeps it in DATA/first-key.
+    """
+    import uvicorn
+
+    from imaged.gateway.app import build_app
+    from imaged.worker.supervisor import Supervisor
+
+    given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
+    with store(given.data) as (_, db):
+        key = _first_key(given, db)
+        _greet(given, key)
+        supervisor = Supervisor(given, db)
+        supervisor.start()
+        try:
+            uvicorn.run(
+                build_app(given),
+                host=given.host,
+                port=given.port,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=5,
+                server_header=False,
+            )
+        finally:
+            supervisor.stop(grace_s=25)
+
+
+@main.command()
+@click.option("--id", "worker_id", help="Given by the supervisor; leave it out otherwise.")
+@data_option
+def worker(worker_id: str | None, data: Path | None) -> None:
+    """Run one more worker on the same store (`serve` runs its own)."""
+    from imaged.worker.main import main as run
+
+    run(Settings.from_env(os.environ, data=data), worker_id)
+
+
+def _first_key(settings: Settings, db: Database) -> str | None:
+    """The key made at first start; None when keys were made by hand."""
+    from imaged.store import keys
+
+    path = settings.data / "first-key"
+    secret = keys.load_secret(settings.data)
+    with db.write() as connection:
+        if keys.rows(connection):
+            return path.read_text().strip() if path.exists() else None
+        key = keys.create(
+            connection,
+            secret,
+            time.time(),
+            name="first",
+            credits_micros=int(FIRST_CREDITS_USD * MICROS),
+        )
+        path.touch(mode=0o600)
+        path.write_text(key + "\n")  # before the commit: a key that nobody knows is no use
+        click.echo(f"New API key (kept in {path}): {key}\n")
+        return key
+
+
+def _greet(settings: Settings, key: str | None) -> None:
+    url = settings.public_url or f"http://{settings.host}:{settings.port}"
+    shown = f"$(cat {settings.data / 'first-key'})" if key else "YOUR_KEY"
+    click.echo(
+        f"imaged serves {DEFAULT_SLUG} at {url}   (Ctrl-C stops it)\n\n"
+        "Try it, from a second terminal:\n\n"
+        f'  curl {url}/v1/{DEFAULT_SLUG} -H "x-api-key: {shown}" \\\n'
+        "    -H 'content-type: application/json' -o house.jpg \\\n"
+        '    -d \'{"prompt": "a red house by a blue lake, snowed mountains, sunset",'
+        ' "img_width": 512, "img_height": 512}\'\n'
+    )

@@ -1,0 +1,179 @@
+"""Shared fixtures: the real checkpoint, a real store in a temporary folder, a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+hypothesis_settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure, and a failure repeats
+hypothesis_settings.load_profile("steady")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in [n for n in os.environ if n.startswith(("IMAGED_", "SEGMIND_"))]:
+    del os.environ[name]  # a developer's own settings must not decide a test
+
+SLUG = "sdxl1.0-yamers-realistic"
+QUICK: dict[str, Any] = {
+    "prompt": "a green prairie under a blue sky",
+    "num_inference_steps": 20,
+    "img_width": 512,
+    "img_height": 512,
+}
+
+
+@pytest.fixture(scope="session")
+def nets() -> Any:
+    """The shipped checkpoint on the CPU."""
+    import torch
+
+    from imaged.catalogue import MICRO
+    from imaged.engine.load import load
+
+    return load(MICRO, torch.device("cpu"))
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Any]:
+    """A fresh store with the current schema."""
+    from imaged.store.db import Database
+
+    database = Database(f"sqlite:///{tmp_path / 'imaged.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def imaged(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would."""
+    return subprocess.run(
+        [sys.executable, "-m", "imaged", *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **kwargs,
+    )
+
+
+@dataclass
+class Server:
+    """`imaged serve` as its own process group on a free port."""
+
+    data: Path
+    port: int = field(default_factory=free_port)
+    environ: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return (self.data / "first-key").read_text().strip()
+
+    def start(self, ready: bool = True) -> Server:
+        command = [sys.executable, "-m", "imaged", "serve", "--data", str(self.data)]
+        with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port)],
+                env={**os.environ, **self.environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if ready:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self, limit_s: float = 90) -> None:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.process is not None and self.process.poll() is None, self.log
+            time.sleep(0.1)
+        raise AssertionError(f"not ready after {limit_s} s: {self.log}")
+
+    @property
+    def log(self) -> str:
+        return (self.data.parent / f"{self.data.name}.log").read_text(errors="replace")[-4000:]
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill_everything(self) -> None:
+        """SIGKILL to the server and to its workers, all that this fixture started."""
+        assert self.process is not None
+        pids = [*self.worker_pids(), self.process.pid]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def worker_pids(self) -> list[int]:
+        """The worker processes of this server, from their parent's pid."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        listed = {int(pid) for pid in children.read_text().split()}
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():  # any thread may fork
+            listed |= {int(pid) for pid in (task / "children").read_text().split()}
+        return sorted(listed)
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.url, headers={"x-api-key": key or self.key}, timeout=120
+        )
+
+    def submit(self, **params: Any) -> str:
+        with self.client() as client:
+            answer = client.post(f"/v2/{SLUG}", json={**QUICK, **params})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["request_id"])
+
+    def wait(self, job_id: str, limit_s: float = 120) -> dict[str, Any]:
+        """The status body once the job has ended."""
+        deadline = time.monotonic() + limit_s
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                try:
+                    body = client.get(f"/v2/requests/{job_id}/status").json()
+                except httpx.TransportError:
+                    time.sleep(0.2)
+                    continue
+                if body["status"] in ("COMPLETED", "FAILED"):
+                    return dict(body)
+                time.sleep(0.1)
+        raise AssertionError(f"job did not end: {body} {self.log}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that do not harm it."""
+    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield running
+    running.stop()

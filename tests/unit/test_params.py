@@ -1,0 +1,110 @@
+"""Every parameter: its default, its bounds, and an answer for everything wrong."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imaged.errors import BadParameter, ImagedError, MalformedBody
+from imaged.params import KNOBS, SCHEDULERS, ImageParams, read_params, unet_calls
+
+WRONG: list[tuple[str, object]] = [
+    *[("prompt", v) for v in (None, "", "  ", 5, ["x"], {"a": 1}, "a\0b", "\ud800", "x" * 20_001)],
+    *[("negative_prompt", v) for v in (5, [], "a\0b", "\udfff", "x" * 20_001)],
+    *[("samples", v) for v in (0, 5, -1, 1.5, "two", True, [], float("nan"), "1e999", "")],
+    *[("scheduler", v) for v in ("Euler b", "", 3, None.__class__, [], "euler\0")],
+    *[("num_inference_steps", v) for v in (19, 101, 20.5, "many", 10**400, float("inf"), {})],
+    *[("guidance_scale", v) for v in (0.99, 15.01, float("nan"), float("-inf"), "7,5", False, [])],
+    *[("seed", v) for v in (-2, 10**15, 10**400, "9" * 401, 1.5, "0x10", "１", float("nan"))],
+    *[("img_width", v) for v in (511, 513, 516, 2056, 0, -512, "wide", 1024.5, 2**64)],
+    *[("img_height", v) for v in (511, 1001, 4096, "1e2", True, float("inf"))],
+    *[("base64", v) for v in ("yes", 2, [], {}, 0.5, "")],
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_wrong_value_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(BadParameter) as caught:
+        read_params({"prompt": "a house", field: value})
+    knob = next(k for k in KNOBS if k.name == field)
+    assert caught.value.detail.startswith(field)
+    assert knob.allowed in caught.value.detail
+    json.dumps(caught.value.detail).encode()  # can be sent
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5, True])
+def test_body_must_be_an_object(body: object) -> None:
+    with pytest.raises(MalformedBody):
+        read_params(body)
+
+
+def test_defaults() -> None:
+    params, ignored = read_params({"prompt": "a house"})
+    assert params == ImageParams("a house")
+    assert ignored == []
+
+
+def test_bounds_are_inclusive() -> None:
+    for knob in KNOBS:
+        for bound in (knob.low, knob.high):
+            if knob.kind in ("integer", "number") and bound is not None:
+                assert knob.read(bound) == bound
+
+
+def test_lenient_typing_and_aliases() -> None:
+    params, ignored = read_params(
+        {
+            "prompt": "a house",
+            "samples": "2",
+            "num_inference_steps": 30.0,
+            "guidance_scale": "7.5",
+            "seed": "468685",
+            "width": 512,
+            "height": "768",
+            "negativePrompt": "trees",
+            "base64": 1,
+            "scheduler": "euler A",
+            "refiner": True,
+            "strength": 0.75,
+        }
+    )
+    assert params == ImageParams(
+        "a house", "trees", 2, "Euler a", 30, 7.5, 468685, 512, 768, True
+    )
+    assert ignored == ["refiner", "strength"]
+
+
+def test_own_name_wins_over_alias_and_null_is_absent() -> None:
+    params, _ = read_params({"prompt": "x", "width": 512, "img_width": 768, "seed": None})
+    assert (params.img_width, params.seed) == (768, -1)
+
+
+def test_unet_calls() -> None:
+    assert unet_calls("Euler", 25) == 25
+    assert unet_calls("PNDM", 25) == 26
+    assert unet_calls("Heun", 25) == unet_calls("DPM2 Karras", 25) == 49
+    assert len(SCHEDULERS) == 13
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([k.name for k in KNOBS]), JSON, max_size=6).map(
+        lambda d: {"prompt": "x"} | d
+    )
+)
+def test_any_json_is_read_or_refused(body: dict[str, object]) -> None:
+    try:
+        params, _ = read_params(body)
+    except ImagedError as error:
+        assert error.status == 400
+        return
+    for knob in KNOBS:
+        value = getattr(params, knob.name)
+        assert value == knob.default or knob.read(value) == value

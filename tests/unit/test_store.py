@@ -1,0 +1,511 @@
+"""Queue and ledger on a real database: moves, fences, races; each with its mutant."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis import strategies as st
+
+from imaged.errors import NoCredits, TooFast
+from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Job, State, new_job_id
+from imaged.params import ImageParams
+from imaged.store import keys, ledger, models, queue
+from imaged.store.db import Database
+from imaged.store.schema import api_keys, jobs, metadata
+from imaged.store.writer import Writer
+
+SECRET = b"s" * 32
+RESULT = {"images": [], "inference_s": 1.0, "checkpoint": "micro"}
+KEEP_S = 3600.0
+
+
+def make_key(db: Database, credits_micros: int = 1000, rpm: int = 10_000) -> int:
+    with db.write() as c:
+        key = keys.create(c, SECRET, 0.0, name="t", credits_micros=credits_micros, rpm=rpm)
+        found = keys.find(c, SECRET, key)
+    assert found is not None
+    return found.id
+
+
+def put(db: Database, key_id: int, cost: int = 10, model: str = "m", now: float = 1.0) -> str:
+    job_id = new_job_id()
+    with db.write() as c:
+        queue.put(c, job_id=job_id, key_id=key_id, model=model, params=ImageParams("x"),
+                  cost_micros=cost, now=now)  # fmt: skip
+    return job_id
+
+
+def worker(db: Database, name: str = "w", now: float = 1.0) -> str:
+    with db.write() as c:
+        queue.register(c, name, 1, "host", now)
+    return name
+
+
+def claim(db: Database, name: str = "w", limit: int = 9, now: float = 2.0) -> list[Job]:
+    with db.write() as c:
+        return queue.claim(c, name, ["m"], limit, now)
+
+
+def get(db: Database, job_id: str) -> Job:
+    with db.read() as c:
+        return queue.read(c, [job_id])[job_id]
+
+
+def free(db: Database, key_id: int) -> int:
+    with db.read() as c:
+        return ledger.free(c, key_id)
+
+
+def audit(db: Database) -> list[str]:
+    with db.read() as c:
+        return ledger.audit(c)
+
+
+def test_schema_is_what_the_migrations_make(db: Database) -> None:
+    with db.read() as c:
+        assert compare_metadata(MigrationContext.configure(c), metadata) == []
+
+
+def test_sqlite_is_durable_and_not_in_the_corruption_range(db: Database) -> None:
+    with db.read() as c:
+        assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert c.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        version = c.exec_driver_sql("SELECT sqlite_version()").scalar_one()
+    assert tuple(map(int, version.split("."))) >= (3, 51, 3)
+
+
+def test_finish_charges_once(db: Database) -> None:
+    key_id = make_key(db)
+    job_id = put(db, key_id, cost=300)
+    assert free(db, key_id) == 700
+    worker(db)
+    [job] = claim(db)
+    with db.write() as c:
+        assert queue.finish(c, job, "w", RESULT, 3.0, KEEP_S)
+    with db.write() as c:
+        assert not queue.finish(c, job, "w", RESULT, 4.0, KEEP_S)
+    done = get(db, job_id)
+    assert (done.state, done.remaining_micros, free(db, key_id)) == (State.COMPLETED, 700, 700)
+    assert audit(db) == []
+
+
+def test_failure_and_cancel_give_the_money_back(db: Database) -> None:
+    key_id = make_key(db)
+    first, second = put(db, key_id), put(db, key_id)
+    worker(db)
+    [job] = claim(db, limit=1)
+    with db.write() as c:
+        assert queue.fail(c, job, "w", "nan_output", "text", 3.0, KEEP_S)
+        assert queue.cancel(c, second, 3.0, KEEP_S)
+        assert not queue.cancel(c, second, 3.0, KEEP_S)
+    assert (get(db, first).reason, get(db, second).state) == ("nan_output", State.CANCELLED)
+    assert free(db, key_id) == 1000
+    assert audit(db) == []
+
+
+def test_no_credits_changes_nothing(db: Database) -> None:
+    key_id = make_key(db, credits_micros=25)
+    put(db, key_id), put(db, key_id)
+    with pytest.raises(NoCredits, match="costs 0.000010 and 0.000005 are left"):
+        put(db, key_id)
+    assert free(db, key_id) == 5
+    assert audit(db) == []
+
+
+def test_rate_limit_refills(db: Database) -> None:
+    key_id = make_key(db, rpm=2)
+    put(db, key_id, now=100.0), put(db, key_id, now=100.0)
+    with pytest.raises(TooFast) as caught:
+        put(db, key_id, now=101.0)
+    assert caught.value.reset_at == pytest.approx(130.0)
+    put(db, key_id, now=131.0)
+
+
+# -- a late worker ----------------------------------------------------------------------------
+
+
+def zombie_writes(db: Database) -> bool:
+    """A worker loses its job to another and then reports; True if the late report counted."""
+    key_id = make_key(db)
+    job_id = put(db, key_id)
+    worker(db, "old", now=1.0)
+    [stale] = claim(db, "old")
+    with db.write() as c:
+        queue.reap(c, 100.0, lease_s=10, queue_s=1e6, run_s=1e6, retention_s=KEEP_S)
+    worker(db, "new", now=100.0)
+    [_] = claim(db, "new", now=101.0)
+    with db.write() as c:
+        counted = queue.finish(c, stale, "old", RESULT, 102.0, KEEP_S)
+    assert counted == (get(db, job_id).state is State.COMPLETED)
+    return counted
+
+
+def test_late_worker_is_fenced(db: Database) -> None:
+    assert not zombie_writes(db)
+
+
+def test_mutant_without_fence_is_seen(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_running", lambda _: jobs.c.state == State.PROCESSING)
+
+    def finish(c: Any, job: Job, w: str, *rest: Any) -> bool:
+        return real(c, replace(job, epoch=2), w, *rest)  # as if the epoch were not looked at
+
+    real = queue.finish
+    monkeypatch.setattr(queue, "finish", finish)
+    assert zombie_writes(db)
+
+
+# -- races over money -------------------------------------------------------------------------
+
+
+def overspend_race(db: Database) -> tuple[int, int]:
+    """32 threads with a balance for 10; how many got in, and what is free afterwards."""
+    key_id = make_key(db, credits_micros=100)
+    barrier = threading.Barrier(32)
+
+    def one(_: int) -> bool:
+        barrier.wait()
+        try:
+            put(db, key_id, cost=10)
+        except (NoCredits, sa.exc.IntegrityError):
+            return False
+        return True
+
+    with ThreadPoolExecutor(32) as pool:
+        admitted = sum(pool.map(one, range(32)))
+    return admitted, free(db, key_id)
+
+
+def test_nobody_overspends(db: Database) -> None:
+    assert overspend_race(db) == (10, 0)
+    assert audit(db) == []
+
+
+def test_mutant_check_then_deduct_is_stopped_by_the_schema(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even a reserve that does not look at the balance cannot overspend: the CHECK refuses."""
+
+    def careless(c: Any, key_id: int, job_id: str, amount: int, now: float) -> bool:
+        c.execute(
+            api_keys.update()
+            .where(api_keys.c.id == key_id)
+            .values(reserved_micros=api_keys.c.reserved_micros + amount)
+        )
+        ledger._write(c, key_id, job_id, "reserve", amount, now)
+        return True
+
+    monkeypatch.setattr(ledger, "reserve", careless)
+    assert overspend_race(db) == (10, 0)
+    with db.write() as c:  # and without the CHECK the same race is seen to overspend
+        c.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        key_id = 1
+        careless(c, key_id, new_job_id(), 1000, 1.0)
+        assert ledger.free(c, key_id) < 0
+        c.rollback()
+
+
+def test_second_end_of_a_job_is_impossible(db: Database) -> None:
+    key_id = make_key(db)
+    job_id = put(db, key_id)
+    with db.write() as c:
+        ledger.settle(c, key_id, job_id, 10, 2.0)
+    for again in (ledger.settle, ledger.release):
+        with pytest.raises(sa.exc.IntegrityError), db.write() as c:
+            again(c, key_id, job_id, 10, 3.0)
+    with pytest.raises(sa.exc.IntegrityError), db.write() as c:
+        ledger.reserve(c, key_id, job_id, 10, 3.0)
+    assert audit(db) == []
+
+
+def test_audit_sees_a_wrong_balance(db: Database) -> None:
+    key_id = make_key(db)
+    with db.write() as c:
+        c.execute(api_keys.update().values(balance_micros=999))
+    assert f"key {key_id}" in audit(db)[0]
+
+
+def test_claimers_never_share_a_job(db: Database) -> None:
+    key_id = make_key(db, credits_micros=10**6)
+    ids = {put(db, key_id) for _ in range(60)}
+    for n in range(4):
+        worker(db, f"w{n}")
+
+    def all_of(name: str) -> list[str]:
+        taken: list[str] = []
+        while got := claim(db, name, limit=3):
+            taken += [job.id for job in got]
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [id for part in pool.map(all_of, [f"w{n}" for n in range(4)]) for id in part]
+    assert sorted(taken) == sorted(ids)
+
+
+def test_concurrent_finishes_count_once(db: Database) -> None:
+    key_id = make_key(db)
+    put(db, key_id)
+    worker(db)
+    [job] = claim(db)
+
+    def finish(_: int) -> bool:
+        with db.write() as c:
+            return queue.finish(c, job, "w", RESULT, 3.0, KEEP_S)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(finish, range(8))) == 1
+    assert audit(db) == []
+
+
+# -- fairness, leases, clocks -----------------------------------------------------------------
+
+
+def test_a_small_key_does_not_wait_behind_a_flood(db: Database) -> None:
+    flood, small = make_key(db, 10**9), make_key(db, 10**9)
+    for _ in range(50):
+        put(db, flood, cost=10_000)
+    mine = [put(db, small, cost=10_000) for _ in range(3)]
+    worker(db)
+    order = [claim(db, limit=1)[0].id for _ in range(10)]
+    assert set(mine) <= set(order)
+
+
+def test_poison_job_fails_after_its_attempts(db: Database) -> None:
+    key_id = make_key(db)
+    job_id = put(db, key_id)
+    for n in range(MAX_ATTEMPTS):
+        worker(db, f"w{n}")
+        assert len(claim(db, f"w{n}")) == 1
+        with db.write() as c:
+            queue.release(c, f"w{n}", 3.0, KEEP_S, blame=True)
+    assert (get(db, job_id).state, get(db, job_id).reason) == (State.FAILED, "worker_lost")
+    assert free(db, key_id) == 1000
+
+
+def test_orderly_release_does_not_count(db: Database) -> None:
+    job_id = put(db, make_key(db))
+    for n in range(MAX_ATTEMPTS + 2):
+        worker(db, f"w{n}")
+        assert len(claim(db, f"w{n}")) == 1
+        with db.write() as c:
+            queue.release(c, f"w{n}", 3.0, KEEP_S, blame=False)
+    assert get(db, job_id).state is State.QUEUED
+
+
+def test_clocks(db: Database) -> None:
+    key_id = make_key(db)
+    waits, runs = put(db, key_id, now=0.0), put(db, key_id, model="other", now=0.0)
+    worker(db, now=50.0)
+    with db.write() as c:
+        queue.claim(c, "w", ["other"], 1, 50.0)
+        queue.reap(c, 55.0, lease_s=10, queue_s=100, run_s=1, retention_s=KEEP_S)
+    assert (get(db, runs).reason, get(db, waits).state) == ("timeout", State.QUEUED)
+    with db.write() as c:
+        queue.reap(c, 101.0, lease_s=100, queue_s=100, run_s=100, retention_s=KEEP_S)
+    assert get(db, waits).reason == "queue_timeout"
+    assert free(db, key_id) == 1000
+
+
+def test_beat_keeps_the_lease_tells_progress_and_losses(db: Database) -> None:
+    key_id = make_key(db)
+    kept, lost = put(db, key_id), put(db, key_id)
+    worker(db)
+    claim(db)
+    with db.write() as c:
+        queue.cancel(c, lost, 3.0, KEEP_S)
+        assert queue.beat(c, "w", 3.0, 3.0, "micro", {kept: (1, 7), lost: (1, 2)}) == {lost}
+        assert queue.beat(c, "w", 4.0, 4.0, "micro", {kept: (0, 9)}) == {kept}  # another epoch
+        assert queue.beat(c, "nobody", 4.0, 4.0, None, {}) is None
+    assert get(db, kept).calls_done == 7
+
+
+def test_expiry_forgets_jobs_but_not_money(db: Database) -> None:
+    key_id = make_key(db)
+    job_id = put(db, key_id)
+    worker(db)
+    [job] = claim(db)
+    with db.write() as c:
+        queue.finish(c, job, "w", RESULT, 10.0, 100.0)
+        assert queue.expire(c, 109.0) == []
+        assert [gone.id for gone in queue.expire(c, 111.0)] == [job_id]
+        assert queue.read(c, [job_id]) == {}
+    assert audit(db) == []
+
+
+# -- keys, models, writer ---------------------------------------------------------------------
+
+
+def test_keys_are_not_in_the_files(tmp_path: Path, db: Database) -> None:
+    with db.write() as c:
+        key = keys.create(c, SECRET, 0.0, name="n", credits_micros=5)
+        found = keys.find(c, SECRET, key)
+        assert found is not None
+        assert keys.find(c, b"other secret", key) is None
+        assert keys.find(c, SECRET, key + "0") is None
+    assert key.startswith("SG_") and len(key) == 35
+    everything = b"".join(p.read_bytes() for p in tmp_path.iterdir())
+    assert key.encode() not in everything
+    with db.write() as c:
+        keys.revoke(c, found.id, 1.0)
+        assert keys.find(c, SECRET, key) is None
+
+
+def test_added_model_takes_the_slug(db: Database) -> None:
+    with db.write() as c:
+        built_in = models.catalogue(c)["sdxl1.0-yamers-realistic"]
+        models.add(c, replace(built_in, checkpoint=Path("/x/real.safetensors")), 0.0)
+        assert models.catalogue(c)[built_in.slug].checkpoint_name == "real"
+        models.remove(c, built_in.slug)
+        assert models.catalogue(c)[built_in.slug].checkpoint_name == "micro"
+
+
+def test_writer_commits_together_and_fails_apart(db: Database) -> None:
+    key_id = make_key(db, credits_micros=10**6)
+    writer = Writer(db)
+
+    def good(c: sa.Connection) -> None:
+        ledger.grant(c, key_id, 1, 1.0)
+
+    def bad(c: sa.Connection) -> None:
+        ledger.grant(c, key_id, 1000, 1.0)
+        raise ValueError("mine alone")
+
+    futures = [writer.submit(bad if n % 10 == 3 else good) for n in range(100)]
+    failures = [f.exception(10) for f in futures]
+    writer.close()
+    assert sum(f is not None for f in failures) == 10
+    assert free(db, key_id) == 10**6 + 90
+    assert audit(db) == []
+
+
+# -- any order of events ----------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Random submits, claims, finishes, deaths, cancels and expiries; money always adds up."""
+
+    make: Callable[[], Database]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.db = type(self).make()
+        self.now = 1.0
+        self.key = make_key(self.db, credits_micros=200)
+        self.held: list[tuple[str, Job]] = []
+        self.states: dict[str, State] = {}
+
+    def tick(self) -> float:
+        self.now += 1
+        return self.now
+
+    @rule()
+    def submit(self) -> None:
+        try:
+            put(self.db, self.key, cost=30, now=self.tick())
+        except NoCredits:
+            assert free(self.db, self.key) < 30
+
+    @rule(name=st.sampled_from(["a", "b"]))
+    def work(self, name: str) -> None:
+        with self.db.write() as c:
+            if queue.beat(c, name, self.now, self.now, "micro", {}) is None:
+                queue.register(c, name, 1, "h", self.now)
+            jobs = queue.claim(c, name, ["m"], 2, self.tick())
+        self.held += [(name, job) for job in jobs]
+
+    @rule(n=st.integers(0, 5), fails=st.booleans())
+    def report(self, n: int, fails: bool) -> None:
+        """Any report that was ever due, also late and repeated ones."""
+        if self.held:
+            name, job = self.held[n % len(self.held)]
+            with self.db.write() as c:
+                if fails:
+                    queue.fail(c, job, name, "engine_error", "x", self.tick(), 20.0)
+                else:
+                    queue.finish(c, job, name, RESULT, self.tick(), 20.0)
+
+    @rule(name=st.sampled_from(["a", "b"]), blame=st.booleans())
+    def die(self, name: str, blame: bool) -> None:
+        with self.db.write() as c:
+            queue.release(c, name, self.tick(), 20.0, blame=blame)
+
+    @rule(n=st.integers(0, 5))
+    def cancel(self, n: int) -> None:
+        if self.held:
+            with self.db.write() as c:
+                queue.cancel(c, self.held[n % len(self.held)][1].id, self.tick(), 20.0)
+
+    @rule(leap=st.sampled_from([1.0, 12.0, 60.0]))
+    def time_passes(self, leap: float) -> None:
+        self.now += leap
+        with self.db.write() as c:
+            queue.reap(c, self.now, lease_s=10, queue_s=50, run_s=30, retention_s=20.0)
+            queue.expire(c, self.now)
+
+    @invariant()
+    def money_adds_up(self) -> None:
+        assert audit(self.db) == []
+        assert free(self.db, self.key) >= 0
+
+    @invariant()
+    def reservations_are_open_jobs(self) -> None:
+        with self.db.read() as c:
+            open_cost = c.execute(
+                sa.select(sa.func.coalesce(sa.func.sum(jobs.c.cost_micros), 0)).where(
+                    jobs.c.state.in_(("QUEUED", "PROCESSING"))
+                )
+            ).scalar_one()
+            [row] = keys.rows(c)
+        assert row.reserved_micros == open_cost
+
+    @invariant()
+    def moves_are_legal(self) -> None:
+        with self.db.read() as c:
+            seen = {job.id: job.state for job in queue.newest(c, 1000)}
+        for job_id, state in seen.items():
+            before = self.states.get(job_id, State.QUEUED)
+            steps = MOVES[before] | {before}
+            reachable = steps | {s for step in steps for s in MOVES[step]}
+            assert state in reachable, (before, state)
+            assert not (before in FINAL and state is not before)
+        self.states = seen
+
+    def teardown(self) -> None:
+        self.db.close()
+
+
+def test_any_order_of_events(tmp_path: Path) -> None:
+    def make() -> Database:
+        database = Database(f"sqlite:///{tmp_path / new_job_id()}.db")
+        database.migrate()
+        return database
+
+    AnyOrder.make = staticmethod(make)
+    machine = AnyOrder.TestCase
+    machine.settings = hypothesis_settings(max_examples=15, stateful_step_count=40, deadline=None)
+    machine("runTest").runTest()
+
+
+def test_wait_for_a_change_returns_when_another_writes(db: Database) -> None:
+    from imaged.store.db import Watch
+
+    watch = Watch(db)
+    watch.changed()
+    assert not watch.changed()
+    timer = threading.Timer(0.2, lambda: make_key(db))
+    timer.start()
+    start = time.monotonic()
+    watch.wait(timeout_s=20.0)
+    assert time.monotonic() - start < 15
+    assert watch.changed()
+    timer.join()
