@@ -145,9 +145,7 @@ class Server:
         return sorted(listed)
 
     def client(self, key: str | None = None) -> httpx.Client:
-        return httpx.Client(
-            base_url=self.url, headers={"x-api-key": key or self.key}, timeout=120
-        )
+        return httpx.Client(base_url=self.url, headers={"x-api-key": key or self.key}, timeout=120)
 
     def submit(self, **params: Any) -> str:
         with self.client() as client:

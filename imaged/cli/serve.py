@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,8 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     from imaged.gateway.app import build_app
     from imaged.worker.supervisor import Supervisor
 
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
+        signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
     with store(given.data) as (_, db):
         key = _first_key(given, db)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
+import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from imaged.errors import ImagedError, UnknownPath, WrongMethod
+from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
 from imaged.gateway import account, images, ops, replies
 from imaged.gateway.middleware import BodyGuard
 from imaged.gateway.state import Gateway
@@ -54,6 +55,7 @@ def build_app(settings: Settings) -> ASGIApp:
         exception_handlers={
             ImagedError: _known,
             HTTPException: _http,
+            sa.exc.OperationalError: _busy,
             Exception: _unknown,
         },
     )
@@ -71,6 +73,11 @@ async def _http(_: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     known = WrongMethod() if problem.status_code == 405 else UnknownPath()
     return replies.error(known, problem.headers)
+
+
+async def _busy(_: Request, problem: Exception) -> Response:
+    log.error("the store did not answer", exc_info=problem)
+    return replies.error(Unavailable())
 
 
 async def _unknown(_: Request, problem: Exception) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import ImagedError, JobFailed, TooFast
+from imaged.errors import ImagedError, TooFast
 from imaged.jobs import Job, State
 from imaged.store import blobs
 
@@ -48,8 +48,11 @@ def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Res
         extra["x-rate-limit-reset-at-utc"] = datetime.fromtimestamp(
             problem.reset_at, UTC
         ).isoformat()
-    body = {"error": problem.detail, "code": problem.code}
-    return JSONResponse(body, problem.status or 500, headers=extra)
+    return JSONResponse(error_body(problem), problem.status or 500, headers=extra)
+
+
+def error_body(problem: ImagedError) -> dict[str, Any]:
+    return {"error": problem.detail, "code": problem.code}
 
 
 def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
@@ -189,7 +192,3 @@ def failed(job: Job, links: Links) -> Response:
 def wire_state(job: Job) -> State:
     """The original knows four states: a cancelled job shows as FAILED with its reason."""
     return State.FAILED if job.state is State.CANCELLED else job.state
-
-
-def as_error(job: Job) -> JobFailed:
-    return JobFailed(job.reason or "job_failed", job.error or "the job failed")

@@ -10,9 +10,10 @@ import re
 from typing import Any
 from urllib.parse import parse_qs
 
+import sqlalchemy as sa
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imaged.errors import BadParameter, ImagedError, UnknownRequest
+from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest
 from imaged.gateway import replies
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
@@ -35,7 +36,9 @@ class Status:
         try:
             code, body = await self._answer(match[1], scope)
         except ImagedError as problem:
-            code, body = problem.status or 500, {"error": problem.detail, "code": problem.code}
+            code, body = problem.status or 500, replies.error_body(problem)
+        except sa.exc.OperationalError:
+            code, body = 503, replies.error_body(Unavailable())
         await _send_json(send, code, body)
 
     async def _answer(self, job_id: str, scope: Scope) -> tuple[int, dict[str, Any]]:

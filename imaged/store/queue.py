@@ -46,9 +46,7 @@ def put(
     key = connection.execute(
         sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
     ).one()
-    bucket = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
-    if bucket < 1:
-        raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
+    bucket = _take_token(key, now)
     tag = max(key.tag, now)
     if not ledger.reserve(connection, key_id, job_id, cost_micros, now):
         raise NoCredits(
@@ -58,7 +56,7 @@ def put(
     connection.execute(
         api_keys.update()
         .where(api_keys.c.id == key_id)
-        .values(bucket=bucket - 1, bucket_at=now, tag=tag + cost_micros / 1000)
+        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
     )
     connection.execute(
         jobs.insert().values(
@@ -74,6 +72,14 @@ def put(
             created_at=now,
         )
     )
+
+
+def _take_token(key: Any, now: float) -> float:
+    """What is left in the key's bucket, which refills at `rpm` a minute; raises TooFast."""
+    bucket = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
+    if bucket < 1:
+        raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
+    return bucket - 1
 
 
 def read(connection: sa.Connection, ids: Collection[str]) -> dict[str, Job]:
@@ -123,10 +129,14 @@ def register(connection: sa.Connection, worker_id: str, pid: int, host: str, now
 def claim(
     connection: sa.Connection, worker_id: str, models: Collection[str], limit: int, now: float
 ) -> list[Job]:
-    """Take up to `limit` waiting jobs of these models in this worker's name, fairest first."""
+    """Take up to `limit` waiting jobs of these models in this worker's name, fairest first.
+
+    Without a lease there is nothing to take.
+    """
+    leased = sa.exists().where(workers.c.id == worker_id)
     picked = (
         sa.select(jobs.c.id)
-        .where(QUEUED, jobs.c.model.in_(list(models)))
+        .where(QUEUED, jobs.c.model.in_(list(models)), leased)
         .order_by(jobs.c.tag)
         .limit(limit)
         .with_for_update(skip_locked=True)

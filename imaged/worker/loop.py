@@ -45,12 +45,12 @@ class Worker:
     def run(self) -> None:
         """Until told to stop, and then until the work in hand is done or time is up."""
         while not self._ended():
-            for job in self.claim():
-                self.start(job)
+            for job_id, epoch in self.pulse.report(self._progress()):
+                self.drop(job_id, epoch)
+            for job, model in self.claim():
+                self.start(job, model)
             for outcome in self.tick():
                 self.deliver(outcome)
-            for job_id in self.pulse.report(self._progress()):
-                self.drop(job_id)
             if not self._held and not self._stopping.is_set():
                 self._watch.wait(timeout_s=1.0)
 
@@ -80,8 +80,8 @@ class Worker:
         self._model = model
         self.pulse.checkpoint = model.checkpoint_name
 
-    def claim(self) -> list[Job]:
-        """Jobs for the free slots: of the checkpoint at hand, or when idle of any."""
+    def claim(self) -> list[tuple[Job, Model]]:
+        """Jobs for the free slots: of the checkpoint at hand, or when idle one of any."""
         room = self.settings.slots - len(self._held)
         if self.stopping or room <= 0 or not self._watch.changed():
             return []
@@ -95,15 +95,11 @@ class Worker:
             if not jobs and not self._held:
                 jobs = queue.claim(connection, self.id, list(offered), 1, time.time())
         self._held.update((job.id, job) for job in jobs)
-        return jobs
+        return [(job, offered[job.model]) for job in jobs]
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job, model: Model) -> None:
         """Hand a claimed job to the engine, with its checkpoint loaded."""
-        with self.db.read() as connection:
-            model = models.catalogue(connection).get(job.model)
         try:
-            if model is None:
-                raise CheckpointRefused("this model is not offered any more")
             self.hold(model)
         except CheckpointRefused as error:
             log.error("%s: %s", job.model, error.detail)
@@ -113,6 +109,7 @@ class Worker:
             )
             return
         assert self._engine is not None
+        self._engine.cancel(job.id)  # an attempt that we lost and got back
         self._engine.submit(job.id, job.params)
 
     def tick(self) -> list[Outcome]:
@@ -123,9 +120,11 @@ class Worker:
         job = self._held.pop(outcome.job_id)
         self.delivery.deliver(job, outcome, self._model.checkpoint_name)
 
-    def drop(self, job_id: str) -> None:
+    def drop(self, job_id: str, epoch: int) -> None:
         """Forget a job that is ours no more."""
-        if self._held.pop(job_id, None) and self._engine:
+        job = self._held.get(job_id)
+        if job is not None and job.epoch == epoch and self._engine:
+            del self._held[job_id]
             self._engine.cancel(job_id)
 
     def _holds(self, model: Model) -> bool:

@@ -26,7 +26,7 @@ class Pulse:
         self._db, self._worker_id = db, worker_id
         self._lock = threading.Lock()
         self._held: dict[str, tuple[int, int]] = {}
-        self._lost: set[str] = set()
+        self._lost: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._parent = os.getppid() if supervised else None
         self.checkpoint: str | None = None
@@ -47,8 +47,8 @@ class Pulse:
         self._stop.set()
         self._thread.join()
 
-    def report(self, held: Mapping[str, tuple[int, int]]) -> set[str]:
-        """The loop's jobs, id -> (epoch, UNet calls made); returns those it should drop."""
+    def report(self, held: Mapping[str, tuple[int, int]]) -> set[tuple[str, int]]:
+        """The loop's jobs, id -> (epoch, UNet calls made); returns (id, epoch) of lost ones."""
         with self._lock:
             self._held, self.ticked_at = dict(held), time.time()
             lost, self._lost = self._lost, set()
@@ -61,19 +61,16 @@ class Pulse:
                 held = dict(self._held)
             try:
                 with self._db.write() as connection:
-                    lost = queue.beat(
-                        connection,
-                        self._worker_id,
-                        time.time(),
-                        self.ticked_at,
-                        self.checkpoint,
-                        held,
-                    )
-                    if lost is None:  # silent for too long: begin again with nothing
-                        self._register(connection)
-                        lost = set(held)
+                    self._beat(connection, held)
             except sa.exc.OperationalError:
                 log.exception("the heartbeat could not be written; trying again")
-                continue
-            with self._lock:
-                self._lost |= lost
+
+    def _beat(self, connection: sa.Connection, held: Mapping[str, tuple[int, int]]) -> None:
+        lost = queue.beat(
+            connection, self._worker_id, time.time(), self.ticked_at, self.checkpoint, held
+        )
+        with self._lock:  # before the commit: the loop hears of it before it can claim again
+            gone = held if lost is None else lost
+            self._lost |= {(job_id, held[job_id][0]) for job_id in gone}
+        if lost is None:  # silent for too long: begin again with nothing
+            self._register(connection)

@@ -35,6 +35,7 @@ class _Slot:
     quick_deaths: int = 0
     restart_at: float = 0.0
     buried: bool = False
+    registered: bool = False
 
 
 class Supervisor:
@@ -118,8 +119,9 @@ class Supervisor:
             busy = connection.execute(
                 sa.select(jobs.c.id).where(jobs.c.worker_id == slot.worker_id).limit(1)
             ).first()
-        if row is None:
-            return time.monotonic() - slot.started > START_S
+        if row is None:  # its lease ran out and was taken, or it has none yet
+            return slot.registered or time.monotonic() - slot.started > START_S
+        slot.registered = True
         now, settings = time.time(), self._settings
         silent = now - row.seen_at > 2 * settings.lease_s
         return silent or (busy is not None and now - row.ticked_at > settings.hang_s)

@@ -10,37 +10,50 @@ import torch
 from safetensors.torch import save_file
 
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 VAE_NAMES = {
-    "conv_shortcut": "nin_shortcut", "mid_block.resnets.0": "mid.block_1",
-    "mid_block.resnets.1": "mid.block_2", "mid_block.attentions.0": "mid.attn_1",
-    "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+    "conv_shortcut": "nin_shortcut",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
     "conv_norm_out": "norm_out",
-}  # fmt: skip
+}
 
 
 def write(path: Path, nets: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name, value in nets["unet"].state_dict().items():
         tensors["model.diffusion_model." + unet_name(name)] = value
+    levels = len(nets["vae"].config.down_block_types)
     for name, value in nets["vae"].state_dict().items():
         attention = re.search(r"\.attentions\.0\.to_\w+(\.0)?\.weight$", name)
-        tensors["first_stage_model." + vae_name(name, levels=len(nets["vae"].config.down_block_types))] = (
-            value[:, :, None, None] if attention else value
-        )
+        value = value[:, :, None, None] if attention else value
+        tensors["first_stage_model." + vae_name(name, levels)] = value
     for name, value in nets["text_encoder"].state_dict().items():
         plain = name.removeprefix("text_model.")
         tensors["conditioner.embedders.0.transformer.text_model." + plain] = value
-    tensors |= {
-        "conditioner.embedders.1.model." + k: v for k, v in open_clip(nets["text_encoder_2"]).items()
-    }
+    for name, value in open_clip(nets["text_encoder_2"]).items():
+        tensors["conditioner.embedders.1.model." + name] = value
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
 
 
@@ -54,13 +67,19 @@ def unet_name(name: str) -> str:
     rules = (
         (r"down_blocks\.(\d)\.resnets\.(\d)", lambda i, j: f"input_blocks.{3 * i + j + 1}.0"),
         (r"down_blocks\.(\d)\.attentions\.(\d)", lambda i, j: f"input_blocks.{3 * i + j + 1}.1"),
-        (r"down_blocks\.(\d)\.downsamplers\.(0)\.conv", lambda i, _: f"input_blocks.{3 * i + 3}.0.op"),
+        (
+            r"down_blocks\.(\d)\.downsamplers\.(0)\.conv",
+            lambda i, _: f"input_blocks.{3 * i + 3}.0.op",
+        ),
         (r"up_blocks\.(\d)\.resnets\.(\d)", lambda i, j: f"output_blocks.{3 * i + j}.0"),
         (r"up_blocks\.(\d)\.attentions\.(\d)", lambda i, j: f"output_blocks.{3 * i + j}.1"),
-        (r"up_blocks\.(\d)\.upsamplers\.(0)\.conv", lambda i, _: f"output_blocks.{3 * i + 2}.2.conv"),
+        (
+            r"up_blocks\.(\d)\.upsamplers\.(0)\.conv",
+            lambda i, _: f"output_blocks.{3 * i + 2}.2.conv",
+        ),
         (r"(mid)_block\.resnets\.(\d)", lambda _, j: f"middle_block.{2 * j}"),
         (r"(mid)_block\.attentions\.(0)", lambda *_: "middle_block.1"),
-    )  # fmt: skip
+    )
     for pattern, make in rules:
         if match := re.match(pattern, name):
             i, j = (int(g) if g.isdigit() else 0 for g in match.groups())
@@ -99,8 +118,11 @@ def open_clip(encoder: Any) -> dict[str, torch.Tensor]:
             qkv = [state[f"{layer}self_attn.{x}_proj.{end}"] for x in "qkv"]
             out[f"{block}attn.in_proj_{end}"] = torch.cat(qkv)
             for ours, theirs in (
-                ("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"),
-                ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
-            ):  # fmt: skip
+                ("self_attn.out_proj", "attn.out_proj"),
+                ("layer_norm1", "ln_1"),
+                ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"),
+                ("mlp.fc2", "mlp.c_proj"),
+            ):
                 out[f"{block}{theirs}.{end}"] = state[f"{layer}{ours}.{end}"]
     return out

@@ -25,30 +25,59 @@ CPU = torch.device("cpu")
 def reduced_nets() -> dict[str, Any]:
     """SDXL's blocks, depths in the pattern 0-1-2, heads of 64; only the widths are small."""
     torch.manual_seed(0)
-    text = {"vocab_size": 49408, "num_hidden_layers": 2, "max_position_embeddings": 77,
-            "bos_token_id": 49406, "eos_token_id": 49407}  # fmt: skip
+    text = {
+        "vocab_size": 49408,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }
     return {
         "unet": UNet2DConditionModel(
-            sample_size=128, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128),
+            sample_size=128,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(64, 128, 128),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2, transformer_layers_per_block=(1, 1, 2),
-            attention_head_dim=(1, 2, 2), cross_attention_dim=192, use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256,
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(1, 2, 2),
+            cross_attention_dim=192,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=128 + 6 * 256,
         ),
         "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 32, 64, 64), layers_per_block=2, sample_size=1024,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 64, 64),
+            layers_per_block=2,
+            sample_size=1024,
             scaling_factor=0.13025,
         ),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(
-            hidden_size=64, intermediate_size=128, num_attention_heads=1, projection_dim=64,
-            hidden_act="quick_gelu", **text)),
-        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(
-            hidden_size=128, intermediate_size=256, num_attention_heads=2, projection_dim=128,
-            hidden_act="gelu", **text)),
-    }  # fmt: skip
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=64,
+                intermediate_size=128,
+                num_attention_heads=1,
+                projection_dim=64,
+                hidden_act="quick_gelu",
+                **text,
+            )
+        ),
+        "text_encoder_2": CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=128,
+                intermediate_size=256,
+                num_attention_heads=2,
+                projection_dim=128,
+                hidden_act="gelu",
+                **text,
+            )
+        ),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +105,9 @@ def single_file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 def picture(checkpoint: Path) -> bytes:
     engine = Engine(load(checkpoint, CPU))
-    engine.submit("x", ImageParams("a house", num_inference_steps=20, seed=3,
-                                   img_width=128, img_height=128))  # fmt: skip
+    engine.submit(
+        "x", ImageParams("a house", num_inference_steps=20, seed=3, img_width=128, img_height=128)
+    )
     while not (outcomes := engine.tick()):
         pass
     assert outcomes[0].error is None
@@ -98,9 +128,16 @@ def test_every_tensor_arrives(
 
 def test_configs_are_read_off_the_shapes(source: dict[str, Any], single_file: Path) -> None:
     nets = load(single_file, CPU)
-    for name in ("block_out_channels", "attention_head_dim", "cross_attention_dim",
-                 "transformer_layers_per_block", "down_block_types", "up_block_types",
-                 "addition_time_embed_dim", "projection_class_embeddings_input_dim"):  # fmt: skip
+    for name in (
+        "block_out_channels",
+        "attention_head_dim",
+        "cross_attention_dim",
+        "transformer_layers_per_block",
+        "down_block_types",
+        "up_block_types",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    ):
         ours, theirs = getattr(nets.unet.config, name), getattr(source["unet"].config, name)
         assert tuple(ours) == tuple(theirs) if isinstance(theirs, tuple | list) else ours == theirs
     assert nets.vae.config.scaling_factor == 0.13025

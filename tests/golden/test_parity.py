@@ -44,18 +44,26 @@ def our_latents(
 
 def their_latents(nets: Any, params: ImageParams) -> torch.Tensor:
     pipeline = StableDiffusionXLPipeline(
-        vae=nets.vae, text_encoder=nets.text_encoder, text_encoder_2=nets.text_encoder_2,
-        tokenizer=nets.tokenizer, tokenizer_2=nets.tokenizer_2, unet=nets.unet,
+        vae=nets.vae,
+        text_encoder=nets.text_encoder,
+        text_encoder_2=nets.text_encoder_2,
+        tokenizer=nets.tokenizer,
+        tokenizer_2=nets.tokenizer_2,
+        unet=nets.unet,
         scheduler=build_scheduler(params.scheduler, nets.scheduler_config),
         add_watermarker=False,
-    )  # fmt: skip
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        params.prompt, negative_prompt=params.negative_prompt,
-        num_inference_steps=params.num_inference_steps, guidance_scale=params.guidance_scale,
-        width=params.img_width, height=params.img_height, output_type="latent",
+        params.prompt,
+        negative_prompt=params.negative_prompt,
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=params.guidance_scale,
+        width=params.img_width,
+        height=params.img_height,
+        output_type="latent",
         generator=torch.Generator("cpu").manual_seed(params.seed),
-    ).images[0]  # fmt: skip
+    ).images[0]
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -101,10 +109,15 @@ def test_every_knob(nets: Any, monkeypatch: pytest.MonkeyPatch, given: dict[str,
 def test_a_mixed_crowd_equals_each_alone(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All samplers, different steps, guidance and prompts in shared UNet calls."""
     crowd = [
-        small(name, seed=100 + n, num_inference_steps=20 + n, guidance_scale=1.0 + n,
-              prompt=PROMPT + " and a tree" * (n % 3))
+        small(
+            name,
+            seed=100 + n,
+            num_inference_steps=20 + n,
+            guidance_scale=1.0 + n,
+            prompt=PROMPT + " and a tree" * (n % 3),
+        )
         for n, name in enumerate(SCHEDULERS)
-    ]  # fmt: skip
+    ]
     together = our_latents(nets, monkeypatch, *crowd)
     for params in crowd:
         alone = their_latents(nets, params)

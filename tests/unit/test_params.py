@@ -69,9 +69,7 @@ def test_lenient_typing_and_aliases() -> None:
             "strength": 0.75,
         }
     )
-    assert params == ImageParams(
-        "a house", "trees", 2, "Euler a", 30, 7.5, 468685, 512, 768, True
-    )
+    assert params == ImageParams("a house", "trees", 2, "Euler a", 30, 7.5, 468685, 512, 768, True)
     assert ignored == ["refiner", "strength"]
 
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import settings as hypothesis_settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.errors import NoCredits, TooFast
 from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Job, State, new_job_id
@@ -40,8 +40,15 @@ def make_key(db: Database, credits_micros: int = 1000, rpm: int = 10_000) -> int
 def put(db: Database, key_id: int, cost: int = 10, model: str = "m", now: float = 1.0) -> str:
     job_id = new_job_id()
     with db.write() as c:
-        queue.put(c, job_id=job_id, key_id=key_id, model=model, params=ImageParams("x"),
-                  cost_micros=cost, now=now)  # fmt: skip
+        queue.put(
+            c,
+            job_id=job_id,
+            key_id=key_id,
+            model=model,
+            params=ImageParams("x"),
+            cost_micros=cost,
+            now=now,
+        )
     return job_id
 
 
@@ -116,7 +123,7 @@ def test_failure_and_cancel_give_the_money_back(db: Database) -> None:
 def test_no_credits_changes_nothing(db: Database) -> None:
     key_id = make_key(db, credits_micros=25)
     put(db, key_id), put(db, key_id)
-    with pytest.raises(NoCredits, match="costs 0.000010 and 0.000005 are left"):
+    with pytest.raises(NoCredits, match=r"costs 0\.000010 and 0\.000005 are left"):
         put(db, key_id)
     assert free(db, key_id) == 5
     assert audit(db) == []

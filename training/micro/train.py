@@ -289,9 +289,9 @@ def drop(texts: list[str], rng: random.Random) -> tuple[list[str], torch.Tensor]
 
 LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
 STAGES = [  # share of the steps, sizes drawn from, batch
-    (0.40, ("256",), 16),
-    (0.45, ("512",), 16),
-    (0.15, ("512", *(f"{w}x{h}" for w, h in LARGE)), 6),
+    (0.46, ("256",), 16),
+    (0.42, ("512",), 12),
+    (0.12, ("512", *(f"{w}x{h}" for w, h in LARGE)), 6),
 ]
 
 

@@ -81,10 +81,6 @@ class PromptEncoder:
 
 
 def _emphasise(hidden: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Multiply each token's vector by its weight and restore each window's mean (A1111)."""
+    """Multiply each token's vector by its weight; the mean is left as it becomes (decision 6)."""
     weights = torch.tensor(windows.weights, device=hidden.device, dtype=hidden.dtype)
-    if bool((weights == 1).all()):
-        return hidden  # nothing to do, and bit-equal to the reference
-    scaled = hidden * weights[..., None]
-    means = hidden.mean((1, 2), keepdim=True), scaled.mean((1, 2), keepdim=True)
-    return scaled * (means[0] / means[1])
+    return hidden * weights[..., None]

@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo serve test check clean
+
+demo: $(READY)  ## one picture through the vendor's SDK, over the real API
+	@$(BIN)/python -m demo.demo
+
+serve: $(READY)  ## the API on http://127.0.0.1:8000 until Ctrl-C
+	@$(BIN)/imaged serve
+
+test: $(READY)  ## everything that CI checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# Pinned versions; torch's pin finds the CPU build where one lies at hand.
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): a few minutes, once"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+clean:  ## remove what was set up and built
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The whole way once: a server, the vendor's SDK, a picture."""

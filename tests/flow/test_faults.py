@@ -1,0 +1,174 @@
+"""Killed workers, killed everything, orderly stops: no job lost, no double charge."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from imaged.store import ledger
+from imaged.store.db import Database
+from tests.conftest import QUICK, SLUG, Server
+
+LONG = {"num_inference_steps": 60, "seed": 9}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server that the test may harm."""
+    running = Server(tmp_path / "data").start()
+    yield running
+    if running.process is not None and running.process.poll() is None:
+        running.stop()
+
+
+def wait_for_step(server: Server, job_id: str, step: int) -> None:
+    """Until the job is in the middle of its work."""
+    deadline = time.monotonic() + 60
+    with server.client() as client:
+        while time.monotonic() < deadline:
+            body = client.get(f"/v2/requests/{job_id}/status").json()
+            if body.get("step", 0) >= step:
+                return
+            assert body["status"] not in ("COMPLETED", "FAILED"), body
+            time.sleep(0.05)
+    raise AssertionError(body)
+
+
+def books(server: Server) -> list[str]:
+    """What does not add up in the store of a server, running or not."""
+    db = Database(f"sqlite:///{server.data / 'imaged.db'}")
+    with db.read() as c:
+        assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        wrong = ledger.audit(c)
+        ends = c.exec_driver_sql(
+            "SELECT job_id, group_concat(kind) FROM ledger WHERE job_id IS NOT NULL GROUP BY job_id"
+        ).all()
+    db.close()
+    allowed = {"reserve", "reserve,settle", "reserve,release"}
+    return wrong + [str(end) for end in ends if end[1] not in allowed]
+
+
+def test_killed_worker_costs_nothing(own: Server) -> None:
+    job_id = own.submit(**LONG)
+    wait_for_step(own, job_id, 5)
+    [pid] = own.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    status = own.wait(job_id)
+    assert status["status"] == "COMPLETED"
+    assert status["metrics"]["retry_count"] == 1
+    assert own.worker_pids() != [pid]
+    first = fetch(own, job_id)
+    again = own.submit(**LONG)
+    own.wait(again)
+    assert fetch(own, again) == first  # the same seed after the restart: the same picture
+    assert books(own) == []
+
+
+def test_killed_everything_loses_nothing(own: Server) -> None:
+    done = own.submit(seed=1)
+    own.wait(done)
+    before = fetch(own, done)
+    running, waiting = own.submit(**LONG), own.submit(seed=3)
+    wait_for_step(own, running, 3)
+    own.kill_everything()
+    own.start()
+    for job_id in (running, waiting):
+        assert own.wait(job_id)["status"] == "COMPLETED"
+    assert fetch(own, done) == before
+    assert books(own) == []
+
+
+def fetch(server: Server, job_id: str) -> bytes:
+    with server.client() as client:
+        url = client.get(f"/v2/requests/{job_id}").json()["output"]
+    answer = httpx.get(url)
+    assert answer.status_code == 200
+    return answer.content
+
+
+def test_orderly_stop_gives_jobs_back(own: Server) -> None:
+    job_ids = [own.submit(num_inference_steps=100, samples=4) for _ in range(2)]
+    wait_for_step(own, job_ids[0], 1)
+    own.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+    assert own.process.wait(60) == 0  # type: ignore[union-attr]
+    with sqlite3.connect(f"file:{own.data / 'imaged.db'}?mode=ro", uri=True) as raw:
+        states = raw.execute("SELECT state, attempts FROM jobs").fetchall()
+    assert {state for state, _ in states} <= {"QUEUED", "COMPLETED"}
+    assert all(attempts == 0 for state, attempts in states if state == "QUEUED")
+    assert books(own) == []
+
+
+def test_worker_ends_when_its_supervisor_is_killed(own: Server) -> None:
+    [pid] = own.worker_pids()
+    assert own.process is not None
+    own.process.kill()
+    own.process.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_results_expire(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", environ={"IMAGED_RETENTION_S": "3"}).start()
+    try:
+        job_id = server.submit()
+        server.wait(job_id)
+        with server.client() as client:
+            url = client.get(f"/v2/requests/{job_id}").json()["output"]
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                answer = client.get(f"/v2/requests/{job_id}/status")
+                if answer.status_code == 404:
+                    break
+                time.sleep(0.2)
+        assert answer.json()["error"] == f"Request {job_id} not found"
+        assert httpx.get(url).status_code == 404
+        deadline = time.monotonic() + 10
+        while list((server.data / "files").glob("*/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not list((server.data / "files").glob("*/*"))
+        assert books(server) == []
+    finally:
+        server.stop()
+
+
+def test_stopped_worker_process_is_replaced(tmp_path: Path) -> None:
+    """SIGSTOP is a hang: seen from outside, ended, and its job is made by another."""
+    server = Server(tmp_path / "data", environ={"IMAGED_LEASE_S": "3"}).start()
+    try:
+        job_id = server.submit(**LONG)
+        wait_for_step(server, job_id, 2)
+        [pid] = server.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        status = server.wait(job_id)
+        assert status["status"] == "COMPLETED"
+        assert not Path(f"/proc/{pid}").exists() or pid not in server.worker_pids()
+        assert books(server) == []
+    finally:
+        server.stop()
+
+
+def test_gateway_without_workers_is_not_ready_but_takes_jobs(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", environ={"IMAGED_WORKERS": "0"}).start(ready=False)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                ready = httpx.get(f"{server.url}/readyz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert ready.status_code == 503
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        with server.client() as client:
+            assert client.post(f"/v2/{SLUG}", json=QUICK).status_code == 200
+    finally:
+        assert server.stop() == 0

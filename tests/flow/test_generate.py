@@ -1,0 +1,92 @@
+"""`imaged generate`, and `imaged models add` up to a picture over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from imaged.catalogue import MICRO
+from tests.conftest import QUICK, Server, imaged
+
+SMALL = ("--width", "512", "--height", "512", "--steps", "20")
+
+
+def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one.jpg", "two.jpg"):
+        done = imaged("generate", "a red house", "--seed", "7", *SMALL, "-o", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{tmp_path / name}  seed 7\n"
+        assert "checkpoint micro" in done.stderr and "20/20" in done.stderr
+    assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
+
+
+def test_samples_and_png(tmp_path: Path) -> None:
+    done = imaged(
+        "generate", "x", "--samples", "2", "--seed", "3", *SMALL, "-o", str(tmp_path / "p.png")
+    )
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / 'p-0.png'}  seed 3",
+        f"{tmp_path / 'p-1.png'}  seed 4",
+    ]
+    with Image.open(tmp_path / "p-1.png") as image:
+        assert image.size == (512, 512)
+
+
+def test_wrong_options_are_one_line(tmp_path: Path) -> None:
+    for options, words in (
+        (("--steps", "5"), "num_inference_steps should be an integer between 20 and 100"),
+        (("--model", "nope"), "there is no model nope"),
+        (("-o", "x.gif"), "--output should end in"),
+    ):
+        done = imaged("generate", "x", *options, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ") and words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_wrong_environment_is_one_line(tmp_path: Path) -> None:
+    import os
+
+    done = imaged("keys", "list", cwd=tmp_path, env={**os.environ, "IMAGED_PORT": "http"})
+    assert done.returncode == 1 and "IMAGED_PORT should be of type int" in done.stderr
+
+
+def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
+    """Two slugs on different checkpoints: each job is made by its own, in one worker."""
+    data, copy = tmp_path / "data", tmp_path / "copied"
+    shutil.copytree(MICRO, copy)
+    added = imaged(
+        "models",
+        "add",
+        "my-model",
+        "--checkpoint",
+        str(copy),
+        "--price",
+        "0.02",
+        "--data",
+        str(data),
+    )
+    assert added.stdout == "my-model is served from copied\n", added.stderr
+    refused = imaged("models", "add", "bad", "--checkpoint", str(tmp_path), "--data", str(data))
+    assert refused.returncode == 1 and "lacks unet" in refused.stderr
+    refused = imaged("models", "add", "No Slug", "--checkpoint", str(copy), "--data", str(data))
+    assert refused.returncode == 1 and "a slug is" in refused.stderr
+    server = Server(data).start()
+    try:
+        with server.client() as client:
+            ours = client.post("/v1/my-model", json={**QUICK, "seed": 1})
+            micro = client.post("/v1/micro", json={**QUICK, "seed": 1})
+        assert ours.headers["x-checkpoint"] == "copied"
+        assert float(ours.headers["x-cost"]) == 0.02 * 0.25 * 0.8
+        assert micro.headers["x-checkpoint"] == "micro"
+        assert ours.content == micro.content
+        shutil.rmtree(copy)
+        with server.client() as client:
+            client.post("/v1/micro", json=QUICK)
+            gone = client.post("/v1/my-model", json=QUICK)
+        assert (gone.status_code, gone.json()["code"]) == (422, "model_unavailable")
+    finally:
+        server.stop()
+    assert imaged("models", "remove", "my-model", "--data", str(data)).returncode == 0

@@ -1,0 +1,127 @@
+"""Who may import whom, and how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "imaged"
+NOUNS = {"params", "jobs", "errors", "settings", "catalogue"}
+MAY_IMPORT = {
+    "nouns": NOUNS,
+    "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},
+    "gateway": {"gateway", "store", *NOUNS},
+    "worker": {"worker", "store", "engine", *NOUNS},
+    "engine": {"engine", "params", "errors", "catalogue"},
+    "store": {"store", *NOUNS},
+    "client": {"client", "params", "errors"},
+}
+ONLY_ENGINE = {"torch", "diffusers", "transformers", "numpy", "safetensors", "scipy"}
+LONGEST_FILE, LONGEST_FUNCTION = 420, 45
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "nouns" if first in NOUNS else first
+
+
+def imports(source: str) -> list[str]:
+    """Every module named by an import anywhere in the file, also inside functions."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def breaches(part: str, source: str) -> list[str]:
+    found = []
+    for name in imports(source):
+        top, _, rest = name.partition(".")
+        if top in ONLY_ENGINE and part != "engine":
+            found.append(f"{part} imports {top}")
+        if top == "imaged" and part in MAY_IMPORT:
+            target = rest.split(".")[0]
+            if target and target not in MAY_IMPORT[part]:
+                found.append(f"{part} imports {target}")
+    return found
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports(path: Path) -> None:
+    assert breaches(part_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("gateway", "from imaged.engine import samplers"),
+        ("gateway", "def f():\n    import torch"),
+        ("engine", "from imaged.settings import Settings"),
+        ("engine", "import imaged.store.queue"),
+        ("nouns", "import numpy as np"),
+        ("client", "from imaged.store import queue"),
+        ("store", "from imaged.gateway.app import build_app"),
+    ],
+)
+def test_planted_breaches_are_seen(part: str, source: str) -> None:
+    assert len(breaches(part, source)) == 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sizes(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= LONGEST_FILE
+    if "migrations" in path.parts:
+        return
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, (node.name, length)
+
+
+def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body without the docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    assert node.end_lineno is not None
+    return node.end_lineno - body[0].lineno + 1
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("worker/loop.py", ["run"]),
+        ("engine/engine.py", ["tick"]),
+        ("gateway/images.py", ["submit", "create", "result", "poll", "cancel"]),
+    ],
+)
+def test_tables_of_contents_are_short(file: str, names: list[str]) -> None:
+    tree = ast.parse((PACKAGE / file).read_text())
+    functions = {
+        node.name: node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    for name in names:
+        assert body_lines(functions[name]) <= 15, name
+
+
+def test_no_catch_all_files() -> None:
+    banned = {"utils.py", "helpers.py", "common.py", "base.py", "manager.py"}
+    assert not [path for path in SOURCES if path.name in banned]
+
+
+def test_nothing_is_too_large() -> None:
+    limit = 20 * 1024 * 1024
+    checkpoint = sum(p.stat().st_size for p in (PACKAGE / "checkpoints").rglob("*") if p.is_file())
+    assert checkpoint <= limit
