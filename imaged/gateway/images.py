@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from imaged.errors import MalformedBody, StillRunning, UnknownPath, UnknownRequest, WrongContentType
 from imaged.gateway import replies
@@ -73,15 +73,15 @@ async def file(request: Request) -> Response:
     signed = blobs.NAME.fullmatch(name) and blobs.verify(
         gateway.secret, name, query.get("exp", ""), query.get("sig", ""), time.time()
     )
-    path = await asyncio.to_thread(gateway.blobs.path, name) if signed else None
-    if path is None:
+    content = await asyncio.to_thread(gateway.blobs.read, name) if signed else None
+    if content is None:
         raise UnknownPath("There is no such file, or the link has expired.")
     headers = {
         "cache-control": "private, max-age=3600",
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
     }
-    return FileResponse(path, media_type="image/jpeg", headers=headers)
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
 async def own_job(request: Request, gateway: Gateway) -> Job:
@@ -124,15 +124,11 @@ async def _files(gateway: Gateway, job: Job) -> list[bytes]:
     if job.state is not State.COMPLETED or job.result is None:
         return []
     names = [image["name"] for image in job.result["images"]]
-
-    def read() -> list[bytes]:
-        paths = [gateway.blobs.path(name) for name in names]
-        return [path.read_bytes() for path in paths if path is not None]
-
-    files = await asyncio.to_thread(read)
-    if len(files) < len(names):
+    files = await asyncio.to_thread(lambda: [gateway.blobs.read(name) for name in names])
+    found = [content for content in files if content is not None]
+    if len(found) < len(names):  # it expired a moment ago
         raise UnknownRequest(f"Request {job.id} not found")
-    return files
+    return found
 
 
 def _json(code: int, body: dict[str, Any]) -> Response:

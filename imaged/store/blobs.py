@@ -34,10 +34,12 @@ class Blobs:
         part.replace(path)
         _sync_folder(path.parent)
 
-    def path(self, name: str) -> Path | None:
-        """Where the picture lies, or None."""
-        path = self._path(name)
-        return path if path.is_file() else None
+    def read(self, name: str) -> bytes | None:
+        """The picture, whole, or None if there is none (any more)."""
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def delete(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def put(
 
 def _take_token(key: Any, now: float) -> float:
     """What is left in the key's bucket, which refills at `rpm` a minute; raises TooFast."""
-    bucket = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
+    bucket: float = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
     if bucket < 1:
         raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
     return bucket - 1
