@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,6 @@ def test_every_dependency_is_pinned() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
-    project = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|dev) = \[(.*?)^?\]\n", project, re.DOTALL | re.MULTILINE)
-    names = [
-        re.split(r"\[", n)[0].lower() for part in lists for n in re.findall(r'"([^"]+)"', part)
-    ]
-    assert len(names) > 15
-    assert set(names) <= pinned
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {name.split("[")[0].lower() for name in names} <= pinned

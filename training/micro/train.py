@@ -289,9 +289,9 @@ def drop(texts: list[str], rng: random.Random) -> tuple[list[str], torch.Tensor]
 
 LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
 STAGES = [  # share of the steps, sizes drawn from, batch
-    (0.46, ("256",), 16),
-    (0.42, ("512",), 12),
-    (0.12, ("512", *(f"{w}x{h}" for w, h in LARGE)), 6),
+    (0.45, ("256",), 16),
+    (0.30, ("512",), 12),
+    (0.25, ("512", *(f"{w}x{h}" for w, h in LARGE)), 6),
 ]
 
 
@@ -310,7 +310,7 @@ def min_snr(alphas: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> torch.
 
 
 @main.command()
-@click.option("--steps", default=14000, show_default=True)
+@click.option("--steps", default=6600, show_default=True)
 @click.option("--save-every", default=500, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="peak learning rate")
 @click.pass_obj
