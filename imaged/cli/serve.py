@@ -75,7 +75,7 @@ def _first_key(settings: Settings, db: Database) -> str | None:
     path = settings.data / "first-key"
     secret = keys.load_secret(settings.data)
     with db.write() as connection:
-        if keys.rows(connection):
+        if any(row.name == "first" for row in keys.rows(connection)):
             return path.read_text().strip() if path.exists() else None
         key = keys.create(
             connection,
@@ -94,7 +94,9 @@ def _greet(settings: Settings, key: str | None) -> None:
     url = settings.public_url or f"http://{settings.host}:{settings.port}"
     shown = f"$(cat {settings.data / 'first-key'})" if key else "YOUR_KEY"
     click.echo(
-        f"imaged serves {DEFAULT_SLUG} at {url}   (Ctrl-C stops it)\n\n"
+        f"imaged serves {DEFAULT_SLUG} at {url}   (Ctrl-C stops it)\n"
+        + (f"API key: in {settings.data / 'first-key'}\n" if key else "")
+        + "\n"
         "Try it, from a second terminal:\n\n"
         f'  curl {url}/v1/{DEFAULT_SLUG} -H "x-api-key: {shown}" \\\n'
         "    -H 'content-type: application/json' -o house.jpg \\\n"
