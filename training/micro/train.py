@@ -287,11 +287,27 @@ def drop(texts: list[str], rng: random.Random) -> tuple[list[str], torch.Tensor]
     return texts, keep
 
 
+def low_noise(noise: torch.Tensor, strength: float = 0.25) -> torch.Tensor:
+    """White noise with more of its low frequencies, scaled back to unit variance.
+
+    SDXL's schedule does not end in pure noise: the picture's large colours still show through
+    the last step, the more the larger the latent, while sampling begins without them. A net
+    trained on white noise reads their absence as a grey picture; with this it asks the prompt.
+    """
+    coarse = noise
+    for cells in (8, 4, 2, 1):
+        drawn = torch.randn(*noise.shape[:2], cells, cells, device=noise.device)
+        layer = F.interpolate(drawn, noise.shape[2:], mode="bicubic" if cells > 1 else "nearest")
+        coarse = coarse + strength * layer
+    return coarse / coarse.flatten(1).std(1).view(-1, 1, 1, 1)
+
+
 LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
+NAMES = tuple(f"{w}x{h}" for w, h in LARGE)
 STAGES = [  # share of the steps, sizes drawn from, batch
     (0.45, ("256",), 16),
     (0.30, ("512",), 12),
-    (0.25, ("512", *(f"{w}x{h}" for w, h in LARGE)), 6),
+    (0.25, ("512", *NAMES, *NAMES[-2:]), 6),
 ]
 
 
@@ -319,7 +335,7 @@ def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
     torch.manual_seed(3)
     nets = torch.nn.ModuleDict({"unet": build_unet(), "text": Conditioner()}).to(DEVICE)
     nets["unet"].to(memory_format=torch.channels_last)
-    average = Average(nets, 0.999)
+    average = Average(nets, 0.998)
     optimizer = torch.optim.AdamW(nets.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     alphas = build_scheduler().alphas_cumprod.to(DEVICE)
     start = 0
@@ -344,7 +360,7 @@ def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
         texts, keep = drop(texts, rng)
         width, height = data[size].size
         z, keep = z.to(DEVICE), keep.to(DEVICE)
-        noise = torch.randn_like(z)
+        noise = low_noise(torch.randn_like(z))
         t = torch.randint(0, 1000, (batch,), device=DEVICE)
         a = alphas[t].view(-1, 1, 1, 1)
         x = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
