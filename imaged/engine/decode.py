@@ -9,8 +9,6 @@ import torch
 
 from imaged.errors import JobFailed
 
-TILED_FROM_PX = 1536 * 1536  # larger pictures are decoded in tiles, to bound memory
-
 
 @dataclass(frozen=True)
 class Picture:
