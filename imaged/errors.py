@@ -6,7 +6,7 @@ ImagedError
 │   ├── BadParameter    400      ├── KeyInvalid      401      ├── NoCredits        406
 │   ├── UnknownModel    404      ├── UnknownRequest  404      ├── BodyTooLarge     413
 │   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
-│   ├── TooFast         429
+│   ├── TooFast         429      ├── HeadersTooLarge 431
 │   └── Unavailable     503, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
@@ -116,6 +116,12 @@ class BodyTooLarge(Refused):
     """The body is larger than this server accepts."""
 
     code, status = "body_too_large", 413
+
+
+class HeadersTooLarge(Refused):
+    """The headers are larger than this server accepts, 65536 bytes in all."""
+
+    code, status = "headers_too_large", 431
 
 
 class TooFast(Refused):

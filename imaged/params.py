@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from imaged.errors import BadParameter, MalformedBody
@@ -140,19 +140,25 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
     if not isinstance(body, Mapping):
         raise MalformedBody()
     names = {n: knob for knob in knobs for n in (*knob.aliases, knob.name)}
-    given: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for name, knob in names.items():  # the knob's own name comes last and so wins over aliases
         if body.get(name) is not None:
-            given[knob.name] = body[name]
+            given[knob.name] = name
     values = {}
     for knob in knobs:
         if knob.name in given:
-            values[knob.name] = knob.read(given[knob.name])
+            name = given[knob.name]  # a refusal names what the caller wrote
+            values[knob.name] = replace(knob, name=name).read(body[name])
         elif knob.required:
             raise BadParameter(knob.name, f"is mandatory and should be {knob.allowed}")
         else:
             values[knob.name] = knob.default
-    return ImageParams(**values), sorted(str(k)[:40] for k in body if k not in names)
+    return ImageParams(**values), sorted(_shown(str(k)) for k in body if k not in names)
+
+
+def _shown(name: str) -> str:
+    """A foreign field's name, short, and such that it can be sent back."""
+    return name[:40].encode("utf-8", "replace").decode()
 
 
 def _read_text(knob: Knob, value: Any) -> str:

@@ -39,7 +39,10 @@ class Settings:
             text = environ.get(f"IMAGED_{name.upper()}")
             if text is not None:
                 settings = replace(settings, **{name: _cast(name, default, text)})
-        return replace(settings, **{k: v for k, v in given.items() if v is not None})
+        settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+        if not 1 <= settings.port <= 65535:
+            raise CommandError("IMAGED_PORT should be between 1 and 65535")
+        return settings
 
     @property
     def database(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,32 @@ class Commands(click.Group):
             return super().invoke(context)
         except ImagedError as error:
             raise click.ClickException(error.detail) from error
+        except BrokenPipeError:  # click ends quietly when its reader has gone
+            raise
+        except (OSError, UnicodeError) as error:
+            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            from sqlalchemy.exc import SQLAlchemyError
+
+            if not isinstance(error, SQLAlchemyError):
+                raise
+            reason = str(getattr(error, "orig", error)).splitlines()[0]
+            raise click.ClickException(f"the database cannot be used: {reason}") from error
+
+
+class Dollars(click.FloatRange):
+    """US dollars; NaN, which no comparison refuses, is refused."""
+
+    name = "dollars"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: Any) -> float:
+        amount = float(super().convert(value, param, context))
+        if math.isnan(amount):
+            self.fail("NaN is not an amount", param, context)
+        return amount
+
+
+ROW_ID = click.IntRange(1, 2**63 - 1)
 
 
 def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,8 +73,11 @@ def main() -> None:
     Begin with `imaged serve`, or make one picture without a server: `imaged generate "a red
     house by a blue lake"`.
     """
+    level = os.environ.get("IMAGED_LOG", "WARNING").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise CommandError("IMAGED_LOG should be DEBUG, INFO, WARNING, ERROR or CRITICAL")
     logging.basicConfig(
-        level=os.environ.get("IMAGED_LOG", "WARNING").upper(),
+        level=level,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )

@@ -56,6 +56,8 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
         params = replace(params, seed=secrets.randbelow(10**9))
     if output is not None and output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise CommandError("--output should end in .jpg, .jpeg or .png")
+    if output is not None and not output.parent.is_dir():
+        raise CommandError(f"--output: there is no folder {output.parent}")
     _generate(params, find_model(model, data), output)
 
 

@@ -20,7 +20,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--limit", default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
 @data_option
 def jobs_list(limit: int, data: Path | None) -> None:
     """The newest jobs."""

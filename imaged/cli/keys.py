@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from imaged.catalogue import MICROS
-from imaged.cli.app import data_option, main, store
+from imaged.cli.app import ROW_ID, Dollars, data_option, main, store
 
 
 @main.group()
@@ -21,7 +21,7 @@ def keys() -> None:
 @click.option(
     "--credits",
     "credits_usd",
-    type=click.FloatRange(0, 1e9),
+    type=Dollars(0, 1e9),
     default=10.0,
     show_default=True,
     help="US dollars to begin with.",
@@ -72,7 +72,7 @@ def keys_list(data: Path | None) -> None:
 
 
 @keys.command("revoke")
-@click.argument("key_id", type=int)
+@click.argument("key_id", type=ROW_ID)
 @data_option
 def keys_revoke(key_id: int, data: Path | None) -> None:
     """Refuse a key from now on (its id is in `keys list`)."""
@@ -84,8 +84,8 @@ def keys_revoke(key_id: int, data: Path | None) -> None:
 
 
 @keys.command("top-up")
-@click.argument("key_id", type=int)
-@click.argument("credits_usd", type=click.FloatRange(0, 1e9, min_open=True))
+@click.argument("key_id", type=ROW_ID)
+@click.argument("credits_usd", type=Dollars(0, 1e9, min_open=True))
 @data_option
 def keys_top_up(key_id: int, credits_usd: float, data: Path | None) -> None:
     """Give a key more credits, in US dollars."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from imaged.catalogue import MICRO, MICROS, SLUG, STANDARD_PRICE, Model
-from imaged.cli.app import data_option, find_model, main, store
+from imaged.cli.app import Dollars, data_option, find_model, main, store
 from imaged.errors import CommandError
 from imaged.params import KNOBS
 
@@ -61,7 +61,7 @@ def models_show(slug: str, data: Path | None) -> None:
 @click.option("--title", default=None, help="Shown in lists  [default: the slug]")
 @click.option(
     "--price",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=Dollars(0, 1000, min_open=True),
     default=STANDARD_PRICE / MICROS,
     show_default=True,
     help="US dollars for one picture of 1024 x 1024 at 25 UNet calls.",

@@ -23,8 +23,12 @@ FIRST_CREDITS_USD = 100.0
 
 @main.command()
 @click.option("--host", help="Address to listen on  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="Port  [default: 8000]")
-@click.option("--workers", type=int, help="Worker processes; 0 for a gateway alone  [default: 1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="Worker processes; 0 for a gateway alone  [default: 1]",
+)
 @data_option
 def serve(host: str | None, port: int | None, workers: int | None, data: Path | None) -> None:
     """Run the API and its workers until Ctrl-C. Ready when GET /readyz answers 200.
@@ -60,12 +64,13 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
 @main.command()
 @click.option("--id", "worker_id", help="Given by the supervisor; leave it out otherwise.")
+@click.option("--parent", type=int, help="Likewise: the worker ends when this process is gone.")
 @data_option
-def worker(worker_id: str | None, data: Path | None) -> None:
+def worker(worker_id: str | None, parent: int | None, data: Path | None) -> None:
     """Run one more worker on the same store (`serve` runs its own)."""
     from imaged.worker.main import main as run
 
-    run(Settings.from_env(os.environ, data=data), worker_id)
+    run(Settings.from_env(os.environ, data=data), worker_id, parent)
 
 
 def _first_key(settings: Settings, db: Database) -> str | None:

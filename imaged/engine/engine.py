@@ -137,13 +137,24 @@ class Engine:
             Ask(r.combine(), float(r.plan.table.timesteps[r.call]), r.plan, r.positive, r.negative)
             for r in chosen
         ]
-        outputs = denoise(self.nets.unet, asks) if asks else []
+        try:
+            outputs = denoise(self.nets.unet, asks) if asks else []
+        except torch.OutOfMemoryError as error:
+            return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
             run.served_at = self._next()
         for run in [r for r in chosen if r.done]:
             outcomes += self._finish(run)
         return outcomes
+
+    def _shed(self, chosen: list[Run], error: torch.OutOfMemoryError) -> list[Outcome]:
+        """A call was too large: smaller ones from now on; if it held one picture, its job fails."""
+        if len(chosen) > 1:
+            self._pixels_a_call = sum(r.rows * r.pixels for r in chosen) // 2
+            return []
+        job = self._jobs.pop(chosen[0].job_id)
+        return [Outcome(chosen[0].job_id, (), _as_failure(error), time.monotonic() - job.started)]
 
     def _next(self) -> int:
         self._clock += 1

@@ -17,12 +17,18 @@ from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
 from imaged.gateway import account, images, ops, replies
-from imaged.gateway.middleware import BodyGuard
+from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
 from imaged.gateway.status import Status
 from imaged.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+async def read_only(_: Request) -> Response:
+    """Takes a POST to a fixed path before /v1/{slug} takes its last word for a model."""
+    raise HTTPException(405, headers={"allow": "GET, HEAD"})
+
 
 ROUTES = [
     Route("/livez", ops.livez),
@@ -31,8 +37,8 @@ ROUTES = [
     Route("/v1/models", ops.list_models),
     Route("/v1/get-user-credits", account.user_credits),
     Route("/v1/requests/{job_id}", images.poll),
-    Route("/v2/requests/{job_id}", images.result, methods=["GET"]),
-    Route("/v2/requests/{job_id}", images.cancel, methods=["DELETE"]),
+    Route("/v2/requests/{job_id}", images.OwnRequest),
+    *(Route(f"/v1/{name}", read_only, methods=["POST"]) for name in ("models", "get-user-credits")),
     Route("/v1/{slug}", images.create, methods=["POST"]),
     Route("/v2/{slug}", images.submit, methods=["POST"]),
 ]
@@ -61,7 +67,7 @@ def build_app(settings: Settings) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
     app.state.gateway = gateway
-    return Status(BodyGuard(app, settings.max_body), gateway)
+    return Guard(Status(app, gateway), settings.max_body)
 
 
 async def _known(_: Request, problem: Exception) -> Response:

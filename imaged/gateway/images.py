@@ -8,14 +8,22 @@ import math
 import time
 from typing import Any
 
+from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import MalformedBody, StillRunning, UnknownPath, UnknownRequest, WrongContentType
+from imaged.errors import (
+    BadParameter,
+    MalformedBody,
+    StillRunning,
+    UnknownPath,
+    UnknownRequest,
+    WrongContentType,
+)
 from imaged.gateway import replies
 from imaged.gateway.state import Gateway
 from imaged.jobs import Job, State
-from imaged.params import ImageParams, read_params
+from imaged.params import KNOBS, ImageParams, read_params
 from imaged.store import blobs, queue
 
 
@@ -65,6 +73,13 @@ async def cancel(request: Request) -> Response:
     return JSONResponse(replies.status(after, gateway.links(request))[1])
 
 
+class OwnRequest(HTTPEndpoint):
+    """/v2/requests/{id}: one route, so that a wrong method hears of both right ones."""
+
+    get = staticmethod(result)
+    delete = staticmethod(cancel)
+
+
 async def file(request: Request) -> Response:
     """GET /files/{name}?exp=&sig="""
     gateway = Gateway.of(request)
@@ -109,7 +124,9 @@ async def read_body(request: Request) -> tuple[ImageParams, list[str]]:
     if content_type != "application/json":
         raise WrongContentType()
     try:
-        body = json.loads(await request.body(), parse_float=_float)
+        body = json.loads(
+            await request.body(), parse_float=_float, parse_int=_int, object_pairs_hook=_object
+        )
     except (ValueError, RecursionError):
         raise MalformedBody() from None
     return read_params(body)
@@ -118,6 +135,21 @@ async def read_body(request: Request) -> tuple[ImageParams, list[str]]:
 def _float(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else math.inf
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= 400 else math.inf  # refused later, under its field's name
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a parameter given twice is refused, whichever of the two was meant."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [name for name, _ in pairs]
+        for knob in KNOBS:
+            if names.count(knob.name) > 1:
+                raise BadParameter(knob.name, "should be given once, not twice")
+    return body
 
 
 async def _files(gateway: Gateway, job: Job) -> list[bytes]:

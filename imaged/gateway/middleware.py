@@ -1,4 +1,4 @@
-"""What guards every request: a size cap and a deadline on bodies. Plain ASGI."""
+"""What guards every request: size caps, and a deadline on bodies. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imaged.errors import BodyTooLarge, BodyTooSlow
+from imaged.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge
 from imaged.gateway import replies
 
 BODY_S = 30.0  # to receive a whole body
 DRAINED = 32 * 1024 * 1024  # of an oversized body we read so much, so that its sender sees why
 
 
-class BodyGuard:
-    """Reads the body before the app runs, counting bytes as they come."""
+MAX_HEADERS = 65_536  # bytes of all names and values
+
+
+class Guard:
+    """Refuses large headers; reads the body before the app runs, counting bytes as they come."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app, self._max_body = app, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _size(scope) > MAX_HEADERS:
+            await replies.error(HeadersTooLarge())(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -28,6 +34,8 @@ class BodyGuard:
                 body = await self._read(receive)
         except TimeoutError:
             await replies.error(BodyTooSlow())(scope, receive, send)
+            return
+        except ConnectionAbortedError:  # the sender went away in the middle: nobody asked for this
             return
         if body is None:
             problem = BodyTooLarge(f"The body is larger than {self._max_body} bytes.")
@@ -41,12 +49,18 @@ class BodyGuard:
         size, more = 0, True
         while more and size <= DRAINED:
             message = await receive()
-            more = message["type"] == "http.request" and message.get("more_body", False)
+            if message["type"] == "http.disconnect":
+                raise ConnectionAbortedError
+            more = message.get("more_body", False)
             chunk = message.get("body", b"")
             size += len(chunk)
             if size <= self._max_body:
                 chunks.append(chunk)
         return b"".join(chunks) if size <= self._max_body else None
+
+
+def _size(scope: Scope) -> int:
+    return sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -80,25 +80,43 @@ async def list_models(request: Request) -> Response:
 
 async def chores(gateway: Gateway) -> None:
     """Every few seconds: reclaim lost jobs, end overdue ones, forget expired ones."""
+    swept = False
     while True:
         await asyncio.sleep(CHORES_S)
         try:
             await asyncio.to_thread(_chores_once, gateway)
-        except sa.exc.OperationalError:
-            log.exception("the store did not answer; trying again")
+            if not swept:
+                await asyncio.to_thread(_sweep, gateway)
+                swept = True
+        except Exception:  # whatever it is: without chores nothing expires and nothing is reclaimed
+            log.exception("chores failed; trying again")
 
 
 def _chores_once(gateway: Gateway) -> None:
     s = gateway.settings
+    now = time.time()  # before the wait for the write lock: who waits for it too is not silent
     with gateway.db.write() as connection:
         queue.reap(
             connection,
-            time.time(),
+            now,
             lease_s=s.lease_s,
             queue_s=s.queue_s,
             run_s=s.run_s,
             retention_s=s.retention_s,
         )
-        gone = queue.expire(connection, time.time())
+        gone = queue.expire(connection, now)
     for job in gone:  # after the commit: no row may point to a missing file
-        gateway.blobs.delete_of(job.id)
+        try:
+            gateway.blobs.delete_of(job.id)
+        except OSError:
+            log.exception("the pictures of %s stay behind", job.id)
+
+
+def _sweep(gateway: Gateway) -> None:
+    """Pictures without a row: the process died between forgetting a job and deleting them."""
+    old = gateway.blobs.job_ids(older_than=time.time() - gateway.settings.retention_s)
+    for job_id in old:
+        with gateway.db.read() as connection:
+            known = queue.read(connection, [job_id])
+        if not known:
+            gateway.blobs.delete_of(job_id)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
@@ -180,7 +181,7 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
         "x-seed-value": str(images[0]["seed"]),
         "x-output-metadata": json.dumps({**shape, "images": len(images)}),
         "x-output-urls": " ".join(links.file(job, image["name"]) for image in images),
-        "x-checkpoint": job.result["checkpoint"],
+        "x-checkpoint": quote(job.result["checkpoint"], safe=" ()[]+,"),  # headers are latin-1
     }
 
 

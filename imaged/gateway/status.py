@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import sqlalchemy as sa
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest
+from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest, WrongMethod
 from imaged.gateway import replies
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
@@ -30,8 +30,11 @@ class Status:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if match is None or scope["method"] != "GET":
+        if match is None:
             await self._app(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            await replies.error(WrongMethod(), {"allow": "GET, HEAD"})(scope, receive, send)
             return
         try:
             code, body = await self._answer(match[1], scope)

@@ -53,5 +53,8 @@ class Board:
                         future.set_result(jobs.get(job_id))
 
     def _read(self, ids: list[str]) -> dict[str, Job]:
+        """Jobs by id; an expired one is gone even if its row is not yet."""
         with self._db.read() as connection:
-            return queue.read(connection, ids)
+            found = queue.read(connection, ids)
+        now = time.time()
+        return {k: job for k, job in found.items() if not job.expires_at or job.expires_at > now}

@@ -49,6 +49,11 @@ class Blobs:
         for path in (self.folder / job_id[:2]).glob(f"{job_id}-*"):
             path.unlink(missing_ok=True)
 
+    def job_ids(self, older_than: float) -> set[str]:
+        """The jobs of all pictures written before a time (seconds since 1970)."""
+        files = (path for path in self.folder.glob("*/*-*") if path.stat().st_mtime < older_than)
+        return {path.name.partition("-")[0] for path in files}
+
     def _path(self, name: str) -> Path:
         assert NAME.fullmatch(name), name
         return self.folder / name[:2] / name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from imaged.store import ledger
 from imaged.store.schema import api_keys
 
 DEFAULT_RPM = 600
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,23 @@ def load_secret(data: Path) -> bytes:
     """The installation's secret: made at first use, kept beside the database, not in it."""
     path = data / "secret"
     data.mkdir(parents=True, exist_ok=True)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(fd, "wb") as f:
-        f.write(secrets.token_bytes(32))
-        f.flush()
-        os.fsync(f.fileno())
-    return path.read_bytes()
+    if not path.exists():
+        part = data / f"secret.{os.getpid()}.{threading.get_ident()}.part"
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as f:
+            f.write(secrets.token_bytes(SECRET_BYTES))
+            f.flush()
+            os.fsync(f.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was first: its secret counts
+            os.link(part, path)
+        part.unlink()
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise CommandError(
+            f"{path} should hold {SECRET_BYTES} bytes and holds {len(secret)}: restore it from a "
+            "backup; a new one would make every key and every link invalid"
+        )
+    return secret
 
 
 def hash_key(secret: bytes, key: str) -> str:

@@ -127,21 +127,34 @@ def register(connection: sa.Connection, worker_id: str, pid: int, host: str, now
 
 
 def claim(
-    connection: sa.Connection, worker_id: str, models: Collection[str], limit: int, now: float
+    connection: sa.Connection,
+    worker_id: str,
+    models: Collection[str],
+    limit: int,
+    now: float,
+    *,
+    alone: bool = True,
 ) -> list[Job]:
     """Take up to `limit` waiting jobs of these models in this worker's name, fairest first.
 
-    Without a lease there is nothing to take.
+    Without a lease there is nothing to take. A job that was there when a worker died is taken by
+    itself and only by a worker that is `alone`, with no other job in hand: if it is what kills
+    workers, it takes nobody with it.
     """
     leased = sa.exists().where(workers.c.id == worker_id)
-    picked = (
-        sa.select(jobs.c.id)
+    waiting = (
+        sa.select(jobs.c.id, jobs.c.attempts)
         .where(QUEUED, jobs.c.model.in_(list(models)), leased)
         .order_by(jobs.c.tag)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("picked")
     )
+    fairest = connection.execute(waiting.limit(1)).first()
+    if fairest is None or (fairest.attempts and not alone):
+        return []
+    if fairest.attempts:
+        waiting, limit = waiting.where(jobs.c.id == fairest.id), 1
+    else:
+        waiting = waiting.where(jobs.c.attempts == 0)
+    picked = waiting.limit(limit).with_for_update(skip_locked=True).cte("picked")
     taken = connection.execute(
         jobs.update()
         .where(jobs.c.id.in_(sa.select(picked.c.id)), QUEUED)
@@ -280,7 +293,7 @@ def reap(
     )
     count += _end(
         connection,
-        [QUEUED, jobs.c.created_at < now - queue_s],
+        [QUEUED, sa.func.coalesce(jobs.c.started_at, jobs.c.created_at) < now - queue_s],
         State.FAILED,
         "queue_timeout",
         f"the job waited for more than {queue_s:.0f} s",

@@ -54,6 +54,7 @@ class Writer:
                 return
 
     def _commit(self, batch: list[tuple[Work, Future[Any]]]) -> None:
+        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._db.write() as connection:
@@ -69,8 +70,15 @@ class Writer:
 
 
 def _in_savepoint(connection: sa.Connection, work: Work) -> tuple[Any, BaseException | None]:
+    """What the work returned or raised.
+
+    An error of the database itself is raised: on a full disk SQLite undoes the whole transaction,
+    not the statement, and the batch must not be reported as done.
+    """
     try:
         with connection.begin_nested():
             return work(connection), None
+    except sa.exc.DBAPIError:
+        raise
     except Exception as error:
         return None, error

@@ -83,6 +83,8 @@ class Worker:
     def claim(self) -> list[tuple[Job, Model]]:
         """Jobs for the free slots: of the checkpoint at hand, or when idle one of any."""
         room = self.settings.slots - len(self._held)
+        if any(job.attempts > 1 for job in self._held.values()):
+            room = 0  # it runs by itself, see queue.claim
         if self.stopping or room <= 0 or not self._watch.changed():
             return []
         with self.db.read() as connection:
@@ -91,7 +93,9 @@ class Worker:
                 return []
         at_hand = [m.slug for m in offered.values() if self._holds(m)]
         with self.db.write() as connection:
-            jobs = queue.claim(connection, self.id, at_hand, room, time.time())
+            jobs = queue.claim(
+                connection, self.id, at_hand, room, time.time(), alone=not self._held
+            )
             if not jobs and not self._held:
                 jobs = queue.claim(connection, self.id, list(offered), 1, time.time())
         self._held.update((job.id, job) for job in jobs)

@@ -21,16 +21,16 @@ from imaged.worker.pulse import Pulse
 log = logging.getLogger(__name__)
 
 
-def main(settings: Settings, worker_id: str | None = None) -> None:
+def main(settings: Settings, worker_id: str | None = None, parent: int | None = None) -> None:
     """Run one worker in this process until SIGTERM or SIGINT.
 
-    A `worker_id` is given by the supervisor; such a worker stops when its supervisor is gone.
+    `worker_id` and `parent`, its own pid, are given by the supervisor; such a worker stops when
+    its supervisor is gone.
     """
-    supervised = worker_id is not None
     worker_id = worker_id or secrets.token_hex(8)
     set_threads(settings.threads)
     db = Database(settings.database)
-    pulse = Pulse(db, worker_id, supervised=supervised)
+    pulse = Pulse(db, worker_id, parent=parent)
     delivery = Delivery(db, Blobs(settings.blobs), worker_id, settings)
     worker = Worker(worker_id, db, delivery, pulse, settings)
     _stop_on_signal(worker)

@@ -22,13 +22,13 @@ BEAT_S = 1.0
 class Pulse:
     """Beats once a second. The loop reports to it and asks it which jobs it has lost."""
 
-    def __init__(self, db: Database, worker_id: str, *, supervised: bool) -> None:
+    def __init__(self, db: Database, worker_id: str, *, parent: int | None) -> None:
         self._db, self._worker_id = db, worker_id
         self._lock = threading.Lock()
         self._held: dict[str, tuple[int, int]] = {}
         self._lost: set[tuple[str, int]] = set()
         self._stop = threading.Event()
-        self._parent = os.getppid() if supervised else None
+        self._parent = parent
         self.checkpoint: str | None = None
         self.ticked_at = time.time()
         self.orphaned = False  # the supervisor is gone: nobody would restart or stop us

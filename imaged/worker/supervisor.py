@@ -72,8 +72,9 @@ class Supervisor:
         environ = {f"IMAGED_{name.upper()}": str(value) for name, value in vars(settings).items()}
         # Several processes on few cores: waiting threads must not spin.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        command = [sys.executable, "-m", "imaged", "worker", "--id", worker_id]
         process = subprocess.Popen(
-            [sys.executable, "-m", "imaged", "worker", "--id", worker_id],
+            [*command, "--parent", str(os.getpid())],
             env={**quiet, **os.environ, **environ},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is the supervisor's to pass on
@@ -85,8 +86,8 @@ class Supervisor:
             try:
                 for i, slot in enumerate(self._slots):
                     self._slots[i] = self._look_after(slot)
-            except sa.exc.OperationalError:
-                log.exception("the store did not answer; looking again")
+            except Exception:  # whatever it is: without this loop no worker is restarted
+                log.exception("looking after the workers failed; looking again")
 
     def _look_after(self, slot: _Slot) -> _Slot:
         now = time.monotonic()
@@ -111,7 +112,11 @@ class Supervisor:
             )
 
     def _hangs(self, slot: _Slot) -> bool:
-        """Silent for two leases, or holding jobs without a tick for too long."""
+        """Silent for two leases, or without a tick for too long.
+
+        A loop that has nothing to do ticks too. Only before its first checkpoint is a worker
+        without jobs given time: loading one has no bound.
+        """
         with self._db.read() as connection:
             row = connection.execute(
                 sa.select(workers).where(workers.c.id == slot.worker_id)
@@ -124,4 +129,5 @@ class Supervisor:
         slot.registered = True
         now, settings = time.time(), self._settings
         silent = now - row.seen_at > 2 * settings.lease_s
-        return silent or (busy is not None and now - row.ticked_at > settings.hang_s)
+        bound = busy is not None or row.checkpoint is not None
+        return silent or (bound and now - row.ticked_at > settings.hang_s)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import subprocess
 import sys
+import time
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -255,11 +257,17 @@ def test_unknown_things(server: Server) -> None:
             ("GET", "/nowhere", 404, "unknown_path"),
             ("GET", f"/v1/{SLUG}", 405, "wrong_method"),
             ("PUT", f"/v2/{SLUG}", 405, "wrong_method"),
-            ("POST", "/v2/requests/x/status", 404, "unknown_path"),
+            ("POST", "/v2/requests/x/status", 405, "wrong_method"),
+            ("POST", "/v1/models", 405, "wrong_method"),
+            ("POST", "/v1/get-user-credits", 405, "wrong_method"),
+            ("PUT", "/v2/requests/x", 405, "wrong_method"),
             ("POST", f"/v1/{SLUG}/", 404, "unknown_path"),
         ):
             answer = client.request(method, path, json={} if method in ("POST", "PUT") else None)
             assert (answer.status_code, answer.json()["code"]) == (status, code), (method, path)
+            assert status != 405 or method not in answer.headers["allow"]
+        assert client.put("/v2/requests/x").headers["allow"] == "GET, DELETE"
+        assert client.head("/v2/requests/x/status").status_code == 404
 
 
 def test_models_say_whose_weights_they_are(server: Server) -> None:
@@ -282,7 +290,10 @@ BODIES: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "seed": ' + b"9" * 400 + b"}", "bad_parameter"),
     (b'{"prompt": "x", "guidance_scale": 1e999}', "bad_parameter"),
     (b'{"prompt": "x", "guidance_scale": -Infinity}', "bad_parameter"),
-    (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "malformed_body"),
+    (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "bad_parameter"),
+    (b'{"prompt": "x", "prompt": "y"}', "bad_parameter"),
+    (b'{"prompt": "x", "samples": 1, "samples": 4}', "bad_parameter"),
+    (b'{"prompt": "x", "width": 5, "\\ud800": 1}', "bad_parameter"),
     (b"", "malformed_body"),
     (b"{", "malformed_body"),
     (b"[]", "malformed_body"),
@@ -317,6 +328,34 @@ def test_ten_megabytes_are_refused(server: Server) -> None:
                 f"/v2/{SLUG}", content=body, headers={"content-type": "application/json"}
             )
             assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_large_headers_are_refused(server: Server) -> None:
+    with server.client() as client:
+        answer = client.get("/v1/models", headers={"x-large": "x" * 70_000})
+        assert (answer.status_code, answer.json()["code"]) == (431, "headers_too_large")
+
+
+def test_a_body_that_breaks_off_is_no_request(server: Server) -> None:
+    before = credits(server)
+    head = (
+        f"POST /v2/{SLUG} HTTP/1.1\r\nhost: x\r\nx-api-key: {server.key}\r\n"
+        "content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + json.dumps(QUICK).encode())
+    time.sleep(0.5)  # time enough for a job that should not be
+    assert credits(server) == before
+
+
+def test_foreign_field_names_can_be_sent_back(server: Server) -> None:
+    body = json.dumps({**QUICK, "\ud800": 1})  # ASCII escapes; no client library would send it
+    with server.client() as client:
+        answer = client.post(
+            f"/v2/{SLUG}", content=body.encode(), headers={"content-type": "application/json"}
+        )
+        assert answer.json()["warnings"] == ["unknown field ignored: ?"]
+        client.delete(f"/v2/requests/{answer.json()['request_id']}")
 
 
 def test_content_type(server: Server) -> None:

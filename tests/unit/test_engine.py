@@ -105,6 +105,32 @@ def test_one_job_fails_alone(nets: Any) -> None:
     assert outcomes["bad"].error is not None and outcomes["bad"].error.code == "engine_error"
 
 
+class Narrow(Counting):
+    """A device that holds so many rows and no more."""
+
+    most = 4
+
+    def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(sample) > self.most:
+            raise torch.OutOfMemoryError("the device is full")
+        return super().__call__(sample, *args, **kwargs)
+
+
+def test_a_crowd_that_does_not_fit_goes_on_in_smaller_calls(nets: Any) -> None:
+    unet = Narrow(nets.unet)
+    engine = Engine(replace(nets, unet=unet))
+    for seed in range(4):
+        engine.submit(str(seed), replace(SMALL, seed=seed))
+    outcomes = run(engine)
+    assert len(outcomes) == 4 and all(o.error is None for o in outcomes)
+    assert max(unet.rows) == 4
+    unet.most = 1
+    engine.submit("large", SMALL)
+    engine.submit("plain", replace(SMALL, guidance_scale=1.0))
+    ends = {o.job_id: o.error and o.error.code for o in run(engine)}
+    assert ends == {"large": "out_of_memory", "plain": None}
+
+
 def test_a_failing_sample_fails_its_job_once(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from imaged.engine import engine as module
 

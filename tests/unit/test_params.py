@@ -78,6 +78,11 @@ def test_own_name_wins_over_alias_and_null_is_absent() -> None:
     assert (params.img_width, params.seed) == (768, -1)
 
 
+def test_refusal_names_the_field_that_the_caller_wrote() -> None:
+    with pytest.raises(BadParameter, match=r"^width should be a multiple of 8"):
+        read_params({"prompt": "x", "width": 5})
+
+
 def test_unet_calls() -> None:
     assert unet_calls("Euler", 25) == 25
     assert unet_calls("PNDM", 25) == 26

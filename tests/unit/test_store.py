@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -19,10 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from imaged.errors import NoCredits, TooFast
 from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Job, State, new_job_id
 from imaged.params import ImageParams
+from imaged.settings import Settings
 from imaged.store import keys, ledger, models, queue
 from imaged.store.db import Database
 from imaged.store.schema import api_keys, jobs, metadata
 from imaged.store.writer import Writer
+from imaged.worker.supervisor import Supervisor, _Slot
 
 SECRET = b"s" * 32
 RESULT = {"images": [], "inference_s": 1.0, "checkpoint": "micro"}
@@ -516,3 +518,92 @@ def test_wait_for_a_change_returns_when_another_writes(db: Database) -> None:
     assert time.monotonic() - start < 15
     assert watch.changed()
     timer.join()
+
+
+# -- what a full disk, a giving-up caller, a poison job and a hang may not do --------------------
+
+
+def test_a_full_disk_in_a_group_commit_loses_nothing_that_was_promised(db: Database) -> None:
+    """SQLite undoes the whole transaction when a statement in its middle finds the disk full."""
+    key_id = make_key(db, credits_micros=10**9)
+    db.close()
+
+    def narrow(raw: Any, _: Any) -> None:
+        raw.execute("PRAGMA max_page_count=200").close()  # 800 KB: full
+        raw.execute("PRAGMA cache_size=10").close()  # so that pages are written in mid-transaction
+
+    def submit(job_id: str) -> Callable[[sa.Connection], None]:
+        values: dict[str, Any] = {"key_id": key_id, "model": "m", "cost_micros": 1, "now": 1.0}
+        params = ImageParams("x" * 20_000)
+        return lambda c: queue.put(c, job_id=job_id, params=params, **values)
+
+    sa.event.listen(db.engine, "connect", narrow)
+    writer, gate = Writer(db), threading.Event()
+    writer.submit(lambda _: gate.wait(20))  # all others gather behind it
+    asked = {job_id: writer.submit(submit(job_id)) for job_id in (new_job_id() for _ in range(60))}
+    gate.set()
+    writer.close()
+    promised = {job_id for job_id, future in asked.items() if future.exception() is None}
+    with db.read() as c:
+        kept = set(queue.read(c, list(asked)))
+    assert len(promised) < len(asked)  # it did become full
+    assert kept == promised
+    assert audit(db) == []
+
+
+def test_a_caller_that_gives_up_does_not_stop_the_writer(db: Database) -> None:
+    writer, gate = Writer(db), threading.Event()
+    writer.submit(lambda _: gate.wait(20))
+    ran: list[int] = []
+    given_up = writer.submit(lambda _: ran.append(1))
+    assert given_up.cancel()
+    gate.set()
+    assert writer.submit(lambda _: 5).result(20) == 5
+    assert ran == []
+    writer.close()
+
+
+def test_a_job_that_saw_a_worker_die_runs_by_itself(db: Database) -> None:
+    key_id = make_key(db)
+    first, second, third = (put(db, key_id) for _ in range(3))
+    worker(db)
+    assert [j.id for j in claim(db, limit=2)] == [first, second]
+    with db.write() as c:
+        queue.release(c, "w", 3.0, KEEP_S, blame=True)
+    worker(db, "v")
+    with db.write() as c:
+        assert queue.claim(c, "v", ["m"], 4, 4.0, alone=False) == []
+    assert [j.id for j in claim(db, "v", 4)] == [first]
+    assert [j.id for j in claim(db, "v", 4)] == [second]
+    assert [j.id for j in claim(db, "v", 4)] == [third]
+
+
+def test_the_queue_deadline_begins_anew_when_a_job_is_given_back(db: Database) -> None:
+    key_id = make_key(db)
+    job_id = put(db, key_id, now=1.0)
+    worker(db)
+    claim(db, now=4000.0)
+    with db.write() as c:
+        queue.release(c, "w", 4010.0, KEEP_S, blame=False)
+        limits = {"lease_s": 10.0, "queue_s": 3600.0, "run_s": 1800.0, "retention_s": KEEP_S}
+        queue.reap(c, 4020.0, **limits)
+    assert get(db, job_id).state is State.QUEUED
+    with db.write() as c:
+        queue.reap(c, 7700.0, **limits)
+    assert get(db, job_id).reason == "queue_timeout"
+
+
+def test_a_hang_is_seen_with_and_without_a_job(db: Database, tmp_path: Path) -> None:
+    supervisor = Supervisor(Settings(data=tmp_path, hang_s=300.0), db)
+    slot = _Slot(cast(Any, None), "w", started=time.monotonic())
+    now = time.time()
+    worker(db, now=now)
+
+    def beat(ticked_ago: float, checkpoint: str | None) -> bool:
+        with db.write() as c:
+            queue.beat(c, "w", now, now - ticked_ago, checkpoint, {})
+        return supervisor._hangs(slot)
+
+    assert not beat(ticked_ago=1000.0, checkpoint=None)  # loads its first checkpoint
+    assert not beat(ticked_ago=1.0, checkpoint="micro")
+    assert beat(ticked_ago=1000.0, checkpoint="micro")  # its only job was cancelled, it hangs on

@@ -107,15 +107,16 @@ def prompt_of(scene: Scene, rng: random.Random) -> str:
     return ", ".join(parts)
 
 
-def adherence(nets: Nets, judge: Judge, size: int, count: int) -> tuple[float, float]:
+def adherence(nets: Nets, judge: Judge, size: str, count: int) -> tuple[float, float]:
     """Share of prompts whose time and whose ground the judge finds in the picture."""
     rng = random.Random(103)
     scenes = [sample_scene(rng) for _ in range(count)]
+    width, height = (int(n) for n in size.split("x"))
     jobs = [
-        ImageParams(prompt_of(s, rng), seed=1000 + n, img_width=size, img_height=size)
+        ImageParams(prompt_of(s, rng), seed=1000 + n, img_width=width, img_height=height)
         for n, s in enumerate(scenes)
     ]
-    told = [judge(as_image(p)) for p in generate(nets, jobs, f"{size} px")]
+    told = [judge(as_image(p)) for p in generate(nets, jobs, size)]
     pairs = list(zip(scenes, told, strict=True))
     return (
         sum(s.time == time for s, (time, _) in pairs) / count,
@@ -137,9 +138,15 @@ def draw_sheet(nets: Nets, path: Path, size: int = 512, shown: int = 320) -> Non
 @click.command(help=__doc__)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Draw the sheet only.")
 @click.option("--prompts", default=40, show_default=True, help="Pictures at each size.")
-@click.option("--size", "sizes", multiple=True, default=(512,), show_default=True)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    default=("512x512", "768x768", "1024x1024", "896x1152"),
+    show_default=True,
+)
 @click.option("--scenes", default=50, show_default=True, help="Scenes for the autoencoder.")
-def main(sheet: Path | None, prompts: int, sizes: tuple[int, ...], scenes: int) -> None:
+def main(sheet: Path | None, prompts: int, sizes: tuple[str, ...], scenes: int) -> None:
     nets = load(MICRO)
     if sheet is not None:
         draw_sheet(nets, sheet)
@@ -147,7 +154,7 @@ def main(sheet: Path | None, prompts: int, sizes: tuple[int, ...], scenes: int) 
     judge = Judge()
     lines = [f"autoencoder, {scenes} unseen scenes at 512 px: {vae_psnr(nets, 512, scenes):.1f} dB"]
     rows = [("painted scenes (the judge itself)", judge.accuracy())]
-    rows += [(f"{prompts} prompts at {s} px", adherence(nets, judge, s, prompts)) for s in sizes]
+    rows += [(f"{prompts} prompts at {s}", adherence(nets, judge, s, prompts)) for s in sizes]
     lines += [f"{name}: time of day {t:.0%}, ground {g:.0%}" for name, (t, g) in rows]
     click.echo("\n".join(lines))
 

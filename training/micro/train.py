@@ -2,6 +2,7 @@
 
     python -m training.micro.train vae            # autoencoder, on crops of painted scenes
     python -m training.micro.train latents        # paint and encode the scenes once
+    python -m training.micro.train text           # text encoders, on naming what captions say
     python -m training.micro.train unet           # UNet and both text encoders together
     python -m training.micro.train export         # write the checkpoint folder in half precision
 
@@ -27,13 +28,15 @@ from tqdm import tqdm
 from training.micro.architecture import (
     CHECKPOINT,
     EOS,
+    POOLED_WIDTH,
+    TEXT_WIDTH,
     build_scheduler,
     build_text_encoders,
     build_unet,
     build_vae,
     load_tokenizer,
 )
-from training.micro.captions import caption, vocabulary
+from training.micro.captions import PHRASES, caption, vocabulary
 from training.micro.scenes import Scene, draw, sample_scene
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -185,27 +188,29 @@ def normalise(net: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> No
 
 
 @main.command()
-@click.option("--small", default=6000, show_default=True, help="scenes at 256 px, to begin with")
-@click.option("--medium", default=5000, show_default=True, help="scenes at 512 px")
-@click.option("--large", default=250, show_default=True, help="scenes at each larger size")
+@click.option("--small", default=5000, show_default=True, help="scenes at 256 px, to begin with")
+@click.option("--medium", default=3500, show_default=True, help="scenes at 512 px")
+@click.option("--large", default=300, show_default=True, help="scenes at each larger size")
 @click.pass_obj
 def latents(work: Path, small: int, medium: int, large: int) -> None:
-    """Paint scenes and encode them once; the autoencoder is normalised on the way."""
+    """Paint scenes and encode them once; the autoencoder is normalised on the way.
+
+    Sizes that lie encoded in this number are kept: after a new autoencoder, remove them first.
+    """
     net = build_vae()
     net.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["average"])
     net = net.to(DEVICE, memory_format=torch.channels_last).eval()
     rng = random.Random(2)
 
     @torch.inference_mode()
-    def encode(width: int, height: int, count: int, name: str) -> tuple[list[Any], torch.Tensor]:
-        scenes = [sample_scene(rng) for _ in range(count)]
+    def encode(scenes: list[Scene], width: int, height: int, name: str) -> torch.Tensor:
         rows = []
         for scene in tqdm(scenes, desc=name):
             x = to_tensor(draw(scene, width, height))[None].to(DEVICE)
             rows.append(net.encode(x).latent_dist.mean.cpu())
-        return scenes, torch.cat(rows)
+        return torch.cat(rows)
 
-    z = encode(512, 512, 200, "statistics")[1]
+    z = encode([sample_scene(rng) for _ in range(200)], 512, 512, "statistics")
     mean, std = z.mean((0, 2, 3)).to(DEVICE), z.std((0, 2, 3)).to(DEVICE)
     normalise(net, mean, std)
     save_state(work / "vae-normalised.pt", net=net.state_dict())
@@ -213,10 +218,12 @@ def latents(work: Path, small: int, medium: int, large: int) -> None:
     for width, height in LARGE:
         sizes[f"{width}x{height}"] = (width, height, large)
     for name, (width, height, count) in sizes.items():
-        scenes, z = encode(width, height, count, name)
+        scenes, file = [sample_scene(rng) for _ in range(count)], work / f"latents-{name}.pt"
+        if file.exists() and len(torch.load(file, weights_only=True)["latents"]) == count:
+            continue
         save_state(
-            work / f"latents-{name}.pt",
-            latents=z.half(),
+            file,
+            latents=encode(scenes, width, height, name).half(),
             size=(width, height),
             scenes=[vars(s) for s in scenes],
         )
@@ -287,27 +294,27 @@ def drop(texts: list[str], rng: random.Random) -> tuple[list[str], torch.Tensor]
     return texts, keep
 
 
-def low_noise(noise: torch.Tensor, strength: float = 0.25) -> torch.Tensor:
-    """White noise with more of its low frequencies, scaled back to unit variance.
+def low_noise(noise: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
+    """White noise and some low-frequency noise on top of it.
 
     SDXL's schedule does not end in pure noise: the picture's large colours still show through
     the last step, the more the larger the latent, while sampling begins without them. A net
     trained on white noise reads their absence as a grey picture; with this it asks the prompt.
+    The white part keeps its variance: that is the one which sampling starts from.
     """
-    coarse = noise
     for cells in (8, 4, 2, 1):
         drawn = torch.randn(*noise.shape[:2], cells, cells, device=noise.device)
         layer = F.interpolate(drawn, noise.shape[2:], mode="bicubic" if cells > 1 else "nearest")
-        coarse = coarse + strength * layer
-    return coarse / coarse.flatten(1).std(1).view(-1, 1, 1, 1)
+        noise = noise + strength * layer
+    return noise
 
 
 LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
 NAMES = tuple(f"{w}x{h}" for w, h in LARGE)
 STAGES = [  # share of the steps, sizes drawn from, batch
-    (0.45, ("256",), 16),
-    (0.30, ("512",), 12),
-    (0.25, ("512", *NAMES, *NAMES[-2:]), 6),
+    (0.40, ("256",), 16),
+    (0.32, ("512",), 12),
+    (0.28, ("512", *NAMES, *NAMES[-2:]), 6),
 ]
 
 
@@ -319,24 +326,80 @@ def stage_at(progress: float) -> tuple[tuple[str, ...], int]:
     return STAGES[-1][1:]
 
 
-def min_snr(alphas: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """Min-SNR weight of the eps loss (Hang et al. 2023): min(SNR, gamma) / SNR."""
+def loss_weight(alphas: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
+    """Weight of the eps loss: min-SNR (Hang et al. 2023), more where noise outweighs picture.
+
+    There the prompt alone decides, and an eps error of e is a picture error of e / sqrt(SNR).
+    """
     snr = alphas[t] / (1 - alphas[t])
-    return snr.clamp(max=gamma) / snr
+    return torch.where(snr < 1, snr.rsqrt(), snr.clamp(max=gamma) / snr)
+
+
+ATTRIBUTES = {name: tuple(kinds) for name, kinds in PHRASES.items()}
+
+
+def text_loss(nets: torch.nn.ModuleDict, rng: random.Random, batch: int) -> torch.Tensor:
+    """Cross entropy of naming a scene from its caption: by tokens of either, and pooled."""
+    scenes = [sample_scene(rng) for _ in range(batch)]
+    ids = nets["text"].windows([caption(s, rng) for s in scenes], 1).to(DEVICE)
+    context, pooled = nets["text"](ids)
+    one, two = context.mean(1).chunk(2, -1)
+    loss = torch.zeros((), device=DEVICE)
+    for part, features in (("one", one), ("two", two), ("pooled", pooled)):
+        answers = nets[part](features).split([len(kinds) for kinds in ATTRIBUTES.values()], -1)
+        for (name, kinds), logits in zip(ATTRIBUTES.items(), answers, strict=True):
+            right = torch.tensor([kinds.index(getattr(s, name)) for s in scenes], device=DEVICE)
+            loss = loss + F.cross_entropy(logits, right)
+    return loss / (3 * len(ATTRIBUTES))
 
 
 @main.command()
-@click.option("--steps", default=6600, show_default=True)
+@click.option("--steps", default=3000, show_default=True)
+@click.option("--batch", default=64, show_default=True)
+@click.pass_obj
+def text(work: Path, steps: int, batch: int) -> None:
+    """Train the text encoders to name what a caption says, before there is a UNet to ask them.
+
+    From noise alone the UNet learns to look at its input first and at words late, some of them
+    never; encoders that already tell sunset from dawn give it a reason to.
+    """
+    torch.manual_seed(4)
+    rng = random.Random(4)
+    nets = torch.nn.ModuleDict({"text": Conditioner()})
+    answers = sum(len(kinds) for kinds in ATTRIBUTES.values())
+    for part, width in (("one", TEXT_WIDTH), ("two", TEXT_WIDTH), ("pooled", POOLED_WIDTH)):
+        nets[part] = torch.nn.Linear(width, answers)
+    nets.to(DEVICE)
+    optimizer = torch.optim.AdamW(nets.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    bar = tqdm(range(steps), desc="text", mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, 2e-3)
+        loss = text_loss(nets, rng, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+            log(work, "text", step=step, loss=loss.item())
+    save_state(work / "text.pt", net=nets["text"].state_dict())
+
+
+@main.command()
+@click.option("--steps", default=7000, show_default=True)
 @click.option("--save-every", default=500, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="peak learning rate")
 @click.pass_obj
 def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
-    """Train UNet and text encoders on the encoded scenes: eps prediction, min-SNR weights."""
+    """Train the UNet on the encoded scenes, eps prediction; the text encoders learn on slowly."""
     torch.manual_seed(3)
     nets = torch.nn.ModuleDict({"unet": build_unet(), "text": Conditioner()}).to(DEVICE)
     nets["unet"].to(memory_format=torch.channels_last)
+    nets["text"].load_state_dict(torch.load(work / "text.pt", weights_only=True)["net"])
     average = Average(nets, 0.998)
-    optimizer = torch.optim.AdamW(nets.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    groups = [{"params": nets[part].parameters()} for part in ("unet", "text")]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     alphas = build_scheduler().alphas_cumprod.to(DEVICE)
     start = 0
     state_file = work / "unet.pt"
@@ -366,14 +429,14 @@ def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
         x = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         ids = nets["text"].windows(texts, windows).to(DEVICE)
         time_ids = torch.tensor([[height, width, 0, 0, height, width]] * batch, device=DEVICE)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, rate, warmup=300)
+        for group, share in zip(optimizer.param_groups, (1.0, 0.2), strict=True):
+            group["lr"] = share * cosine(step, steps, rate, warmup=300)
         with torch.autocast(DEVICE, torch.bfloat16):
             context, pooled = nets["text"](ids)
             added = {"text_embeds": pooled * keep, "time_ids": time_ids.float()}
             eps = nets["unet"](x, t, context * keep[:, :, None], added_cond_kwargs=added).sample
         error = (eps.float() - noise).square().mean((1, 2, 3))
-        loss = (error * min_snr(alphas, t)).mean()
+        loss = (error * loss_weight(alphas, t)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)

@@ -1,0 +1,56 @@
+"""The command line with wrong input: one line that says what is wrong, never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from imaged.cli import main
+
+WRONG: list[tuple[list[str], str]] = [
+    (["keys", "create", "--credits", "nan"], "NaN is not an amount"),
+    (["keys", "create", "--credits", "inf"], "not in the range"),
+    (["keys", "top-up", "1", "nan"], "NaN is not an amount"),
+    (["keys", "top-up", "7", "5"], "there is no key 7"),
+    (["keys", "revoke", "9" * 23], "not in the range"),
+    (["jobs", "list", "--limit", "9" * 20], "not in the range"),
+    (["jobs", "show", "\udcff"], "surrogates not allowed"),
+    (["serve", "--port", "99999"], "not in the range"),
+    (["serve", "--workers", "-1"], "not in the range"),
+    (["generate", "x", "-o", "/missing/x.jpg"], "there is no folder /missing"),
+    (["generate", "x", "--steps", "5"], "num_inference_steps should be an integer between"),
+    (["models", "show", "none"], "there is no model none"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), WRONG, ids=lambda v: ascii(v)[:40])
+def test_wrong_input(command: list[str], said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [*command, "--data", str(tmp_path)])
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
+    assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"IMAGED_LOG": "loud"}, "IMAGED_LOG should be DEBUG"),
+        ({"IMAGED_DATABASE_URL": "foo"}, "the database cannot be used"),
+        ({"IMAGED_DATA": "/proc/nope"}, "/proc/nope"),
+        ({"IMAGED_PORT": "99999"}, "IMAGED_PORT should be"),
+        ({"IMAGED_PORT": "many"}, "IMAGED_PORT should be"),
+    ],
+)
+def test_wrong_environment(variables: dict[str, str], said: str, tmp_path: Path) -> None:
+    environ = {"IMAGED_DATA": str(tmp_path), **variables}
+    result = CliRunner(env=environ).invoke(main, ["keys", "list"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert said in result.output
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "imaged.db").write_bytes(b"no database at all " * 100)
+    result = CliRunner().invoke(main, ["keys", "list", "--data", str(tmp_path)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "the database cannot be used" in result.output
