@@ -27,7 +27,11 @@ class Model:
     @property
     def checkpoint_name(self) -> str:
         """What results, listings and pages call the weights."""
-        return "micro" if self.checkpoint == MICRO else self.checkpoint.stem
+        return (
+            "micro"
+            if self.checkpoint == MICRO
+            else self.checkpoint.name.removesuffix(".safetensors")
+        )
 
 
 DEFAULT_SLUG = "sdxl1.0-yamers-realistic"

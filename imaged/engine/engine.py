@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from imaged.engine.plan import Plan, plan_images
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.errors import ImagedError, JobFailed
 from imaged.params import ImageParams
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -207,4 +210,5 @@ def _as_failure(error: Exception) -> ImagedError:
         return JobFailed("out_of_memory", "the device ran out of memory for this picture")
     if isinstance(error, torch.AcceleratorError):
         raise error
+    log.error("a picture could not be made", exc_info=error)
     return JobFailed("engine_error", "the picture could not be made; the server's log says why")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from imaged.catalogue import MICRO
@@ -24,6 +25,8 @@ from imaged.errors import CheckpointRefused
 
 transformers.utils.logging.disable_progress_bar()  # theirs would run through ours
 
+# What the libraries raise on files that are damaged or are something else.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -85,11 +88,33 @@ def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
             )
         else:
             raise CheckpointRefused(f"there is no file or folder {checkpoint}")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        _check(nets)
+        for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
+            net.to(device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointRefused(f"{checkpoint.name} does not fit into {device}'s memory") from error
+    except _BROKEN as error:
         raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
-    for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
-        net.to(device).eval().requires_grad_(False)
     return nets
+
+
+def _check(nets: Nets) -> None:
+    """What the engine takes for granted; raises CheckpointRefused."""
+    unet, scheduler = nets.unet.config, nets.scheduler_config
+    widths = [net.config.hidden_size for net in (nets.text_encoder, nets.text_encoder_2)]
+    if not unet.in_channels == unet.out_channels == nets.vae.config.latent_channels:
+        raise CheckpointRefused(
+            f"the UNet takes {unet.in_channels} channels and gives {unet.out_channels}, the VAE "
+            f"has {nets.vae.config.latent_channels}: checkpoints for inpainting and editing are "
+            "not served"
+        )
+    if unet.addition_embed_type != "text_time" or unet.cross_attention_dim != sum(widths):
+        raise CheckpointRefused("the UNet does not read SDXL's two text encoders and sizes")
+    kind = str(scheduler.get("_class_name", ""))
+    if kind.startswith("EDM") or "Flow" in kind:
+        raise CheckpointRefused(f"its scheduler {kind} is not one of SDXL's")
+    if scheduler.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise CheckpointRefused(f"prediction type {scheduler['prediction_type']} is not served")
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
@@ -102,18 +127,34 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
         "text_encoder": CLIPTextModel,
         "text_encoder_2": CLIPTextModelWithProjection,
     }
-    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     index = _json(folder / "model_index.json")
     return Nets(
-        **{
-            part: cls.from_pretrained(folder, subfolder=part, **_dtype(part, dtype), **options)
-            for part, cls in classes.items()
-        },
+        **{part: _net(cls, folder, part, dtype) for part, cls in classes.items()},
         tokenizer=_tokenizer(folder, "tokenizer"),
         tokenizer_2=_tokenizer(folder, "tokenizer_2"),
         scheduler_config=_json(folder / "scheduler" / "scheduler_config.json"),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def _net(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """One net with every weight from the files: the libraries would draw missing ones at random."""
+    names = [path.name for path in (folder / part).glob("*.safetensors")]
+    half = bool(names) and all(".fp16." in name for name in names)
+    net, info = cls.from_pretrained(
+        folder,
+        subfolder=part,
+        variant="fp16" if half else None,
+        local_files_only=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+        **_dtype(part, dtype),
+    )
+    absent = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if absent:
+        raise CheckpointRefused(f"{part} lacks {len(absent)} weights, {absent[0]} among them")
+    return net
 
 
 def _dtype(part: str, dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -19,6 +19,19 @@ from typing import Any
 import diffusers
 import torch
 
+# What of a checkpoint's scheduler config describes the model and not a sampler: the sampler is
+# the caller's choice, and a config that says "Karras" must not change what "Euler" means.
+MODEL_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "timestep_spacing",
+    "steps_offset",
+    "rescale_betas_zero_snr",
+)
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
     "DPM Multi": ("DPMSolverMultistepScheduler", {}),
@@ -57,9 +70,9 @@ class Table:
 
 
 def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh diffusers scheduler of this name from the checkpoint's own scheduler config."""
+    """A fresh diffusers scheduler of this name for a checkpoint with this scheduler config."""
     class_name, overrides = CLASSES[name]
-    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    kept = {k: v for k, v in config.items() if k in MODEL_KEYS}
     return getattr(diffusers, class_name).from_config({**kept, **overrides})
 
 

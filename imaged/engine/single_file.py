@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -28,6 +28,7 @@ CLIP, OPEN_CLIP = (
     "conditioner.embedders.0.transformer.text_model.",
     "conditioner.embedders.1.model.",
 )
+NOT_EPSILON = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")  # marks in files
 HEAD = 64  # width of one attention head, in the UNet and in both text encoders
 
 
@@ -35,10 +36,18 @@ def load_single_file(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """unet, vae, text_encoder and text_encoder_2 of a file; raises CheckpointRefused."""
     try:
         tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get("modelspec.prediction_type", "epsilon")
     except SafetensorError as error:
         raise CheckpointRefused(
             f"{path.name} is not a safetensors file; other formats can run code and are refused"
         ) from error
+    marks = [key for key in NOT_EPSILON if key in tensors]
+    if marks or said.lower() not in ("epsilon", "eps"):
+        raise CheckpointRefused(
+            f"{path.name} does not predict noise ({marks[0] if marks else said}): v-prediction and "
+            "EDM files are not served; a v-prediction model in a diffusers folder is"
+        )
     for prefix, what in (
         (UNET, "a UNet"),
         (VAE, "a VAE"),

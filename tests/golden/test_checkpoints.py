@@ -174,3 +174,62 @@ def test_other_files_are_refused_with_a_reason(folder: Path, tmp_path: Path) -> 
     (broken / "unet" / "config.json").write_text("{not json")
     with pytest.raises(CheckpointRefused):
         load(broken, CPU)
+
+
+def changed(folder: Path, to: Path, part: str, **config: Any) -> Path:
+    """A copy of the folder with some values of one part's config changed."""
+    copy = Path(shutil.copytree(folder, to))
+    file = copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return copy
+
+
+def test_what_would_come_out_wrong_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Missing weights, other tasks, other noise: the libraries load them with a warning."""
+    from safetensors.torch import load_file, save_file
+
+    thin = Path(shutil.copytree(folder, tmp_path / "thin"))
+    file = thin / "text_encoder_2" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["text_projection.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointRefused, match="lacks 1 weights, text_projection"):
+        load(thin, CPU)
+    cut = Path(shutil.copytree(folder, tmp_path / "cut"))
+    file = cut / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointRefused):
+        load(cut, CPU)
+    for name, config, said in (
+        ("edm", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "not one of SDXL's"),
+        ("sample", {"prediction_type": "sample"}, "prediction type sample"),
+    ):
+        with pytest.raises(CheckpointRefused, match=said):
+            load(changed(folder, tmp_path / name, "scheduler", **config), CPU)
+    inpaint = Path(shutil.copytree(folder, tmp_path / "inpaint"))
+    nine = UNet2DConditionModel.from_config({**reduced_nets()["unet"].config, "in_channels": 9})
+    nine.save_pretrained(inpaint / "unet")
+    with pytest.raises(CheckpointRefused, match="inpainting"):
+        load(inpaint, CPU)
+
+
+def test_marked_single_files_are_refused(single_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(single_file)
+    save_file({**tensors, "v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    with pytest.raises(CheckpointRefused, match=r"does not predict noise \(v_pred\)"):
+        load(tmp_path / "v.safetensors", CPU)
+    said = {"modelspec.prediction_type": "v"}
+    save_file(tensors, tmp_path / "m.safetensors", metadata=said)
+    with pytest.raises(CheckpointRefused, match=r"does not predict noise \(v\)"):
+        load(tmp_path / "m.safetensors", CPU)
+
+
+def test_half_precision_variants_load(folder: Path, tmp_path: Path) -> None:
+    """The form in which SDXL checkpoints are mostly handed around: *.fp16.safetensors alone."""
+    half = Path(shutil.copytree(folder, tmp_path / "half"))
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for file in list((half / part).glob("*.safetensors")):
+            file.rename(file.with_suffix(".fp16.safetensors"))
+    assert picture(half) == picture(folder)

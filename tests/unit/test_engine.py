@@ -184,12 +184,30 @@ def test_context_lengths_agree_within_a_picture(nets: Any) -> None:
         (short, long, 2),
         (long, short, 2),
         (short, "", 1),
+        ("x " * 73 + "wow!!!", None, 2),  # one token more for the second tokenizer
     ):
         positive, other = encoder.pair(prompt, negative)
         assert positive.context.shape == other.context.shape
         assert positive.context.shape[0] == 77 * windows
     assert not encoder.pair(short, None)[1].context.any()
     assert encoder.pair(short, "")[1].context.any()
+
+
+def test_a_text_of_too_many_tokens_fails_with_the_bound(nets: Any) -> None:
+    with pytest.raises(JobFailed, match="at most 4800 tokens") as caught:
+        PromptEncoder(nets).pair("a house", "\u9f98" * 20_000)
+    assert caught.value.code == "prompt_too_long"
+
+
+def test_windows_in_parts_are_the_windows_at_once(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a house and a tree " * 60
+    parts = PromptEncoder(nets).pair(text, None)[0]
+    monkeypatch.setattr("imaged.engine.prompt.encode.AT_A_TIME", 1)
+    single = PromptEncoder(nets).pair(text, None)[0]
+    torch.testing.assert_close(parts.context, single.context, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(parts.pooled, single.pooled, atol=1e-5)
 
 
 def test_weights_change_the_context_and_one_does_not(nets: Any) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from imaged.engine.prompt import grammar
 from imaged.engine.prompt.grammar import parse
 
 UP = 1.1
@@ -21,7 +22,10 @@ CASES: list[tuple[str, list[tuple[str, float]]]] = [
     (r"\(plain\)", [("(plain)", 1)]),
     (r"\[plain\]", [("[plain]", 1)]),
     (r"back\\slash", [("back\\slash", 1)]),
-    (r"lone \ here", [("lone \\ here", 1)]),
+    (r"lone \ here", [("lone  here", 1)]),
+    (r"a\b", [("ab", 1)]),
+    ("(x:" + "9" * 400 + ")", [("x", 100)]),
+    ("(x:-" + "9" * 400 + ")", [("x", -100)]),
     (r"(a \(b\) c)", [("a (b) c", UP)]),
     ("(never closed", [("never closed", UP)]),
     ("never opened)", [("never opened)", 1)]),
@@ -44,3 +48,27 @@ def test_spans(prompt: str, spans: list[tuple[str, float]]) -> None:
     parsed = parse(prompt)
     assert [text for text, _ in parsed] == [text for text, _ in spans]
     assert [weight for _, weight in parsed] == pytest.approx([weight for _, weight in spans])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["(" * 20_000, "[" * 20_000, "(a" * 10_000, "(" * 5_000 + "a" + ")" * 5_000, "(a:1)" * 4_000],
+)
+def test_deep_nesting_has_finite_weights(prompt: str) -> None:
+    assert all(abs(weight) <= 100 for _, weight in parse(prompt))
+
+
+def test_parsing_takes_a_number_of_steps_in_proportion_to_the_length() -> None:
+    """Counted, not timed: how often a piece is scaled."""
+    scaled = 0
+    original = grammar._scale
+
+    def counting(pieces: list[grammar.Span], start: int, factor: float) -> None:
+        nonlocal scaled
+        scaled += len(pieces) - start
+        original(pieces, start, factor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar, "_scale", counting)
+        parse("(a" * 10_000)
+    assert scaled <= 20_000 * grammar.DEEPEST

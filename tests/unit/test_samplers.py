@@ -81,3 +81,17 @@ def test_no_leak_between_names() -> None:
     again = build_scheduler("Euler", CONFIG)
     assert dict(plain.config) == dict(again.config)
     assert not again.config.use_karras_sigmas
+
+
+def test_a_config_does_not_choose_the_sampler() -> None:
+    loud = {
+        **CONFIG,
+        "use_karras_sigmas": True,
+        "use_beta_sigmas": True,
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+    }
+    for name in SCHEDULERS:
+        assert torch.equal(table(name, 20, loud).rows, table(name, 20, CONFIG).rows), name
+    other = {**CONFIG, "timestep_spacing": "trailing"}
+    assert not torch.equal(table("Euler", 20, other).rows, table("Euler", 20, CONFIG).rows)

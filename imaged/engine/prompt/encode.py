@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from imaged.engine.prompt.tokens import Windows, read_windows
+from imaged.errors import JobFailed
 
 CACHED_PROMPTS = 256
+MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
+AT_A_TIME = 8  # windows in one call of a text encoder, whose every hidden state is kept
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class PromptEncoder:
         """Positive and negative, padded with empty windows to one context length.
 
         An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
+        Raises JobFailed for texts of more than 64 windows.
         """
         count = self._windows(prompt)
         if negative is None and self._zero_absent:
@@ -52,7 +56,15 @@ class PromptEncoder:
         return self._encode(prompt, count), self._encode(negative or "", count)
 
     def _windows(self, text: str) -> int:
-        return len(read_windows(text, self._pairs[0][0]).ids)
+        """The longer of the two tokenizers' counts: the second reads "!!!" as three tokens."""
+        count = max(len(read_windows(text, tokenizer).ids) for tokenizer, _ in self._pairs)
+        if count > MOST_WINDOWS:
+            raise JobFailed(
+                "prompt_too_long",
+                f"the prompt and the negative prompt should each be at most {75 * MOST_WINDOWS} "
+                f"tokens long; one has more than {75 * (count - 1)}",
+            )
+        return count
 
     def _encode(self, text: str, count: int) -> Encoded:
         key = (text, count)
@@ -73,10 +85,14 @@ class PromptEncoder:
             windows = Windows(
                 windows.ids + empty.ids * missing, windows.weights + empty.weights * missing
             )
-            ids = torch.tensor(windows.ids, device=encoder.device)
-            out = encoder(ids, output_hidden_states=True)
-            contexts.append(_emphasise(out.hidden_states[-2], windows))
-            pooled = out[0]  # the second encoder's text_embeds (windows, width)
+            hidden: list[torch.Tensor] = []
+            for first in range(0, count, AT_A_TIME):
+                ids = torch.tensor(windows.ids[first : first + AT_A_TIME], device=encoder.device)
+                out = encoder(ids, output_hidden_states=True)
+                if not hidden:
+                    pooled = out[0]  # the second encoder's text_embeds (windows, width)
+                hidden.append(out.hidden_states[-2])
+            contexts.append(_emphasise(torch.cat(hidden), windows))
         return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
 
 

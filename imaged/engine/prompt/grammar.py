@@ -2,8 +2,8 @@
 
 Round brackets multiply the weight of what they hold by 1.1 or by the number before the closing
 bracket; square ones divide by 1.1. A bracket that is never closed holds to the end, one that
-was never opened is plain text. The number belongs to the whole bracket, so `(a:0.5, b:0.7)`
-reads `a:0.5, b` at 0.7.
+was never opened is plain text; a backslash before anything else is dropped. The number belongs
+to the whole bracket, so `(a:0.5, b:0.7)` reads `a:0.5, b` at 0.7.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import re
 Span = tuple[str, float]  # a piece of text and its weight
 
 UP, DOWN = 1.1, 1 / 1.1
+MOST = 100.0  # a weight beyond it, up or down, is cut to it: the picture is lost long before
+DEEPEST = 64  # brackets within brackets beyond it are plain text, so that parsing takes no time
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
-    r"|(?P<weight>:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\))"
+    r"|(?P<weight>:\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\))"
     r"|(?P<bracket>[()\[\]])"
-    r"|(?P<text>[^\\()\[\]:]+|:|\\)"
+    r"|(?P<lone>\\)"
+    r"|(?P<text>[^\\()\[\]:]+|:)"
 )
 
 
@@ -29,13 +32,13 @@ def parse(prompt: str) -> list[Span]:
         bracket = token["bracket"]
         if token["weight"] and opened["("]:
             _scale(pieces, opened["("].pop(), float(token["number"]))
-        elif bracket in ("(", "["):
+        elif bracket in ("(", "[") and len(opened[bracket]) < DEEPEST:
             opened[bracket].append(len(pieces))
         elif bracket == ")" and opened["("]:
             _scale(pieces, opened["("].pop(), UP)
         elif bracket == "]" and opened["["]:
             _scale(pieces, opened["["].pop(), DOWN)
-        else:
+        elif not token["lone"]:
             pieces.append((token["escaped"] or token[0], 1.0))
     for start in opened["("]:
         _scale(pieces, start, UP)
@@ -45,7 +48,9 @@ def parse(prompt: str) -> list[Span]:
 
 
 def _scale(pieces: list[Span], start: int, factor: float) -> None:
-    pieces[start:] = [(text, weight * factor) for text, weight in pieces[start:]]
+    pieces[start:] = [
+        (text, max(-MOST, min(MOST, weight * factor))) for text, weight in pieces[start:]
+    ]
 
 
 def _join(pieces: list[Span]) -> list[Span]:
