@@ -77,6 +77,11 @@ class Run:
         combined: torch.Tensor = torch.tensordot(row, self.history, dims=1)
         return combined
 
+    def ask(self) -> Ask:
+        """What the UNet is asked next."""
+        timestep = float(self.plan.table.timesteps[self.call])
+        return Ask(self.combine(), timestep, self.plan, self.positive, self.negative)
+
     def advance(self, output: torch.Tensor) -> None:
         """Take in one model output, and draw what the sampler draws after this call."""
         table = self.plan.table
@@ -136,12 +141,8 @@ class Engine:
         """At most one UNet call; returns the jobs that ended."""
         outcomes = self._start_newcomers()
         chosen = choose(self._running(), self._pixels_a_call)
-        asks = [
-            Ask(r.combine(), float(r.plan.table.timesteps[r.call]), r.plan, r.positive, r.negative)
-            for r in chosen
-        ]
         try:
-            outputs = denoise(self.nets.unet, asks) if asks else []
+            outputs = denoise(self.nets.unet, [r.ask() for r in chosen]) if chosen else []
         except torch.OutOfMemoryError as error:
             return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
