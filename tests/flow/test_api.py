@@ -266,7 +266,7 @@ def test_unknown_things(server: Server) -> None:
             answer = client.request(method, path, json={} if method in ("POST", "PUT") else None)
             assert (answer.status_code, answer.json()["code"]) == (status, code), (method, path)
             assert status != 405 or method not in answer.headers["allow"]
-        assert client.put("/v2/requests/x").headers["allow"] == "GET, DELETE"
+        assert client.put("/v2/requests/x").headers["allow"] == "GET, HEAD, DELETE"
         assert client.head("/v2/requests/x/status").status_code == 404
 
 
