@@ -119,7 +119,7 @@ class BodyTooLarge(Refused):
 
 
 class HeadersTooLarge(Refused):
-    """The headers are larger than this server accepts, 65536 bytes in all."""
+    """The headers are larger than this server accepts."""
 
     code, status = "headers_too_large", 431
 

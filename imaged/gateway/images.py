@@ -146,9 +146,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     body = dict(pairs)
     if len(body) < len(pairs):
         names = [name for name, _ in pairs]
-        for knob in KNOBS:
-            if names.count(knob.name) > 1:
-                raise BadParameter(knob.name, "should be given once, not twice")
+        for name in (n for knob in KNOBS for n in (knob.name, *knob.aliases)):
+            if names.count(name) > 1:
+                raise BadParameter(name, "should be given once, not twice")
     return body
 
 

@@ -6,13 +6,11 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imaged.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge
+from imaged.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, ImagedError
 from imaged.gateway import replies
 
 BODY_S = 30.0  # to receive a whole body
 DRAINED = 32 * 1024 * 1024  # of an oversized body we read so much, so that its sender sees why
-
-
 MAX_HEADERS = 65_536  # bytes of all names and values
 
 
@@ -24,7 +22,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _size(scope) > MAX_HEADERS:
-            await replies.error(HeadersTooLarge())(scope, receive, send)
+            problem: ImagedError = HeadersTooLarge(f"The headers are over {MAX_HEADERS} bytes.")
+            await replies.error(problem)(scope, receive, send)
             return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self._app(scope, receive, send)

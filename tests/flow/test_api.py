@@ -293,6 +293,7 @@ BODIES: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "bad_parameter"),
     (b'{"prompt": "x", "prompt": "y"}', "bad_parameter"),
     (b'{"prompt": "x", "samples": 1, "samples": 4}', "bad_parameter"),
+    (b'{"prompt": "x", "width": 512, "width": 768}', "bad_parameter"),
     (b'{"prompt": "x", "width": 5, "\\ud800": 1}', "bad_parameter"),
     (b"", "malformed_body"),
     (b"{", "malformed_body"),

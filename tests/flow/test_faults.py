@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -55,13 +56,20 @@ def books(server: Server) -> list[str]:
     return wrong + [str(end) for end in ends if end[1] not in allowed]
 
 
-def test_killed_worker_costs_nothing(own: Server) -> None:
-    job_id = own.submit(**LONG)
-    wait_for_step(own, job_id, 5)
-    [pid] = own.worker_pids()
-    os.kill(pid, signal.SIGKILL)
-    status = own.wait(job_id)
+def interrupted(server: Server, number: signal.Signals) -> tuple[dict[str, Any], int]:
+    """The end of a job whose worker got a signal in its midst, and that worker's pid."""
+    job_id = server.submit(**LONG)
+    wait_for_step(server, job_id, 3)
+    [pid] = server.worker_pids()
+    os.kill(pid, number)
+    status = server.wait(job_id)
     assert status["status"] == "COMPLETED"
+    return status, pid
+
+
+def test_killed_worker_costs_nothing(own: Server) -> None:
+    status, pid = interrupted(own, signal.SIGKILL)
+    job_id = status["request_id"]
     assert status["metrics"]["retry_count"] == 1
     assert own.worker_pids() != [pid]
     first = fetch(own, job_id)
@@ -144,12 +152,7 @@ def test_stopped_worker_process_is_replaced(tmp_path: Path) -> None:
     """SIGSTOP is a hang: seen from outside, ended, and its job is made by another."""
     server = Server(tmp_path / "data", environ={"IMAGED_LEASE_S": "3"}).start()
     try:
-        job_id = server.submit(**LONG)
-        wait_for_step(server, job_id, 2)
-        [pid] = server.worker_pids()
-        os.kill(pid, signal.SIGSTOP)
-        status = server.wait(job_id)
-        assert status["status"] == "COMPLETED"
+        _, pid = interrupted(server, signal.SIGSTOP)
         assert not Path(f"/proc/{pid}").exists() or pid not in server.worker_pids()
         assert books(server) == []
     finally:

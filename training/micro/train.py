@@ -6,8 +6,9 @@
     python -m training.micro.train unet           # UNet and both text encoders together
     python -m training.micro.train export         # write the checkpoint folder in half precision
 
-Every part keeps its state in --work after each --save-every steps and goes on from there when
-it is started again. Seeds are fixed; on the same machine with the same threads a run repeats.
+Started again, vae and unet go on from their last --save-every steps and latents with the sizes
+that are not there yet; text, which takes minutes, begins anew. Seeds are fixed; on the
+same machine with the same threads a run repeats.
 """
 
 from __future__ import annotations
