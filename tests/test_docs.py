@@ -17,6 +17,7 @@ from tests.conftest import Server, imaged
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS.append(ROOT / "imaged" / "checkpoints" / "micro" / "README.md")
 README = (ROOT / "README.md").read_text()
 
 

@@ -52,7 +52,7 @@ def build_unet() -> UNet2DConditionModel:
             "CrossAttnDownBlock2D",
         ),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64, 96, 96),
+        block_out_channels=(48, 64, 96, 96),
         layers_per_block=1,
         transformer_layers_per_block=1,
         attention_head_dim=(1, 2, 3, 3),
@@ -70,7 +70,7 @@ def _text_config(**extra: object) -> CLIPTextConfig:
         vocab_size=49408,
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,  # the penultimate layer is the context, as in SDXL
+        num_hidden_layers=3,  # the penultimate layer is the context, as in SDXL
         num_attention_heads=2,
         max_position_embeddings=77,
         projection_dim=POOLED_WIDTH,
@@ -100,9 +100,9 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def load_tokenizer() -> CLIPTokenizer:
-    """The shipped tokenizer of the first encoder (the second differs in its padding only)."""
-    return CLIPTokenizer.from_pretrained(CHECKPOINT, subfolder="tokenizer")
+def load_tokenizer(name: str = "tokenizer") -> CLIPTokenizer:
+    """A shipped tokenizer; the second encoder's, "tokenizer_2", differs in its padding only."""
+    return CLIPTokenizer.from_pretrained(CHECKPOINT, subfolder=name)
 
 
 def parameters_m(net: torch.nn.Module) -> float:

@@ -1,161 +1,305 @@
-"""Judge the micro checkpoint, and draw the sheet that the README shows.
+"""Measure a micro checkpoint against its bars; the tables go into its model card.
 
-    python -m training.micro.evaluate            # figures: autoencoder, adherence to the prompt
-    python -m training.micro.evaluate --sheet docs/pictures/prompts.jpg
+    python -m training.micro.evaluate                  # hours on two cores, minutes on a GPU
+    python -m training.micro.evaluate --prompts 20     # a first look
 
-The judge of adherence knows nothing of the checkpoint: it compares the mean colours of a coarse
-grid with those of painted scenes (nearest neighbour) and so tells time of day and ground. Its own
-accuracy on painted scenes that it has not seen is printed beside the checkpoint's.
+Prompts are told from scenes whose attributes are combined as in no picture of the training, with
+every attribute named; the judge (judge.py) says which of them the pictures show. What is measured
+is kept in --work by the checkpoint's hash: started again, it goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from imaged.catalogue import MICRO
-from imaged.engine.decode import Picture
-from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, load
-from imaged.params import ImageParams
-from training.micro.captions import PHRASES
-from training.micro.scenes import Scene, draw, sample_scene
+from imaged.params import SCHEDULERS, ImageParams
+from training.micro.captions import (
+    BOAT,
+    DRESS,
+    GROUND,
+    HAIR,
+    HOUSE,
+    MOUNTAINS,
+    TIME,
+    choose,
+    noise,
+    tell,
+)
+from training.micro.judge import accuracy, load_judge
+from training.micro.painter import draw
+from training.micro.scenes import ATTRIBUTES, COLOURS, sample_scene
+from training.micro.sheets import generate, seed_jobs
+from training.micro.text import SAYS
 from training.micro.train import to_tensor
 
-GRID = (8, 4)  # cells across and down that the judge looks at
-PROMPTS = (
-    "a red house by a blue lake, snowed mountains, sunset",
-    "a green prairie, snowed mountains, noon",
-    "a desert at night, rocky mountains",
-    "a white house by the sea, dawn, pine trees",
-    "a yellow house in a snow field, storm",
-    "masterpiece, wild flowers, rolling hills, oak trees, sunrise, OverallDetail",
-)
+SIZES = ("512x512", "768x768", "1024x1024", "896x1152")
+GUIDANCES = (1.0, 4.0, 7.0, 12.0)
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+Marks = dict[str, list[int]]  # attribute -> [right, asked]
+
+# prompt -> the attribute that it leaves open
+OPEN = {
+    "a green prairie, snowed mountains": "time",
+    "noon, snowed mountains": "ground",
+    "noon, a green prairie": "mountains",
+    "by the sea, pine trees": "time",
+    "a woman on a green prairie, noon": "hair",
+    "a redhead by the sea": "dress",
+}
+SYNONYMS: dict[str, Mapping[str, tuple[str, ...]]] = {
+    "time": TIME,
+    "mountains": MOUNTAINS,
+    "ground": GROUND,
+    "hair": HAIR,
+    "dress": DRESS,
+}
+# attribute -> (kind -> phrase that is weighted, the rest of the prompt)
+WEIGHED: dict[str, tuple[dict[str, str], str]] = {
+    "time": ({k: v[0] for k, v in TIME.items()}, "a woman, a green prairie"),
+    "ground": ({k: v[0] for k, v in GROUND.items()}, "noon, pine trees"),
+    "hair": ({k: v[1] for k, v in HAIR.items()}, "a woman, a green prairie"),
+    "dress": ({k: v[0] for k, v in DRESS.items()}, "a woman, a green prairie"),
+    "walls": ({c: HOUSE[0].format(c) for c in COLOURS}, "a green prairie, noon"),
+    "boat": ({c: BOAT[0].format(c) for c in COLOURS}, "by the sea, noon"),
+}
 
 
-def generate(nets: Nets, jobs: list[ImageParams], desc: str) -> list[Picture]:
-    """One picture for each job, a few jobs at a time."""
-    engine, pictures = Engine(nets), {}
-    waiting = list(enumerate(jobs))
-    with tqdm(total=len(jobs), desc=desc) as bar:
-        while waiting or not engine.idle:
-            while waiting and len(engine.jobs) < 4:
-                n, params = waiting.pop(0)
-                engine.submit(str(n), params)
-            for outcome in engine.tick():
-                if outcome.error is not None:
-                    raise outcome.error
-                pictures[int(outcome.job_id)] = outcome.pictures[0]
-                bar.update()
-    return [pictures[n] for n in range(len(jobs))]
+class Exam:
+    """The same held-out prompts, asked again and again under different conditions."""
+
+    def __init__(self, nets: Nets, prompts: int) -> None:
+        self.nets, self.judge = nets, load_judge()
+        rng = random.Random(103)
+        self.scenes = [sample_scene(rng, unseen=True) for _ in range(prompts)]
+        self.told = [choose(s, rng, 1.0) for s in self.scenes]
+        self.jobs = [
+            ImageParams(tell(s, t, rng), seed=1000 + n, img_width=512, img_height=512)
+            for n, (s, t) in enumerate(zip(self.scenes, self.told, strict=True))
+        ]
+
+    def ask(self, desc: str, count: int, **changes: Any) -> dict[str, Any]:
+        """Marks of one picture for each of the first `count` prompts, and what burnt out."""
+        jobs = [replace(job, **changes) for job in self.jobs[:count]]
+        return self.mark(generate(self.nets, jobs, desc))
+
+    def mark(self, images: list[Image.Image]) -> dict[str, Any]:
+        marks: Marks = {name: [0, 0] for name in ATTRIBUTES}
+        for scene, told, image in zip(self.scenes, self.told, images, strict=False):
+            seen = self.judge.names(image)
+            for name in (n for phrase in told for n in SAYS.get(phrase, (phrase,))):
+                marks[name][0] += seen[name] == getattr(scene, name)
+                marks[name][1] += 1
+        return {"marks": marks, "clipped": sum(map(clipped, images)) / len(images)}
+
+    def ask_noisily(self, count: int) -> dict[str, Any]:
+        """With words around the prompt that the checkpoint does not know."""
+        rng = random.Random(105)
+        jobs = [
+            replace(j, prompt=", ".join([*noise(rng, 6), j.prompt, *noise(rng, 10)]))
+            for j in self.jobs[:count]
+        ]
+        return self.mark(generate(self.nets, jobs, "unknown words"))
+
+    def vae_psnr(self, size: int, count: int) -> float:
+        """Mean PSNR in dB of unseen scenes through the autoencoder and back."""
+        rng, total, vae = random.Random(102), 0.0, self.nets.vae
+        for _ in tqdm(range(count), desc="autoencoder"):
+            x = to_tensor(draw(sample_scene(rng, unseen=True), size, size))[None]
+            x = x.to(self.nets.device)
+            with torch.inference_mode():
+                y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+            total += -10 * math.log10(float((y - x).square().mean()) / 4)
+        return total / count
+
+    def negative(self, prompt: str, seeds: int) -> list[Any]:
+        """[negative prompt, pictures that show what it names without it, and with it].
+
+        The negative prompt names what most of the pictures show of the attribute left open.
+        """
+        name = OPEN[prompt]
+
+        def kinds(negative: str | None) -> Counter[object]:
+            jobs = [
+                ImageParams(prompt, negative, seed=n, img_width=512, img_height=512)
+                for n in range(seeds)
+            ]
+            images = generate(self.nets, jobs, f"negative: {negative}")
+            return Counter(self.judge.names(i)[name] for i in images)
+
+        before = kinds(None)
+        kind = max(SYNONYMS[name], key=lambda k: before[k])
+        negative = ", ".join(SYNONYMS[name][kind][:2])
+        return [negative, before[kind], kinds(negative)[kind]]
+
+    def weights(self, pairs: int) -> list[int]:
+        """[pairs in which (words:1.4) scores above (words:0.6) with the judge, pairs].
+
+        The score is the judge's log odds: probabilities near 1 can no longer be told apart.
+        """
+        rng, jobs, asked = random.Random(104), [], []
+        for n in range(pairs):
+            name = rng.choice(tuple(WEIGHED))
+            kinds, rest = WEIGHED[name]
+            kind = rng.choice(tuple(kinds))
+            asked.append((name, ATTRIBUTES[name].index(kind)))
+            for weight in ("0.6", "1.4"):
+                words = f"{rest}, ({kinds[kind]}:{weight})"
+                jobs.append(ImageParams(words, seed=n, img_width=512, img_height=512))
+        images, right = generate(self.nets, jobs, "weights"), 0
+        for n, (name, index) in enumerate(asked):
+            low, high = self.judge.log_odds(images[2 * n : 2 * n + 2])[name][:, index]
+            right += bool(high > low)
+        return [right, pairs]
+
+    def request(self, seeds: int) -> list[dict[str, Any]]:
+        """What the judge sees in the demo's request with each seed."""
+        return [self.judge.names(i) for i in generate(self.nets, seed_jobs(seeds), "request")]
 
 
-def as_image(picture: Picture) -> Image.Image:
-    return Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+def clipped(image: Image.Image) -> float:
+    """Share of channel values at either end of the scale: what burning out looks like."""
+    pixels = np.asarray(image)
+    return float(((pixels == 0) | (pixels == 255)).mean())
 
 
-def look(image: Image.Image) -> torch.Tensor:
-    """What the judge sees: the mean colours of the grid's cells."""
-    return to_tensor(image.resize(GRID, Image.Resampling.BOX)).flatten()
+def share(marks: Marks) -> float:
+    return sum(r for r, _ in marks.values()) / sum(n for _, n in marks.values())
 
 
-class Judge:
-    """Tells (time, ground) of a picture by the nearest of many painted scenes."""
-
-    def __init__(self, scenes: int = 4000) -> None:
-        rng = random.Random(100)
-        self.scenes = [sample_scene(rng) for _ in range(scenes)]
-        self.views = torch.stack([look(draw(s, 96, 96)) for s in tqdm(self.scenes, desc="judge")])
-
-    def __call__(self, image: Image.Image) -> tuple[str, str]:
-        nearest = int((self.views - look(image)).square().sum(1).argmin())
-        return self.scenes[nearest].time, self.scenes[nearest].ground
-
-    def accuracy(self, count: int = 500) -> tuple[float, float]:
-        """Share of unseen painted scenes of which time and ground are told right."""
-        rng = random.Random(101)
-        unseen = [sample_scene(rng) for _ in range(count)]
-        told = [(s, self(draw(s, 96, 96))) for s in unseen]
-        return (
-            sum(s.time == time for s, (time, _) in told) / count,
-            sum(s.ground == ground for s, (_, ground) in told) / count,
-        )
+def row(name: str, marks: Marks) -> str:
+    cells = [f"{r / n:.0%}" if n else "" for r, n in marks.values()]
+    return f"| {name} | **{share(marks):.1%}** | {' | '.join(cells)} |"
 
 
-def vae_psnr(nets: Nets, size: int, count: int) -> float:
-    """Mean PSNR in dB of unseen scenes through the autoencoder and back."""
-    rng, total = random.Random(102), 0.0
-    for _ in tqdm(range(count), desc="autoencoder"):
-        x = to_tensor(draw(sample_scene(rng), size, size))[None].to(nets.device)
-        with torch.inference_mode():
-            y = nets.vae.decode(nets.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-        total += -10 * math.log10(float((y - x).square().mean()) / 4)
-    return total / count
+class Kept:
+    """Results by name in a JSON file, so that hours of measuring survive a stop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.results:
+            self.results[name] = make()
+            self.path.write_text(json.dumps(self.results, indent=1))
+        return self.results[name]
 
 
-def prompt_of(scene: Scene, rng: random.Random) -> str:
-    parts = [rng.choice(PHRASES[name][getattr(scene, name)]) for name in ("ground", "time")]
-    if scene.mountains != "none":
-        parts.append(rng.choice(PHRASES["mountains"][scene.mountains]))
-    rng.shuffle(parts)
-    return ", ".join(parts)
-
-
-def adherence(nets: Nets, judge: Judge, size: str, count: int) -> tuple[float, float]:
-    """Share of prompts whose time and whose ground the judge finds in the picture."""
-    rng = random.Random(103)
-    scenes = [sample_scene(rng) for _ in range(count)]
-    width, height = (int(n) for n in size.split("x"))
-    jobs = [
-        ImageParams(prompt_of(s, rng), seed=1000 + n, img_width=width, img_height=height)
-        for n, s in enumerate(scenes)
+def report(exam: Exam, kept: Kept, prompts: int) -> list[str]:
+    """The card's lines of figures."""
+    few, seeds = max(1, prompts // 2), max(4, prompts * 3 // 10)
+    psnr = kept("psnr 200", lambda: exam.vae_psnr(512, 200))
+    exact = kept("judge", lambda: accuracy(exam.judge))
+    lines = [
+        f"Autoencoder: {psnr:.1f} dB PSNR, mean of 200 unseen scenes at 512 px.",
+        "",
+        f"Attributes shown as the prompt says, {prompts} held-out prompts at each size, "
+        f"{few} in the other rows (512 x 512); default sampler, 25 steps, guidance 7 but where "
+        "the row says otherwise. The judge: 1,000 painted scenes.",
+        "",
+        f"| | all | {' | '.join(ATTRIBUTES)} |",
+        f"|---|---|{'---|' * len(ATTRIBUTES)}",
+        f"| judge | **{sum(exact.values()) / len(exact):.1%}** | "
+        f"{' | '.join(f'{v:.1%}' for v in exact.values())} |",
     ]
-    told = [judge(as_image(p)) for p in generate(nets, jobs, size)]
-    pairs = list(zip(scenes, told, strict=True))
-    return (
-        sum(s.time == time for s, (time, _) in pairs) / count,
-        sum(s.ground == ground for s, (_, ground) in pairs) / count,
-    )
+
+    def add(name: str, make: Callable[[], Any]) -> None:
+        result = kept(name, make)
+        lines.append(row(name.rpartition("; ")[2], result["marks"]))
+        tqdm.write(f"{lines[-1]} clipped {result['clipped']:.2%}")
+
+    for size in SIZES:
+        width, height = (int(n) for n in size.split("x"))
+        changes = {"img_width": width, "img_height": height}
+        add(f"{prompts}; {size}", partial(exam.ask, size, prompts, **changes))
+    for name in SCHEDULERS:
+        add(f"{few}; {name}", partial(exam.ask, name, few, scheduler=name))
+    for g in GUIDANCES:
+        label = f"guidance {g:g}"
+        add(f"{few}; {label}", partial(exam.ask, label, few, guidance_scale=g))
+    add(f"{few}; unknown words", partial(exam.ask_noisily, few))
+    burnt = [kept.results[f"{few}; guidance {g:g}"]["clipped"] for g in GUIDANCES]
+    lines += [
+        "",
+        "Colour values clipped at black or white, at guidance "
+        + ", ".join(f"{g:g}: {b:.2%}" for g, b in zip(GUIDANCES, burnt, strict=True))
+        + ".",
+        "",
+        f"| prompt, {seeds} seeds | negative | shown before | shown after |",
+        "|---|---|---|---|",
+    ]
+    for prompt in OPEN:
+        result = kept(f"{seeds}; {prompt}", partial(exam.negative, prompt, seeds))
+        lines.append(f"| {prompt} | {' | '.join(map(str, result))} |")
+    right, pairs = kept(f"{few}; weights", lambda: exam.weights(few))
+    seen = kept("request 10", lambda: exam.request(10))
+    lines += [
+        "",
+        f"(words:1.4) scores above (words:0.6) with the judge in {right} of {pairs} pairs.",
+        "",
+        "The demo's request (896 x 1152, 30 steps) with ten seeds, by the judge: "
+        + ", ".join(
+            f"{n} {sum(s[n] in kinds for s in seen)} of {len(seen)}" for n, kinds in WANTED.items()
+        )
+        + f"; all of these {sum(all(s[n] in k for n, k in WANTED.items()) for s in seen)}.",
+    ]
+    return lines
 
 
-def draw_sheet(nets: Nets, path: Path, size: int = 512, shown: int = 320) -> None:
-    """Six prompts, three beside three."""
-    jobs = [ImageParams(p, seed=7, img_width=size, img_height=size) for p in PROMPTS]
-    sheet = Image.new("RGB", (3 * shown, 2 * shown))
-    for n, picture in enumerate(generate(nets, jobs, "sheet")):
-        small = as_image(picture).resize((shown, shown), Image.Resampling.LANCZOS)
-        sheet.paste(small, (n % 3 * shown, n // 3 * shown))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)
+WANTED: dict[str, tuple[object, ...]] = {  # what the demo's request asks for
+    "hair": ("red",),
+    "shield": (True,),
+    "ground": ("prairie", "flowers"),
+    "mountains": ("snowed",),
+}
+
+
+def into_card(card: Path, lines: list[str]) -> None:
+    """Replace what stands between the card's two marks."""
+    text = card.read_text() if card.exists() else f"{START}\n{END}\n"
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    card.write_text("\n".join([head + START, *lines, END + tail]))
 
 
 @click.command(help=__doc__)
-@click.option("--sheet", type=click.Path(path_type=Path), help="Draw the sheet only.")
-@click.option("--prompts", default=40, show_default=True, help="Pictures at each size.")
+@click.option("--prompts", default=200, show_default=True, help="Held-out prompts at each size.")
 @click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    default=("512x512", "768x768", "1024x1024", "896x1152"),
-    show_default=True,
+    "--checkpoint",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=MICRO,
+    help="Folder of the checkpoint; the shipped one unless given.",
 )
-@click.option("--scenes", default=50, show_default=True, help="Scenes for the autoencoder.")
-def main(sheet: Path | None, prompts: int, sizes: tuple[str, ...], scenes: int) -> None:
-    nets = load(MICRO)
-    if sheet is not None:
-        draw_sheet(nets, sheet)
-        return
-    judge = Judge()
-    lines = [f"autoencoder, {scenes} unseen scenes at 512 px: {vae_psnr(nets, 512, scenes):.1f} dB"]
-    rows = [("painted scenes (the judge itself)", judge.accuracy())]
-    rows += [(f"{prompts} prompts at {s}", adherence(nets, judge, s, prompts)) for s in sizes]
-    lines += [f"{name}: time of day {t:.0%}, ground {g:.0%}" for name, (t, g) in rows]
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/micro"),
+    show_default=True,
+    help="Folder where results are kept.",
+)
+def main(prompts: int, checkpoint: Path, work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    weights = (checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    kept = Kept(work / f"evaluation-{hashlib.sha256(weights).hexdigest()[:8]}.json")
+    lines = report(Exam(load(checkpoint), prompts), kept, prompts)
+    into_card(checkpoint / "README.md", lines)
     click.echo("\n".join(lines))
 
 

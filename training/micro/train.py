@@ -6,9 +6,10 @@
     python -m training.micro.train unet           # UNet and both text encoders together
     python -m training.micro.train export         # write the checkpoint folder in half precision
 
-Started again, vae and unet go on from their last --save-every steps and latents with the sizes
-that are not there yet; text, which takes minutes, begins anew. Seeds are fixed; on the
-same machine with the same threads a run repeats.
+In this order and with the defaults they make the shipped checkpoint. Each part shows its progress
+and writes its state (.pt), loss (.jsonl, .png) and samples (.jpg) into --work every --save-every
+steps; started again, it goes on from there, and latents with the sizes that are not there yet.
+Seeds are fixed: on the same machine with the same threads an unbroken run repeats.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +27,48 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
 from tqdm import tqdm
 
+from imaged.engine.load import Nets
+from imaged.params import ImageParams
 from training.micro.architecture import (
     CHECKPOINT,
-    EOS,
-    POOLED_WIDTH,
-    TEXT_WIDTH,
     build_scheduler,
-    build_text_encoders,
     build_unet,
     build_vae,
     load_tokenizer,
 )
-from training.micro.captions import PHRASES, caption, vocabulary
-from training.micro.scenes import Scene, draw, sample_scene
+from training.micro.captions import caption
+from training.micro.painter import draw
+from training.micro.run import DEVICE, Run, cosine, save_state
+from training.micro.scenes import Scene, sample_scene
+from training.micro.sheets import PROMPTS, contact_sheet, generate
+from training.micro.text import Conditioner, Reader
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
+NAMES = tuple(f"{w}x{h}" for w, h in LARGE)
+STAGES = [  # share of the steps, sizes drawn from
+    (0.30, ("256",)),
+    (0.15, ("512",)),
+    (0.55, (*["512"] * 4, *NAMES, *NAMES[-2:])),
+]
+BATCHES = {"256": 16, "512": 12}  # six of any larger size
+WINDOWS = {1: 0.72, 2: 0.1, 3: 0.08, 4: 0.1}  # how often a batch's captions have so many
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class Average:
-    """Exponential moving average of a net's weights: what is shipped."""
+@dataclass
+class Options:
+    """What all parts are told."""
 
-    def __init__(self, nets: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {k: v.detach().clone() for k, v in nets.state_dict().items()}
+    work: Path
+    dtype: torch.dtype
 
-    def update(self, nets: torch.nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in nets.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.weights[name].lerp_(value.detach(), 1 - decay)
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(DEVICE, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def to_tensor(image: Any) -> torch.Tensor:
@@ -62,23 +76,17 @@ def to_tensor(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Learning rate: linear warm-up, then a half cosine down to 2 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    x = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+def to_image(x: torch.Tensor) -> Image.Image:
+    """(3, height, width) in [-1, 1] as an RGB picture."""
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def save_state(path: Path, **state: Any) -> None:
-    """Write, then rename: a run that is killed while saving keeps its last state."""
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-
-
-def log(work: Path, part: str, **row: float) -> None:
-    with (work / f"{part}.jsonl").open("a") as f:
-        f.write(json.dumps(row) + "\n")
+def earlier(work: Path, name: str, part: str) -> Any:
+    """What an earlier part wrote."""
+    if not (work / name).exists():
+        raise click.ClickException(f"{work / name} is not there: run the part `{part}` first")
+    return torch.load(work / name, map_location="cpu", weights_only=True)
 
 
 def crops(pictures: list[torch.Tensor], batch: int, size: int, seed: int) -> Iterator[torch.Tensor]:
@@ -100,23 +108,30 @@ def crops(pictures: list[torch.Tensor], batch: int, size: int, seed: int) -> Ite
     type=click.Path(path_type=Path),
     default=Path("build/micro"),
     show_default=True,
-    help="folder for states, latents and logs",
+    help="Folder for states, latents, logs and samples.",
 )
-@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+@click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    default="bf16",
+    show_default=True,
+    help="Of the nets' arithmetic; weights and losses are float32.",
+)
 @click.pass_context
-def main(context: click.Context, work: Path, threads: int) -> None:
+def main(context: click.Context, work: Path, threads: int, precision: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
-    context.obj = work
+    context.obj = Options(work, PRECISIONS[precision])
 
 
 @main.command()
-@click.option("--steps", default=3600, show_default=True)
-@click.option("--pictures", default=1200, show_default=True, help="scenes painted for the crops")
-@click.option("--save-every", default=300, show_default=True)
+@click.option("--steps", default=5000, show_default=True)
+@click.option("--pictures", default=1800, show_default=True, help="Scenes painted for the crops.")
+@click.option("--save-every", default=500, show_default=True)
 @click.pass_obj
-def vae(work: Path, steps: int, pictures: int, save_every: int) -> None:
+def vae(options: Options, steps: int, pictures: int, save_every: int) -> None:
     """Train the autoencoder on crops of scenes of all sizes, small ones first.
 
     Small pictures hold more of a scene in fewer pixels, so colours are learnt from them. The
@@ -128,56 +143,41 @@ def vae(work: Path, steps: int, pictures: int, save_every: int) -> None:
     canvas = []
     for i in tqdm(range(pictures), desc="painting"):
         size = (64, 96, 128, 192, 256, 512)[i % 6]
-        canvas.append(
-            torch.from_numpy(np.array(draw(sample_scene(rng), size, size)))
-            .permute(2, 0, 1)
-            .contiguous()
-        )
+        picture = torch.from_numpy(np.array(draw(sample_scene(rng), size, size)))
+        canvas.append(picture.permute(2, 0, 1).contiguous())
     net = build_vae().to(DEVICE, memory_format=torch.channels_last).train()
-    average = Average(net, 0.998)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, betas=(0.9, 0.99))
-    start = 0
-    state_file = work / "vae.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.weights, start = state["average"], state["step"]
-    large = [picture for picture in canvas if picture.shape[1] >= 128]
-    fine = crops(large, 8, 128, seed=start)
-    coarse = crops(canvas, 16, 64, seed=start)
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="vae", mininterval=5)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, 2e-3)
+    run = Run(options.work, "vae", net, net.parameters(), steps, decay=0.998)
+    fine = crops([p for p in canvas if p.shape[1] >= 128], 8, 128, seed=run.start)
+    coarse = crops(canvas, 16, 64, seed=run.start)
+    for step in run:
         x = next(coarse if step < 0.62 * steps else fine)
         x = x.to(DEVICE, memory_format=torch.channels_last)
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with options.autocast():
             z = net.encode(x).latent_dist.mean
             y = net.decode(z + 0.05 * torch.randn_like(z)).sample.float()
         edge = F.l1_loss(y.diff(dim=2), x.diff(dim=2)) + F.l1_loss(y.diff(dim=3), x.diff(dim=3))
         error = F.mse_loss(y, x)
         loss = F.l1_loss(y, x) + 2 * error + 0.5 * edge + 1e-4 * z.float().square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        average.update(net, step)
-        if step % 20 == 0:
-            psnr = -10 * math.log10(error.item() / 4 + 1e-12)
-            bar.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr:.1f}")
-            log(work, "vae", step=step, loss=loss.item(), psnr=psnr)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_state(
-                state_file,
-                net=net.state_dict(),
-                optimizer=optimizer.state_dict(),
-                average=average.weights,
-                step=step + 1,
-            )
+        psnr = -10 * math.log10(error.item() / 4 + 1e-12)
+        run.update(step, loss, (cosine(step, steps, 2e-3),), psnr=round(psnr, 1))
+        if run.due(step, save_every):
+            run.save(step)
+            reconstructions(run.average).save(options.work / "vae.jpg", quality=92)
 
 
-def normalise(net: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+@torch.inference_mode()
+def reconstructions(weights: dict[str, torch.Tensor], count: int = 5) -> Image.Image:
+    """Unseen scenes, and below each what the autoencoder makes of it."""
+    net = build_vae().to(DEVICE).eval()
+    net.load_state_dict(weights)
+    rng = random.Random(102)
+    scenes = [draw(sample_scene(rng, unseen=True), 512, 512) for _ in range(count)]
+    x = torch.stack([to_tensor(s) for s in scenes]).to(DEVICE)
+    back = [to_image(net.decode(net.encode(p[None]).latent_dist.mean).sample[0]) for p in x]
+    return contact_sheet([*scenes, *back], [""] * 2 * count, columns=count)
+
+
+def normalise(net: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Fold the latents' statistics into the 1x1 convolutions: mean 0, variance 1 a channel."""
     last, first = net.quant_conv, net.post_quant_conv
     with torch.no_grad():
@@ -189,17 +189,19 @@ def normalise(net: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> No
 
 
 @main.command()
-@click.option("--small", default=5000, show_default=True, help="scenes at 256 px, to begin with")
-@click.option("--medium", default=3500, show_default=True, help="scenes at 512 px")
-@click.option("--large", default=300, show_default=True, help="scenes at each larger size")
+@click.option("--statistics", default=200, show_default=True, help="Scenes for mean and variance.")
+@click.option("--small", default=5000, show_default=True, help="Scenes at 256 px, to begin with.")
+@click.option("--medium", default=3500, show_default=True, help="Scenes at 512 px.")
+@click.option("--large", default=300, show_default=True, help="Scenes at each larger size.")
 @click.pass_obj
-def latents(work: Path, small: int, medium: int, large: int) -> None:
+def latents(options: Options, statistics: int, small: int, medium: int, large: int) -> None:
     """Paint scenes and encode them once; the autoencoder is normalised on the way.
 
     Sizes that lie encoded in this number are kept: after a new autoencoder, remove them first.
     """
+    work = options.work
     net = build_vae()
-    net.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["average"])
+    net.load_state_dict(earlier(work, "vae.pt", "vae")["average"])
     net = net.to(DEVICE, memory_format=torch.channels_last).eval()
     rng = random.Random(2)
 
@@ -211,9 +213,8 @@ def latents(work: Path, small: int, medium: int, large: int) -> None:
             rows.append(net.encode(x).latent_dist.mean.cpu())
         return torch.cat(rows)
 
-    z = encode([sample_scene(rng) for _ in range(200)], 512, 512, "statistics")
-    mean, std = z.mean((0, 2, 3)).to(DEVICE), z.std((0, 2, 3)).to(DEVICE)
-    normalise(net, mean, std)
+    z = encode([sample_scene(rng) for _ in range(statistics)], 512, 512, "statistics")
+    normalise(net, z.mean((0, 2, 3)).to(DEVICE), z.std((0, 2, 3)).to(DEVICE))
     save_state(work / "vae-normalised.pt", net=net.state_dict())
     sizes = {"256": (256, 256, small), "512": (512, 512, medium)}
     for width, height in LARGE:
@@ -230,56 +231,57 @@ def latents(work: Path, small: int, medium: int, large: int) -> None:
         )
 
 
+def weight(scene: Scene) -> float:
+    """How often a scene comes: what is small or rare, and so learnt last, more often."""
+    return (3 if scene.boat != "none" else 1) * (1.5 if scene.building == "castle" else 1)
+
+
 class Scenes:
     """Encoded scenes of one size; captions are written anew each time one is drawn."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        data = torch.load(path, weights_only=True)
+    def __init__(self, work: Path, size: str, seed: int) -> None:
+        data = earlier(work, f"latents-{size}.pt", "latents")
         self.latents, self.size = data["latents"], data["size"]
         self.scenes = [Scene(**s) for s in data["scenes"]]
+        self.weights = [weight(s) for s in self.scenes]
         self.rng = random.Random(seed)
 
     def batch(self, count: int, windows: int) -> tuple[torch.Tensor, list[str]]:
         """Latents (count, 4, h/8, w/8) and their captions."""
-        picked = [self.rng.randrange(len(self.scenes)) for _ in range(count)]
+        picked = self.rng.choices(range(len(self.scenes)), self.weights, k=count)
         captions = [caption(self.scenes[i], self.rng, windows) for i in picked]
         return self.latents[picked].float(), captions
 
 
-class Conditioner(torch.nn.Module):
-    """Both text encoders; embeddings of tokens outside the vocabulary stay zero."""
+@main.command()
+@click.option("--steps", default=2000, show_default=True)
+@click.option("--batch", default=64, show_default=True)
+@click.option("--save-every", default=500, show_default=True)
+@click.pass_obj
+def text(options: Options, steps: int, batch: int, save_every: int) -> None:
+    """Train the text encoders to name what a caption says, before there is a UNet to ask them."""
+    torch.manual_seed(4)
+    reader = Reader().to(DEVICE)
+    run = Run(options.work, "text", reader, reader.parameters(), steps, decay=0.99)
+    rng = random.Random(4 + run.start)
+    for step in run:
+        loss, right = reader.ask(rng, batch, said=rng.choice((0.4, 0.7, 1.0)))
+        share = sum(right.values()) / len(right)
+        run.update(step, loss, (cosine(step, steps, 2e-3),), right=round(share, 3))
+        if run.due(step, save_every):
+            run.save(step)
+    with torch.inference_mode():
+        _, right = reader.eval().ask(random.Random(5), 1000, said=1.0)
+    for name, share in right.items():
+        click.echo(f"{name}: named right in {share:.1%} of new captions")
+
+
+class Model(torch.nn.Module):
+    """What learns together: the UNet and both text encoders."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two = build_text_encoders()
-        self.tokenizer = load_tokenizer()
-        known = {i for p in vocabulary() for i in self.tokenizer(p).input_ids}
-        mask = torch.zeros(49408, 1)
-        mask[sorted(known)] = 1
-        for encoder in (self.one, self.two):
-            table = encoder.get_input_embeddings().weight
-            torch.nn.init.normal_(table, std=0.5)
-            with torch.no_grad():
-                table *= mask
-            table.register_hook(lambda grad: grad * mask.to(grad.device))
-
-    def windows(self, texts: list[str], count: int) -> torch.Tensor:
-        """Token ids (batch, count, 77), cut or filled up with empty windows."""
-        rows = []
-        for text in texts:
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            chunks = [ids[75 * k : 75 * (k + 1)] for k in range(count)]
-            rows.append([[EOS - 1, *c, *[EOS] * (76 - len(c))] for c in chunks])
-        return torch.tensor(rows)
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, windows, 77) -> context (batch, 77 * windows, 64), pooled (batch, 64)."""
-        batch, count, _ = ids.shape
-        one = self.one(ids.flatten(0, 1), output_hidden_states=True)
-        two_ids = torch.where((ids == EOS) & (ids.roll(1, 2) == EOS), 0, ids)  # padded with "!"
-        two = self.two(two_ids.flatten(0, 1), output_hidden_states=True)
-        context = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1)
-        return context.view(batch, count * 77, -1), two.text_embeds.view(batch, count, -1)[:, 0]
+        self.unet, self.text = build_unet(), Conditioner()
 
 
 def drop(texts: list[str], rng: random.Random) -> tuple[list[str], torch.Tensor]:
@@ -310,21 +312,12 @@ def low_noise(noise: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
     return noise
 
 
-LARGE = ((768, 512), (512, 768), (768, 768), (896, 1152), (1024, 1024))
-NAMES = tuple(f"{w}x{h}" for w, h in LARGE)
-STAGES = [  # share of the steps, sizes drawn from, batch
-    (0.40, ("256",), 16),
-    (0.32, ("512",), 12),
-    (0.28, ("512", *NAMES, *NAMES[-2:]), 6),
-]
-
-
-def stage_at(progress: float) -> tuple[tuple[str, ...], int]:
-    for share, sizes, batch in STAGES:
+def sizes_at(progress: float) -> tuple[str, ...]:
+    for share, sizes in STAGES:
         if progress < share:
-            return sizes, batch
+            return sizes
         progress -= share
-    return STAGES[-1][1:]
+    return STAGES[-1][1]
 
 
 def loss_weight(alphas: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
@@ -336,147 +329,114 @@ def loss_weight(alphas: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> to
     return torch.where(snr < 1, snr.rsqrt(), snr.clamp(max=gamma) / snr)
 
 
-ATTRIBUTES = {name: tuple(kinds) for name, kinds in PHRASES.items()}
-
-
-def text_loss(nets: torch.nn.ModuleDict, rng: random.Random, batch: int) -> torch.Tensor:
-    """Cross entropy of naming a scene from its caption: by tokens of either, and pooled."""
-    scenes = [sample_scene(rng) for _ in range(batch)]
-    ids = nets["text"].windows([caption(s, rng) for s in scenes], 1).to(DEVICE)
-    context, pooled = nets["text"](ids)
-    one, two = context.mean(1).chunk(2, -1)
-    loss = torch.zeros((), device=DEVICE)
-    for part, features in (("one", one), ("two", two), ("pooled", pooled)):
-        answers = nets[part](features).split([len(kinds) for kinds in ATTRIBUTES.values()], -1)
-        for (name, kinds), logits in zip(ATTRIBUTES.items(), answers, strict=True):
-            right = torch.tensor([kinds.index(getattr(s, name)) for s in scenes], device=DEVICE)
-            loss = loss + F.cross_entropy(logits, right)
-    return loss / (3 * len(ATTRIBUTES))
-
-
 @main.command()
-@click.option("--steps", default=3000, show_default=True)
-@click.option("--batch", default=64, show_default=True)
-@click.pass_obj
-def text(work: Path, steps: int, batch: int) -> None:
-    """Train the text encoders to name what a caption says, before there is a UNet to ask them.
-
-    From noise alone the UNet learns to look at its input first and at words late, some of them
-    never; encoders that already tell sunset from dawn give it a reason to.
-    """
-    torch.manual_seed(4)
-    rng = random.Random(4)
-    nets = torch.nn.ModuleDict({"text": Conditioner()})
-    answers = sum(len(kinds) for kinds in ATTRIBUTES.values())
-    for part, width in (("one", TEXT_WIDTH), ("two", TEXT_WIDTH), ("pooled", POOLED_WIDTH)):
-        nets[part] = torch.nn.Linear(width, answers)
-    nets.to(DEVICE)
-    optimizer = torch.optim.AdamW(nets.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    bar = tqdm(range(steps), desc="text", mininterval=5)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, 2e-3)
-        loss = text_loss(nets, rng, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
-        optimizer.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-            log(work, "text", step=step, loss=loss.item())
-    save_state(work / "text.pt", net=nets["text"].state_dict())
-
-
-@main.command()
-@click.option("--steps", default=7000, show_default=True)
+@click.option("--steps", default=22000, show_default=True)
 @click.option("--save-every", default=500, show_default=True)
-@click.option("--rate", default=1e-3, show_default=True, help="peak learning rate")
+@click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate.")
 @click.pass_obj
-def unet(work: Path, steps: int, save_every: int, rate: float) -> None:
+def unet(options: Options, steps: int, save_every: int, rate: float) -> None:
     """Train the UNet on the encoded scenes, eps prediction; the text encoders learn on slowly."""
+    work = options.work
     torch.manual_seed(3)
-    nets = torch.nn.ModuleDict({"unet": build_unet(), "text": Conditioner()}).to(DEVICE)
-    nets["unet"].to(memory_format=torch.channels_last)
-    nets["text"].load_state_dict(torch.load(work / "text.pt", weights_only=True)["net"])
-    average = Average(nets, 0.998)
-    groups = [{"params": nets[part].parameters()} for part in ("unet", "text")]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    nets = Model().to(DEVICE)
+    nets.unet.to(memory_format=torch.channels_last)
+    nets.text.load_state_dict(learnt_text(work))
+    groups = [{"params": net.parameters()} for net in (nets.unet, nets.text)]
+    run = Run(work, "unet", nets, groups, steps, decay=0.998)
+    torch.manual_seed(3 + run.start)
     alphas = build_scheduler().alphas_cumprod.to(DEVICE)
-    start = 0
-    state_file = work / "unet.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        nets.load_state_dict(state["nets"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.weights, start = state["average"], state["step"]
-        torch.manual_seed(3 + start)
-    rng = random.Random(start)
+    rng = random.Random(run.start)
     data: dict[str, Scenes] = {}
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="unet", mininterval=5)
-    smooth = None
-    for step in bar:
-        sizes, batch = stage_at(step / steps)
-        size = rng.choice(sizes)
+    for step in run:
+        size = rng.choice(sizes_at(step / steps))
         if size not in data:
-            data[size] = Scenes(work / f"latents-{size}.pt", seed=start)
-        windows = rng.choices((1, 2, 3), (0.8, 0.12, 0.08))[0]
-        z, texts = data[size].batch(batch, windows)
+            data[size] = Scenes(work, size, seed=run.start)
+        windows = rng.choices(list(WINDOWS), list(WINDOWS.values()))[0]
+        z, texts = data[size].batch(BATCHES.get(size, 6), windows)
         texts, keep = drop(texts, rng)
-        width, height = data[size].size
-        z, keep = z.to(DEVICE), keep.to(DEVICE)
-        noise = low_noise(torch.randn_like(z))
-        t = torch.randint(0, 1000, (batch,), device=DEVICE)
-        a = alphas[t].view(-1, 1, 1, 1)
-        x = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        ids = nets["text"].windows(texts, windows).to(DEVICE)
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]] * batch, device=DEVICE)
-        for group, share in zip(optimizer.param_groups, (1.0, 0.2), strict=True):
-            group["lr"] = share * cosine(step, steps, rate, warmup=300)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            context, pooled = nets["text"](ids)
-            added = {"text_embeds": pooled * keep, "time_ids": time_ids.float()}
-            eps = nets["unet"](x, t, context * keep[:, :, None], added_cond_kwargs=added).sample
-        error = (eps.float() - noise).square().mean((1, 2, 3))
-        loss = (error * loss_weight(alphas, t)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
-        optimizer.step()
-        average.update(nets, step)
-        smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{smooth:.4f}", size=size)
-            log(work, "unet", step=step, loss=smooth, batch=batch)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_state(
-                state_file,
-                nets=nets.state_dict(),
-                optimizer=optimizer.state_dict(),
-                average=average.weights,
-                step=step + 1,
-            )
+        with options.autocast():
+            loss = eps_loss(nets, alphas, z.to(DEVICE), texts, keep.to(DEVICE), windows)
+        peak = cosine(step, steps, rate, warmup=300)
+        run.update(step, loss, (peak, 0.2 * peak), size=size)
+        if run.due(step, save_every):
+            run.save(step)
+            samples(work, run.average).save(work / "unet.jpg", quality=92)
+
+
+def learnt_text(work: Path) -> dict[str, torch.Tensor]:
+    """The conditioner's weights out of the reader's."""
+    weights = earlier(work, "text.pt", "text")["average"]
+    return {k.removeprefix("text."): v for k, v in weights.items() if k.startswith("text.")}
+
+
+def eps_loss(
+    nets: Model,
+    alphas: torch.Tensor,
+    z: torch.Tensor,
+    texts: list[str],
+    keep: torch.Tensor,
+    windows: int,
+) -> torch.Tensor:
+    """Weighted eps error of one batch of latents (batch, 4, h, w) with their captions.
+
+    Every second pooled embedding is left out, so that the context is read: weights are only there.
+    """
+    noise = low_noise(torch.randn_like(z))
+    t = torch.randint(0, 1000, (len(z),), device=DEVICE)
+    a = alphas[t].view(-1, 1, 1, 1)
+    x = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    height, width = (8 * n for n in z.shape[2:])
+    time_ids = torch.tensor([[height, width, 0, 0, height, width]] * len(z), device=DEVICE)
+    context, pooled = nets.text(*(x.to(DEVICE) for x in nets.text.windows(texts, windows)))
+    pooled = pooled * keep * (torch.rand_like(keep) >= 0.5)
+    added = {"text_embeds": pooled, "time_ids": time_ids.float()}
+    eps = nets.unet(x, t, context * keep[:, :, None], added_cond_kwargs=added).sample
+    error = (eps.float() - noise).square().mean((1, 2, 3))
+    loss: torch.Tensor = (error * loss_weight(alphas, t)).mean()
+    return loss
+
+
+def parts_of(work: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """UNet, text encoders and normalised autoencoder by the names of a checkpoint's folders."""
+    nets = Model()
+    nets.load_state_dict(weights)
+    autoencoder = build_vae()
+    autoencoder.load_state_dict(earlier(work, "vae-normalised.pt", "latents")["net"])
+    autoencoder.register_to_config(scaling_factor=1.0)
+    return {
+        "unet": nets.unet,
+        "vae": autoencoder,
+        "text_encoder": nets.text.one,
+        "text_encoder_2": nets.text.two,
+    }
+
+
+def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Image.Image:
+    """What the averaged weights make of the README's prompts, by the product's own engine."""
+    parts = {k: net.to(DEVICE).eval() for k, net in parts_of(work, weights).items()}
+    tokenizers = {name: load_tokenizer(name) for name in TOKENIZERS}
+    nets = Nets(
+        **parts,
+        **tokenizers,
+        scheduler_config=build_scheduler().config,
+        force_zeros_for_empty_prompt=True,
+    )
+    prompts = PROMPTS[:count]
+    jobs = [ImageParams(p, seed=7, img_width=512, img_height=512) for p in prompts]
+    return contact_sheet(generate(nets, jobs, "samples"), list(prompts), columns=3, width=340)
 
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=CHECKPOINT, show_default=True)
 @click.pass_obj
-def export(work: Path, out: Path) -> None:
+def export(options: Options, out: Path) -> None:
     """Write the averaged weights as a diffusers folder in half precision."""
-    weights = torch.load(work / "unet.pt", weights_only=True)["average"]
-    nets = torch.nn.ModuleDict({"unet": build_unet(), "text": Conditioner()})
-    nets.load_state_dict(weights)
-    autoencoder = build_vae()
-    autoencoder.load_state_dict(torch.load(work / "vae-normalised.pt", weights_only=True)["net"])
-    autoencoder.register_to_config(scaling_factor=1.0)
-    parts = {
-        "unet": nets["unet"],
-        "vae": autoencoder,
-        "text_encoder": nets["text"].one,
-        "text_encoder_2": nets["text"].two,
-    }
-    for name, net in parts.items():
+    weights = earlier(options.work, "unet.pt", "unet")
+    for name, net in parts_of(options.work, weights["average"]).items():
         net.half().save_pretrained(out / name, safe_serialization=True)
     build_scheduler().save_pretrained(out / "scheduler")
+    for name in TOKENIZERS if out.resolve() != CHECKPOINT else ():
+        shutil.copytree(CHECKPOINT / name, out / name, dirs_exist_ok=True)
     index = {
         "_class_name": "StableDiffusionXLPipeline",
         "force_zeros_for_empty_prompt": True,

@@ -1,0 +1,215 @@
+"""The scenes that micro is trained on, the words for them, and the training from end to end."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image, ImageChops
+
+from imaged.catalogue import MICRO
+from imaged.engine.load import load
+from imaged.params import ImageParams
+from training.micro import train
+from training.micro.captions import caption, choose, phrases, tell, vocabulary, weighed
+from training.micro.evaluate import END, START, Kept, clipped, into_card
+from training.micro.judge import Judge, labels, view
+from training.micro.painter import draw
+from training.micro.scenes import ATTRIBUTES, Scene, any_scene, held_out, sample_scene
+from training.micro.sheets import contact_sheet, generate, seed_jobs
+from training.micro.text import Conditioner, Reader, last_token
+
+FULL = Scene(
+    time="noon",
+    mountains="snowed",
+    ground="lake",
+    trees="pine",
+    building="house",
+    walls="red",
+    boat="blue",
+    figure="full",
+    hair="red",
+    braids=True,
+    shield=True,
+    dress="mail",
+    seed=3,
+)
+
+
+def difference(a: Scene, b: Scene) -> float:
+    """Share of the pixels that differ between two painted scenes."""
+    pictures = [draw(s, 192, 192) for s in (a, b)]
+    changed = ImageChops.difference(*pictures).convert("L").point(lambda v: 255 if v > 8 else 0)
+    return changed.histogram()[255] / (192 * 192)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_kind_of_every_attribute_shows(name: str) -> None:
+    others = [k for k in ATTRIBUTES[name] if k != getattr(FULL, name)]
+    without = {"walls": "none", "hair": "none", "dress": "none"}
+    for kind in others:
+        if kind == without.get(name):
+            continue  # that is the building or the figure left out
+        assert difference(FULL, replace(FULL, **{name: kind})) > 0.002, kind
+
+
+def test_a_scene_is_painted_the_same_again_and_in_any_shape() -> None:
+    assert draw(FULL, 128, 192).tobytes() == draw(FULL, 128, 192).tobytes()
+    assert draw(FULL, 128, 192).size == (128, 192)
+    assert difference(FULL, replace(FULL, seed=4)) > 0.1
+
+
+def test_training_never_sees_what_is_held_out() -> None:
+    rng = random.Random(1)
+    assert not any(held_out(sample_scene(rng)) for _ in range(2000))
+    assert all(held_out(sample_scene(rng, unseen=True)) for _ in range(200))
+
+
+def test_what_shows_can_be_said() -> None:
+    rng = random.Random(2)
+    for _ in range(300):
+        scene = any_scene(rng)
+        said = phrases(scene)
+        for name, kinds in ATTRIBUTES.items():
+            name = "building" if name == "walls" else name
+            if getattr(scene, name) not in ("none", False):
+                assert said[name], (name, kinds)
+        told = choose(scene, rng, 1.0)
+        text = tell(scene, told, rng)
+        for name in ("time", "ground", "building", "boat"):
+            assert told.get(name, "") in text
+
+
+def test_captions_hold_known_words_only() -> None:
+    """But for "masterpiece", which stands for any unknown one."""
+    text = Conditioner()
+    known = {i for p in (*vocabulary(), "masterpiece") for i in text.tokenizer(p).input_ids}
+    rng = random.Random(3)
+    for windows in (1, 2, 3, 4):
+        captions = [caption(any_scene(rng), rng, windows) for _ in range(100)]
+        ids, weights = text.windows(captions, windows)
+        assert set(ids.flatten().tolist()) <= known
+        assert 0.5 <= weights.min() < 1 < weights.max() <= 1.5
+
+
+def test_a_phrase_is_as_true_as_it_weighs() -> None:
+    rng = random.Random(4)
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(2000):
+        told = weighed(FULL, {}, rng)
+        for name, words in told.items():  # none if there is nothing true to say
+            phrase, weight = words.strip("()").split(":")
+            if float(weight) >= 1:
+                assert phrase in phrases(FULL)[name]
+            elif name != "shield":  # of which all that can be said is that there is one
+                right[float(weight) > 0.8].append(phrase in phrases(FULL)[name])
+    low, high = (sum(r) / len(r) for r in (right[False], right[True]))
+    assert low < 0.55
+    assert high > 0.75
+
+
+def test_weights_reach_the_context() -> None:
+    text = Conditioner().eval()
+    ids, weights = text.windows(["a lake, (a red house:0.5)", ""], 2)
+    assert ids.shape == weights.shape == (2, 2, 77)
+    assert weights[0, 0].tolist() == [1.0] * 4 + [0.5] * 3 + [1.0] * 70
+    with torch.inference_mode():
+        plain, weighted = (text(ids, w)[0] for w in (torch.ones_like(weights), weights))
+    assert torch.equal(weighted, plain * weights.view(2, -1, 1))
+
+
+def test_log_odds_are_of_the_judges_probabilities() -> None:
+    judge = Judge().eval()
+    image = draw(FULL, 128, 128)
+    logits = judge(view(image)[None].float() / 127.5 - 1)
+    for name, odds in judge.log_odds([image]).items():
+        assert torch.allclose(odds.sigmoid(), logits[name].softmax(-1), atol=1e-5)
+
+
+def test_unknown_tokens_have_no_embedding_in_the_shipped_checkpoint() -> None:
+    nets, text = load(MICRO), Conditioner()
+    known = sorted({i for p in vocabulary() for i in text.tokenizer(p).input_ids})
+    for encoder in (nets.text_encoder, nets.text_encoder_2):
+        table = encoder.get_input_embeddings().weight
+        assert bool(table[known].any(1).all())
+        rest = torch.ones(len(table), dtype=torch.bool)
+        rest[known] = False
+        assert not bool(table[rest].any())
+
+
+def test_a_phrase_is_asked_where_it_ends() -> None:
+    assert last_token([9, 1, 2, 1, 3, 9], [1, 3]) == 4
+    assert last_token([9, 1, 2], [2, 3]) is None
+    reader = Reader()
+    text = "a red house, a blue boat"
+    ids = reader.text.windows([text], 1)[0][0].tolist()
+    spots = reader._places([FULL], [{"building": "a red house", "boat": "a blue boat"}], ids)
+    house, boat = 3, 7  # the start token and the comma count too
+    assert spots["walls"] == [(0, house, 1)]
+    assert spots["building"] == [(0, house, 1)]
+    assert spots["boat"] == [(0, boat, 3)]
+
+
+def test_the_judge_is_asked_in_the_order_of_its_heads() -> None:
+    assert labels(FULL) == [0, 1, 4, 1, 1, 1, 3, 2, 1, 1, 1, 1]
+    heads = Judge().eval()(torch.zeros(1, 3, 128, 128))
+    assert {n: v.shape[1] for n, v in heads.items()} == {n: len(k) for n, k in ATTRIBUTES.items()}
+
+
+def test_the_whole_training_in_small(tmp_path: Path) -> None:
+    """Every part runs, goes on where it was stopped, and the export is served by the engine."""
+    work, out = tmp_path / "work", tmp_path / "micro"
+
+    def run(*args: str) -> str:
+        result = CliRunner().invoke(train.main, ["--work", str(work), *args])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    for part, first in (("latents", "vae"), ("unet", "text"), ("export", "unet")):
+        result = CliRunner().invoke(train.main, ["--work", str(work), part])
+        assert result.exit_code == 1
+        assert f"run the part `{first}` first" in result.output
+    run("vae", "--steps", "3", "--pictures", "6", "--save-every", "2")
+    run("vae", "--steps", "4", "--pictures", "6", "--save-every", "2")
+    steps = [json.loads(line)["step"] for line in (work / "vae.jsonl").read_text().splitlines()]
+    assert steps == [0]
+    assert torch.load(work / "vae.pt", weights_only=True)["step"] == 4
+    few = ("--statistics", "2", "--small", "4", "--medium", "2", "--large", "1")
+    run("latents", *few)
+    z = torch.load(work / "latents-256.pt", weights_only=True)["latents"].float()
+    assert z.shape == (4, 4, 32, 32)
+    assert bool(((z.std((0, 2, 3)) > 0.2) & (z.std((0, 2, 3)) < 5)).all())
+    assert "time: named right in" in run("text", "--steps", "2", "--batch", "4")
+    run("unet", "--steps", "2")
+    assert "MB" in run("export", "--out", str(out))
+    for name in ("vae", "text", "unet"):
+        with Image.open(work / f"{name}.png") as loss:
+            assert loss.width == 800
+    for name in ("vae", "unet"):
+        with Image.open(work / f"{name}.jpg") as sheet:
+            assert sheet.width > 1000
+    picture = generate(
+        load(out), [ImageParams("a lake", seed=7, img_width=256, img_height=256)], "test"
+    )[0]
+    assert picture.size == (256, 256)
+
+
+def test_sheets_and_card(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
+    sheet = contact_sheet(images, ["one", "two", "words " * 40], columns=2, width=100)
+    assert sheet.width == 208
+    assert sheet.height > 2 * 100 + 2 * 17 * 5
+    assert [j.seed for j in seed_jobs(3)] == [0, 1, 2]
+    assert clipped(images[0]) == 1.0
+    card = tmp_path / "README.md"
+    card.write_text(f"# micro\n{START}\nold\n{END}\nweaknesses\n")
+    into_card(card, ["new"])
+    assert card.read_text() == f"# micro\n{START}\nnew\n{END}\nweaknesses\n"
+    kept = Kept(tmp_path / "kept.json")
+    assert kept("a", lambda: [1]) == [1]
+    assert Kept(tmp_path / "kept.json")("a", lambda: [2]) == [1]
