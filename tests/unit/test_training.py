@@ -15,9 +15,9 @@ from PIL import Image, ImageChops
 from imaged.catalogue import MICRO
 from imaged.engine.load import load
 from imaged.params import ImageParams
-from training.micro import train
+from training.micro import evaluate, train
 from training.micro.captions import caption, choose, phrases, tell, vocabulary, weighed
-from training.micro.evaluate import END, START, Kept, clipped, into_card
+from training.micro.evaluate import END, SIZES, START, Exam, Kept, clipped, into_card, report
 from training.micro.judge import Judge, labels, view
 from training.micro.painter import draw
 from training.micro.scenes import ATTRIBUTES, Scene, any_scene, held_out, sample_scene
@@ -213,3 +213,29 @@ def test_sheets_and_card(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept.json")
     assert kept("a", lambda: [1]) == [1]
     assert Kept(tmp_path / "kept.json")("a", lambda: [2]) == [1]
+
+
+def test_the_exam_passes_who_paints_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the painter in the checkpoint's place; nothing is asked twice."""
+    exam = Exam(load(MICRO), prompts=4)
+    calls: list[str] = []
+
+    def paint(nets: object, jobs: list[ImageParams], desc: str) -> list[Image.Image]:
+        calls.append(desc)
+        return [draw(exam.scenes[n % 4], 256, 256) for n in range(len(jobs))]
+
+    monkeypatch.setattr(evaluate, "generate", paint)
+    kept = Kept(tmp_path / "kept.json")
+    kept.results |= {"psnr 200": 30.0, "judge": dict.fromkeys(ATTRIBUTES, 1.0)}
+    lines = report(exam, kept, 4)
+    rows = {line.split("|")[1].strip(): line.split("|")[2] for line in lines if "**" in line}
+    assert len(rows) == 1 + 4 + 13 + 4 + 1
+    assert all(float(rows[size].strip(" *%")) >= 95 for size in SIZES)
+    asked = len(calls)
+    assert asked == 4 + 13 + 3 + 1 + 2 * 6 + 1 + 1  # guidance 7 is the default sampler's row
+    assert report(exam, kept, 4) == lines
+    assert len(calls) == asked
+    of_another = [draw(s, 256, 256) for s in (*exam.scenes[1:], exam.scenes[0])]
+    assert evaluate.share(exam.mark(of_another)["marks"]) < 0.8

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import (
     CLIPTextConfig,
@@ -103,8 +102,3 @@ def build_scheduler() -> EulerDiscreteScheduler:
 def load_tokenizer(name: str = "tokenizer") -> CLIPTokenizer:
     """A shipped tokenizer; the second encoder's, "tokenizer_2", differs in its padding only."""
     return CLIPTokenizer.from_pretrained(CHECKPOINT, subfolder=name)
-
-
-def parameters_m(net: torch.nn.Module) -> float:
-    """Parameters in millions."""
-    return sum(p.numel() for p in net.parameters()) / 1e6

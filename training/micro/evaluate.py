@@ -1,11 +1,11 @@
 """Measure a micro checkpoint against its bars; the tables go into its model card.
 
-    python -m training.micro.evaluate                  # hours on two cores, minutes on a GPU
+    python -m training.micro.evaluate                  # hours on two cores
     python -m training.micro.evaluate --prompts 20     # a first look
 
 Prompts are told from scenes whose attributes are combined as in no picture of the training, with
 every attribute named; the judge (judge.py) says which of them the pictures show. What is measured
-is kept in --work by the checkpoint's hash: started again, it goes on.
+is kept in --work by the hash of checkpoint and judge: started again, it goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from training.micro.captions import (
     noise,
     tell,
 )
-from training.micro.judge import accuracy, load_judge
+from training.micro.judge import WEIGHTS, accuracy, load_judge
 from training.micro.painter import draw
 from training.micro.scenes import ATTRIBUTES, COLOURS, sample_scene
 from training.micro.sheets import generate, seed_jobs
@@ -220,22 +220,26 @@ def report(exam: Exam, kept: Kept, prompts: int) -> list[str]:
         f"{' | '.join(f'{v:.1%}' for v in exact.values())} |",
     ]
 
-    def add(name: str, make: Callable[[], Any]) -> None:
-        result = kept(name, make)
-        lines.append(row(name.rpartition("; ")[2], result["marks"]))
-        tqdm.write(f"{lines[-1]} clipped {result['clipped']:.2%}")
+    def add(name: str, count: int, make: Callable[[], Any] | None = None, **changes: Any) -> float:
+        """A row of the table; one that asks what another asked is not asked again."""
+        p = replace(exam.jobs[0], **changes)
+        asked = f"{p.img_width}x{p.img_height}; {p.scheduler}; {p.guidance_scale:g}"
+        result = kept(
+            f"{count}; {name if make else asked}",
+            make or partial(exam.ask, name, count, **changes),
+        )
+        lines.append(row(name, result["marks"]))
+        tqdm.write(lines[-1])
+        clipped_share: float = result["clipped"]
+        return clipped_share
 
     for size in SIZES:
         width, height = (int(n) for n in size.split("x"))
-        changes = {"img_width": width, "img_height": height}
-        add(f"{prompts}; {size}", partial(exam.ask, size, prompts, **changes))
+        add(size, prompts, img_width=width, img_height=height)
     for name in SCHEDULERS:
-        add(f"{few}; {name}", partial(exam.ask, name, few, scheduler=name))
-    for g in GUIDANCES:
-        label = f"guidance {g:g}"
-        add(f"{few}; {label}", partial(exam.ask, label, few, guidance_scale=g))
-    add(f"{few}; unknown words", partial(exam.ask_noisily, few))
-    burnt = [kept.results[f"{few}; guidance {g:g}"]["clipped"] for g in GUIDANCES]
+        add(name, few, scheduler=name)
+    burnt = [add(f"guidance {g:g}", few, guidance_scale=g) for g in GUIDANCES]
+    add("unknown words", few, partial(exam.ask_noisily, few))
     lines += [
         "",
         "Colour values clipped at black or white, at guidance "
@@ -296,8 +300,10 @@ def into_card(card: Path, lines: list[str]) -> None:
 )
 def main(prompts: int, checkpoint: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    weights = (checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    kept = Kept(work / f"evaluation-{hashlib.sha256(weights).hexdigest()[:8]}.json")
+    weights = hashlib.sha256()
+    for file in [*sorted(checkpoint.rglob("*.safetensors")), WEIGHTS]:
+        weights.update(file.read_bytes())
+    kept = Kept(work / f"evaluation-{weights.hexdigest()[:8]}.json")
     lines = report(Exam(load(checkpoint), prompts), kept, prompts)
     into_card(checkpoint / "README.md", lines)
     click.echo("\n".join(lines))

@@ -1,6 +1,6 @@
 """The judge: a small classifier that names a scene's attributes from its picture.
 
-    python -m training.micro.judge        # train it anew: about a quarter of an hour on two cores
+    python -m training.micro.judge        # train it anew: about twenty minutes on two cores
 
 It is trained on painted scenes alone and has nothing in common with the checkpoint, so that it
 can say whether a generated picture shows what its prompt asks for. Pictures of any shape are

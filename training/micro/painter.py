@@ -156,10 +156,10 @@ class Painter:
                 tone = rng.choice(((246, 90, 140), (252, 222, 70), (250, 250, 250)))
                 self.disc(rng.random(), y, r, r, self.lit(tone))
         elif kind == "lake":
-            self.lake_y = top + (1 - top) * 0.58
+            y = top + (1 - top) * 0.58
             rx, ry = self.w * rng.uniform(0.42, 0.5), self.h * (1 - top) * 0.3
-            self.disc(rng.uniform(0.45, 0.55), self.lake_y, rx, ry, self.lit(WATER))
-            self.ripples(0.3, 0.7, self.lake_y - 0.06, self.lake_y + 0.08)
+            self.disc(rng.uniform(0.45, 0.55), y, rx, ry, self.lit(WATER))
+            self.ripples(0.3, 0.7, y - 0.06, y + 0.08)
         elif kind == "sea":
             shore = top + (1 - top) * 0.62
             self.polygon(
@@ -171,10 +171,7 @@ class Painter:
         for _ in range(9):
             x, y = self.rng.uniform(left, right), self.rng.uniform(top, low)
             length = self.rng.uniform(0.06, 0.14)
-            self.polygon(
-                [(x, y), (x + length, y), (x + length, y + 0.006), (x, y + 0.006)],
-                self.lit((130, 188, 240)),
-            )
+            self.box(x, y, x + length, y + 0.006, self.lit((130, 188, 240)))
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.polygon([(x0, y0), (x0, y1), (x1, y1), (x1, y0)], colour)
@@ -355,15 +352,7 @@ class Painter:
 
     def tree(self, x: float, y: float, size: float) -> None:
         u, v = size / self.w, size / self.h
-        self.polygon(
-            [
-                (x - u * 0.08, y),
-                (x - u * 0.08, y - v * 0.5),
-                (x + u * 0.08, y - v * 0.5),
-                (x + u * 0.08, y),
-            ],
-            self.lit((104, 70, 46)),
-        )
+        self.box(x - u * 0.08, y - v * 0.5, x + u * 0.08, y, self.lit((104, 70, 46)))
         if self.scene.trees == "round":
             self.disc(x, y - v * 0.85, size * 0.42, size * 0.46, self.lit((70, 146, 56)))
             self.disc(x - u * 0.1, y - v * 0.95, size * 0.24, size * 0.25, self.lit((104, 178, 78)))

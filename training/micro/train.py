@@ -1,4 +1,4 @@
-"""Train the micro checkpoint from nothing, on a CPU or a GPU.
+"""Train the micro checkpoint from nothing, on a GPU if torch finds one (not tried yet), else a CPU.
 
     python -m training.micro.train vae            # autoencoder, on crops of painted scenes
     python -m training.micro.train latents        # paint and encode the scenes once
@@ -6,10 +6,10 @@
     python -m training.micro.train unet           # UNet and both text encoders together
     python -m training.micro.train export         # write the checkpoint folder in half precision
 
-In this order and with the defaults they make the shipped checkpoint. Each part shows its progress
-and writes its state (.pt), loss (.jsonl, .png) and samples (.jpg) into --work every --save-every
-steps; started again, it goes on from there, and latents with the sizes that are not there yet.
-Seeds are fixed: on the same machine with the same threads an unbroken run repeats.
+In this order and with the defaults they make a checkpoint like the shipped one, whose card says
+how that came about. Each part shows its progress and writes its state (.pt), loss (.jsonl, .png)
+and samples (.jpg) into --work every --save-every steps; started again, it goes on from there, and
+latents with the sizes that are not there yet. Seeds are fixed.
 """
 
 from __future__ import annotations
