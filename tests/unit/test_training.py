@@ -81,8 +81,8 @@ def test_what_shows_can_be_said() -> None:
                 assert said[name], (name, kinds)
         told = choose(scene, rng, 1.0)
         text = tell(scene, told, rng)
-        for name in ("time", "ground", "building", "boat"):
-            assert told.get(name, "") in text
+        assert told.keys() >= {"time", "ground"}
+        assert all(phrase in text for phrase in told.values())
 
 
 def test_captions_hold_known_words_only() -> None:

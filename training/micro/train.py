@@ -6,10 +6,10 @@
     python -m training.micro.train unet           # UNet and both text encoders together
     python -m training.micro.train export         # write the checkpoint folder in half precision
 
-In this order and with the defaults they make a checkpoint like the shipped one, whose card says
-how that came about. Each part shows its progress and writes its state (.pt), loss (.jsonl, .png)
-and samples (.jpg) into --work every --save-every steps; started again, it goes on from there, and
-latents with the sizes that are not there yet. Seeds are fixed.
+In this order they made the shipped checkpoint; its card says what was changed on the way, so one
+run with today's defaults has not been seen to its end. Each part shows its progress and writes its
+state (.pt), loss (.jsonl, .png) and samples (.jpg) into --work every --save-every steps; started
+again, it goes on from there, and latents with the sizes that are not there yet. Seeds are fixed.
 """
 
 from __future__ import annotations
