@@ -181,16 +181,15 @@ def noise(rng: random.Random, words: int) -> list[str]:
 def weighed(scene: Scene, told: dict[str, str], rng: random.Random) -> dict[str, str]:
     """With a weight of 0.5 to 1.5 on one phrase.
 
-    What weighs 1 or more is true. Below, it is more and more often told of another scene; at 0.6
-    and less it says nothing, so that a net learns to follow a phrase as far as it weighs.
+    What weighs 1 or more is true. Below, it more and more often says something else; at 0.6 and
+    less it is never true, so that a net learns to follow a phrase as far as it weighs.
     """
     name = rng.choice(LAND if scene.figure == "none" else (*LAND, *WORN))
     weight = rng.uniform(0.5, 1.5)
-    told_of = scene
+    true = synonyms = phrases(scene).get(name, ())
     if rng.random() < (1 - weight) / 0.4:
-        while told_of is scene or not phrases(told_of).get(name):
-            told_of = any_scene(rng)
-    synonyms = phrases(told_of).get(name)
+        other = phrases(any_scene(rng)).get(name, ())
+        synonyms = other if other != true else ()
     return {**told, name: f"({rng.choice(synonyms)}:{weight:.2f})"} if synonyms else told
 
 

@@ -26,6 +26,7 @@ CLOTH: dict[str, Colour] = {
 SKIN: Colour = (240, 200, 170)
 WOOD: Colour = (158, 106, 60)
 SOLES = 8.6
+HEAD = 1.25  # how much larger than life: a face should be seen in a small picture
 
 
 class Figure:
@@ -72,7 +73,7 @@ class Figure:
             cloak = [(-1.2, 1.3), (1.2, 1.3), (1.9, 2.2), (2.7, 7.9), (1.2, 7.6), (0, 7.9)]
             self.shape([*cloak, (-1.2, 7.6), (-2.7, 7.9), (-1.9, 2.2)], CLOTH[dress], 0.72)
         if not self.scene.braids:
-            self.oval(0, 0.75, 1.16, 1.55, hair, 0.8)
+            self.oval(0, 0.6, 1.42, 1.9, hair, 0.8)
 
     def legs(self) -> None:
         for side in (-1, 1):
@@ -139,47 +140,40 @@ class Figure:
         self.shape([(-1.03, 3.85), (1.03, 3.85), (1.08, 4.25), (-1.08, 4.25)], (92, 60, 42))
 
     def head(self) -> None:
+        """Drawn about the chin at (0, 1)."""
         hair = HAIR[self.scene.hair]
-        self.oval(0, 0, 0.88, 1.06, hair, 0.9)
-        self.oval(0, 0.16, 0.68, 0.84, SKIN)
+        self.face(0, 0, 0.9, 1.06, hair, 0.9)
+        self.face(0, 0.16, 0.7, 0.84, SKIN)
         crown = [
-            (math.cos(t) * 0.9, math.sin(t) * 1.08)
+            (math.cos(t) * 0.92, math.sin(t) * 1.08)
             for t in [math.pi * (1 + k / 16) for k in range(17)]
         ]
-        self.shape(
-            [*crown, (0.72, 0.1), (0.5, -0.38), (0.0, -0.52), (-0.5, -0.38), (-0.72, 0.1)], hair
-        )
+        fringe = [(0.74, 0.1), (0.5, -0.38), (0.0, -0.52), (-0.5, -0.38), (-0.74, 0.1)]
+        self.shape([(a * HEAD, grown(b)) for a, b in (*crown, *fringe)], hair)
         for side in (-1, 1):
-            self.oval(side * 0.28, 0.14, 0.13, 0.1, (250, 250, 250))
-            self.oval(side * 0.28, 0.14, 0.085, 0.1, (44, 92, 60))
-            self.shape(
-                [
-                    (side * 0.12, -0.1),
-                    (side * 0.3, -0.14),
-                    (side * 0.46, -0.08),
-                    (side * 0.3, -0.08),
-                    (side * 0.12, -0.03),
-                ],
-                hair,
-                0.7,
-            )
-        self.oval(0, 0.4, 0.06, 0.09, SKIN, 0.86)
-        self.shape(
-            [(-0.24, 0.57), (0, 0.63), (0.24, 0.57), (0.14, 0.7), (0, 0.74), (-0.14, 0.7)],
-            (196, 74, 74),
-        )
+            self.face(side * 0.3, 0.14, 0.15, 0.17, (44, 52, 60))
+            self.face(side * 0.3 + 0.05, 0.08, 0.05, 0.05, (250, 250, 250))
+            self.face(side * 0.46, 0.46, 0.13, 0.09, (238, 160, 140))
+        smile = [(-0.28, 0.52), (0, 0.62), (0.28, 0.52), (0.14, 0.74), (-0.14, 0.74)]
+        self.shape([(a * HEAD, grown(b)) for a, b in smile], (196, 74, 74))
+
+    def face(
+        self, a: float, b: float, rx: float, ry: float, colour: Colour, gain: float = 1.0
+    ) -> None:
+        self.oval(a * HEAD, grown(b), rx * HEAD, ry * HEAD, colour, gain)
 
     def braids(self) -> None:
         hair = HAIR[self.scene.hair]
         for side in (-1, 1):
-            for k in range(7):
-                x, y = side * (0.82 + 0.06 * math.sin(k * 1.3)), 0.55 + 0.46 * k
-                self.oval(x, y, 0.3 - 0.015 * k, 0.3, hair, 0.72)
-                self.oval(x, y - 0.05, 0.25 - 0.015 * k, 0.22, hair, 1.1)
-            self.oval(side * 0.84, 3.75, 0.14, 0.26, (214, 178, 84))
+            for k in range(5):
+                y = 0.5 + 0.66 * k
+                self.oval(side * 1.12, y, 0.44 - 0.02 * k, 0.44, hair, 0.7)
+                self.oval(side * 1.12, y - 0.08, 0.36 - 0.02 * k, 0.32, hair, 1.1)
+            self.oval(side * 1.12, 3.8, 0.2, 0.3, (214, 178, 84))
 
     def shield(self) -> None:
-        x, y, r = 1.75, 4.1, 1.75
+        """Round and whole, held higher in a portrait."""
+        x, y, r = (1.75, 4.1, 1.75) if self.scene.figure == "full" else (1.6, 3.2, 1.3)
         self.oval(x, y, r, r, (92, 66, 44))
         self.oval(x, y, r * 0.9, r * 0.9, WOOD)
         for k in range(-2, 3):
@@ -197,3 +191,8 @@ class Figure:
             )
         self.oval(x, y, r * 0.27, r * 0.27, (120, 124, 132))
         self.oval(x - 0.06, y - 0.06, r * 0.19, r * 0.19, (190, 196, 204))
+
+
+def grown(b: float) -> float:
+    """A height in the head, taken away from the chin."""
+    return 1 + (b - 1) * HEAD

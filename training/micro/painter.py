@@ -55,7 +55,7 @@ class Painter:
         self.w, self.h = width * 2, height * 2
         self.unit = min(self.w, self.h)
         self.horizon = self.rng.uniform(0.5, 0.6)
-        self.built = 0.0  # where the building stands, if there is one
+        self.taken: list[float] = []  # where a building and a boat stand: trees keep away
         self.image = Image.fromarray(self._sky())
         self.pen = ImageDraw.Draw(self.image)
 
@@ -176,23 +176,14 @@ class Painter:
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.polygon([(x0, y0), (x0, y1), (x1, y1), (x1, y0)], colour)
 
-    def beside(self, left: float, right: float) -> float:
-        """A place between two fractions of the width, out of the figure's way if there is one."""
-        if self.scene.figure == "none":
-            return self.rng.uniform(left, right)
-        near, far = (
-            self.rng.uniform(left, max(left, 0.24)),
-            self.rng.uniform(min(right, 0.76), right),
-        )
-        return self.rng.choice((near, far))
-
     def building(self) -> None:
         if self.scene.building == "none":
             return
         rng, shore = self.rng, 1 - self.horizon
         wall = WALL[self.scene.walls]
         w = rng.uniform(0.26, 0.34) * self.unit / self.w
-        x = self.built = self.beside(w * 0.55, 1 - w * 0.55)
+        x = rng.uniform(w * 0.6, max(w * 0.6, 0.24 if self.scene.figure != "none" else 0.4))
+        self.taken.append(x)
         depth = {"lake": rng.uniform(0.12, 0.22), "sea": rng.uniform(0.7, 0.82)}.get(
             self.scene.ground, rng.uniform(0.2, 0.6)
         )
@@ -258,15 +249,12 @@ class Painter:
         hull = WALL[self.scene.boat]
         w = rng.uniform(0.27, 0.33) * self.unit / self.w
         h = w * self.w / self.h
-        portrait = self.scene.figure == "portrait"  # only the picture's sides are free
-        edge = 0.1 if portrait else 0.18
-        places = [self.beside(edge, 1 - edge) for _ in range(6)]
-        x = max(places, key=lambda x: abs(x - self.built)) if self.built else places[0]
-        if self.scene.ground == "lake" and not portrait:
-            x = 0.5 + (x - 0.5) * 0.75
-        y = self.horizon + shore * rng.uniform(
-            *((0.48, 0.6) if self.scene.ground == "lake" else (0.25, 0.5))
-        )
+        x = 1 - rng.uniform(w * 0.5, max(w * 0.5, 0.2 if self.scene.figure != "none" else 0.4))
+        self.taken.append(x)
+        depth = rng.uniform(*((0.48, 0.6) if self.scene.ground == "lake" else (0.25, 0.5)))
+        if self.scene.figure == "portrait":  # above what she holds
+            depth = 0.3 if self.scene.ground == "lake" else 0.12
+        y = self.horizon + shore * depth
         self.box(x - w * 0.015, y - h * 0.85, x + w * 0.025, y, self.lit((92, 64, 46)))
         self.polygon(
             [
@@ -322,13 +310,13 @@ class Painter:
     def figure(self) -> None:
         if self.scene.figure == "none":
             return
-        x = self.rng.uniform(0.44, 0.56) - (0.04 if self.scene.shield else 0)
+        x = self.rng.uniform(0.48, 0.52)
         if self.scene.figure == "portrait":
-            unit = min(0.14 * self.h, 0.15 * self.w) * self.rng.uniform(0.92, 1.08)
-            y = self.rng.uniform(0.38, 0.44)
+            unit = min(0.12 * self.h, 0.13 * self.w)
+            y = self.rng.uniform(0.38, 0.41)
         else:
-            unit = min(0.07 * self.h, 0.1 * self.w) * self.rng.uniform(0.92, 1.06)
-            y = self.rng.uniform(0.93, 0.97) - SOLES * unit / self.h
+            unit = min(0.074 * self.h, 0.1 * self.w)
+            y = 0.96 - SOLES * unit / self.h
             self.disc(
                 x,
                 y + SOLES * unit / self.h,
@@ -348,7 +336,13 @@ class Painter:
                 depth = 0.12 + 0.1 * depth if self.scene.ground == "lake" else 0.72 + 0.25 * depth
             y = self.horizon + (1 - self.horizon) * depth
             size = self.unit * (0.11 + 0.12 * depth)
-            self.tree(self.beside(0.03, 0.97), y, size)
+            self.tree(self.free_place(), y, size)
+
+    def free_place(self) -> float:
+        """Of a few places the one that is farthest from what should stay in sight."""
+        taken = [*self.taken, *([0.5] if self.scene.figure != "none" else [])]
+        places = [self.rng.uniform(0.03, 0.97) for _ in range(5)]
+        return max(places, key=lambda x: min((abs(x - t) for t in taken), default=0))
 
     def tree(self, x: float, y: float, size: float) -> None:
         u, v = size / self.w, size / self.h

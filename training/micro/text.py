@@ -21,10 +21,9 @@ from training.micro.architecture import (
     build_text_encoders,
     load_tokenizer,
 )
-from training.micro.captions import choose, noise, tell, vocabulary
+from training.micro.captions import PERSON, UNKNOWN, choose, noise, tell, vocabulary
 from training.micro.scenes import ATTRIBUTES, Scene, any_scene
 
-WIDE = ("time", "mountains", "ground", "figure")  # what changes the whole picture
 SAYS = {"building": ("building", "walls")}  # phrases that say more than the attribute's own name
 
 
@@ -71,34 +70,40 @@ class Conditioner(torch.nn.Module):
 
 
 class Reader(torch.nn.Module):
-    """A conditioner and what asks it: does it know what each caption says?
+    """A conditioner and what asks it: does it know what each caption says, and where?
 
     Both contexts are asked at the token where a phrase ends, since that is where the UNet looks
-    it up, and the pooled embedding for what changes the whole picture, or that it is not said.
+    it up, and the pooled embedding for the figure, or that none is named. No token may tell of a
+    phrase that it is no part of: what it says elsewhere, no weight could take back.
     Captions are of any scene, also of those of which training shows no picture.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.text = Conditioner()
-        self.kinds = [len(k) + 1 for k in ATTRIBUTES.values()]
+        self.kinds = [len(k) for k in ATTRIBUTES.values()]
         self.one = torch.nn.Linear(TEXT_WIDTH, sum(self.kinds))
         self.two = torch.nn.Linear(TEXT_WIDTH, sum(self.kinds))
-        self.pooled = torch.nn.Linear(POOLED_WIDTH, sum(self.kinds))
+        self.pooled = torch.nn.Linear(POOLED_WIDTH, len(ATTRIBUTES["figure"]) + 1)
+        self.unknown = self.text.tokens(UNKNOWN)[0]
 
     def ask(
         self, rng: random.Random, batch: int, said: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Mean cross entropy over `batch` captions, and each attribute's share named right."""
+        """Cross entropy and leakage over `batch` captions, and each attribute's share named right.
+
+        The shares have one more, "leak": how much a phrase changes the context outside of itself,
+        by variance.
+        """
         scenes = [any_scene(rng) for _ in range(batch)]
         told = [choose(s, rng, said) for s in scenes]
         texts = [
             tell(s, t, rng, noise(rng, rng.choice((0, 0, 6, 12))))
             for s, t in zip(scenes, told, strict=True)
         ]
-        device = self.one.weight.device
         ids, weights = self.text.windows(texts, 1)
-        context, pooled = self.text(ids.to(device), weights.to(device))
+        rows = ids[:, 0].tolist()
+        context, pooled = self.text(ids.to(self.device), weights.to(self.device))
         losses: list[torch.Tensor] = []
         right: dict[str, list[torch.Tensor]] = {name: [] for name in ATTRIBUTES}
 
@@ -106,19 +111,51 @@ class Reader(torch.nn.Module):
             losses.append(F.cross_entropy(logits, kinds))
             right[name].append((logits.argmax(-1) == kinds).float())
 
-        places = self._places(scenes, told, ids[:, 0].tolist())
+        places = self._places(scenes, told, rows)
         for head, features in zip((self.one, self.two), context.chunk(2, -1), strict=True):
             parts = head(features).split(self.kinds, -1)
             for (name, spots), logits in zip(places.items(), parts, strict=True):
                 if spots:
-                    n, token, kind = torch.tensor(spots, device=device).T
+                    n, token, kind = torch.tensor(spots, device=self.device).T
                     mark(name, logits[n, token], kind)
-        answers = dict(zip(ATTRIBUTES, self.pooled(pooled).split(self.kinds, -1), strict=True))
-        for name in WIDE:
-            kinds = [said_kind(s, t, name) for s, t in zip(scenes, told, strict=True)]
-            mark(name, answers[name], torch.tensor(kinds, device=device))
+        framed = [framing(s, t) for s, t in zip(scenes, told, strict=True)]
+        mark("figure", self.pooled(pooled), torch.tensor(framed, device=self.device))
+        leak = self._leak(rng, rows, told, weights, context, pooled)
         shares = {name: float(torch.cat(r).mean()) for name, r in right.items() if r}
-        return torch.stack(losses).mean(), shares
+        return torch.stack(losses).mean() + leak, {**shares, "leak": leak.item()}
+
+    @property
+    def device(self) -> torch.device:
+        return self.one.weight.device
+
+    def _leak(
+        self,
+        rng: random.Random,
+        rows: list[list[int]],
+        told: list[dict[str, str]],
+        weights: torch.Tensor,
+        context: torch.Tensor,
+        pooled: torch.Tensor,
+    ) -> torch.Tensor:
+        """How much one phrase of each caption changes the context of the other tokens."""
+        without, outside = torch.tensor(rows), torch.ones(len(rows), 77, 1)
+        same = torch.ones(len(rows), 1)
+        for n, (row, phrases) in enumerate(zip(rows, told, strict=True)):
+            name = rng.choice([*phrases, "person"])
+            options = PERSON if name == "person" else [phrases[name]]
+            spans = [span for p in options if (span := find(row, self.text.tokens(p)))]
+            if spans:
+                inside = slice(*max(spans, key=lambda span: span[1] - span[0]))
+                without[n, inside], outside[n, inside] = self.unknown, 0
+                same[n] = name not in ("person", "figure")
+        with torch.no_grad():
+            other, other_pooled = self.text(
+                without[:, None].to(self.device), weights.to(self.device)
+            )
+        outside, same = outside.to(self.device), same.to(self.device)
+        moved: torch.Tensor = ((context - other) * outside).square().mean() / other.var()
+        moved += ((pooled - other_pooled) * same).square().mean() / other_pooled.var()
+        return moved
 
     def _places(
         self, scenes: list[Scene], told: list[dict[str, str]], rows: list[list[int]]
@@ -127,28 +164,27 @@ class Reader(torch.nn.Module):
         places: dict[str, list[tuple[int, int, int]]] = {name: [] for name in ATTRIBUTES}
         for n, (scene, phrases) in enumerate(zip(scenes, told, strict=True)):
             for phrase_of, phrase in phrases.items():
-                token = last_token(rows[n], self.text.tokens(phrase))
-                if token is None:
+                span = find(rows[n], self.text.tokens(phrase))
+                if span is None:
                     continue
                 for name in SAYS.get(phrase_of, (phrase_of,)):
-                    places[name].append((n, token, ATTRIBUTES[name].index(getattr(scene, name))))
+                    kind = ATTRIBUTES[name].index(getattr(scene, name))
+                    places[name].append((n, span[1] - 1, kind))
         return places
 
 
-def last_token(ids: list[int], phrase: list[int]) -> int | None:
-    """Where the phrase's last token stands, or None if the window cuts it."""
+def find(ids: list[int], phrase: list[int]) -> tuple[int, int] | None:
+    """Where the phrase's tokens begin and end, or None if the window cuts it."""
     for end in range(len(phrase), len(ids) + 1):
         if ids[end - len(phrase) : end] == phrase:
-            return end - 1
+            return end - len(phrase), end
     return None
 
 
-def said_kind(scene: Scene, told: Mapping[str, str], name: str) -> int:
-    """The kind that the caption names, or one past the last if it names none.
+def framing(scene: Scene, told: Mapping[str, str]) -> int:
+    """The figure's kind, or one past the last if a figure's framing is not said.
 
-    Asked for what is said and for nothing else, the encoders have no reason to guess one
-    attribute from another. That nobody is named says that there is no figure.
+    That nobody is named says that there is no figure.
     """
-    if name in told or (name == "figure" and scene.figure == "none"):
-        return ATTRIBUTES[name].index(getattr(scene, name))
-    return len(ATTRIBUTES[name])
+    kinds = ATTRIBUTES["figure"]
+    return kinds.index(scene.figure) if "figure" in told or scene.figure == "none" else len(kinds)
