@@ -52,7 +52,7 @@ NAMES = tuple(f"{w}x{h}" for w, h in LARGE)
 STAGES = [  # share of the steps, sizes drawn from
     (0.30, ("256",)),
     (0.15, ("512",)),
-    (0.55, (*["512"] * 4, *NAMES, *NAMES[-2:])),
+    (0.55, (*["512"] * 3, *NAMES, *NAMES[-2:], *NAMES[-2:])),
 ]
 BATCHES = {"256": 16, "512": 12}  # six of any larger size
 WINDOWS = {1: 0.72, 2: 0.1, 3: 0.08, 4: 0.1}  # how often a batch's captions have so many
