@@ -94,22 +94,22 @@ def test_captions_hold_known_words_only() -> None:
         captions = [caption(any_scene(rng), rng, windows) for _ in range(100)]
         ids, weights = text.windows(captions, windows)
         assert set(ids.flatten().tolist()) <= known
-        assert 0.5 <= weights.min() < 1 < weights.max() <= 1.5
+        assert 0.3 <= weights.min() < 1 < weights.max() <= 1.5
 
 
 def test_a_phrase_is_as_true_as_it_weighs() -> None:
     rng = random.Random(4)
     right: list[float] = []  # more than its weight lets expect, of those between the two ends
     for _ in range(4000):
-        for name, words in weighed(FULL, {}, rng).items():  # none if there is nothing to say
+        for name, words in weighed(FULL, {}, rng).items():
             phrase, text = words.strip("()").split(":")
             true, weight = phrase in phrases(FULL)[name], float(text)
-            if 0.605 < weight < 0.995:
-                right.append(true - (weight - 0.6) / 0.4)
+            if 0.745 < weight < 0.995:
+                right.append(true - (weight - 0.75) / 0.25)
             else:
-                assert true == (weight > 0.8)
-    assert len(right) > 500  # a lie that the other scene has no words for is not told
-    assert -0.1 < sum(right) / len(right) < 0.25
+                assert true == (weight > 0.9)
+    assert len(right) > 500
+    assert abs(sum(right) / len(right)) < 0.1
 
 
 def test_weights_reach_the_context() -> None:

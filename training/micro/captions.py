@@ -179,17 +179,17 @@ def noise(rng: random.Random, words: int) -> list[str]:
 
 
 def weighed(scene: Scene, told: dict[str, str], rng: random.Random) -> dict[str, str]:
-    """With a weight of 0.5 to 1.5 on one phrase, two in five of them 0.65 or less.
+    """With a weight of 0.3 to 1.5 on one phrase, half of them 0.7 or less.
 
-    What weighs 1 or more is true. Below, it more and more often says something else; at 0.6 and
+    What weighs 1 or more is true. Below, it more and more often says something else; at 0.75 and
     less it is never true, so that a net learns to follow a phrase as far as it weighs.
     """
     name = rng.choice(LAND if scene.figure == "none" else (*LAND, *WORN))
-    weight = rng.uniform(0.5, 0.65) if rng.random() < 0.4 else rng.uniform(0.65, 1.5)
-    true = synonyms = phrases(scene).get(name, ())
-    if rng.random() < (1 - weight) / 0.4:
-        other = phrases(any_scene(rng)).get(name, ())
-        synonyms = other if other != true else ()
+    weight = rng.uniform(0.3, 0.7) if rng.random() < 0.5 else rng.uniform(0.7, 1.5)
+    synonyms = phrases(scene).get(name, ())
+    if rng.random() < (1 - weight) / 0.25:
+        others = (phrases(any_scene(rng)).get(name, ()) for _ in range(30))
+        synonyms = next((other for other in others if other not in ((), synonyms)), ())
     return {**told, name: f"({rng.choice(synonyms)}:{weight:.2f})"} if synonyms else told
 
 
