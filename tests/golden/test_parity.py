@@ -1,9 +1,9 @@
 """The engine against diffusers' own SDXL pipeline on the shipped checkpoint.
 
 Reference: diffusers.StableDiffusionXLPipeline with the same nets, the same scheduler class and
-one CPU generator. Tolerance: 1e-3 of the largest latent, float32; guidance 7. At guidance 7 the net
-amplifies rounding: with its convolutions in another memory layout, which sum in another order, the
-reference differs from itself by up to 3e-4 (PNDM, 20 steps, 256 px).
+one CPU generator. Tolerance: 5e-4 of the largest latent, float32. Guidance amplifies rounding: with
+its convolutions in another memory layout, which sum in another order, the reference differs from
+itself by 1.5e-4 (Euler a, 20 steps, 256 px, guidance 7).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from imaged.engine.engine import Engine
 from imaged.engine.samplers import build_scheduler
 from imaged.params import SCHEDULERS, ImageParams
 
-TOLERANCE = 1e-3
+TOLERANCE = 5e-4
 PROMPT, NEGATIVE = "a red house by a lake, snowed mountains", "trees"
 
 
