@@ -188,6 +188,7 @@ def weighed(scene: Scene, told: dict[str, str], rng: random.Random) -> dict[str,
     weight = rng.uniform(0.3, 0.7) if rng.random() < 0.5 else rng.uniform(0.7, 1.5)
     synonyms = phrases(scene).get(name, ())
     if rng.random() < (1 - weight) / 0.25:
+        # a few scenes are enough, but for what has no other words, such as the shield
         others = (phrases(any_scene(rng)).get(name, ()) for _ in range(30))
         synonyms = next((other for other in others if other not in ((), synonyms)), ())
     return {**told, name: f"({rng.choice(synonyms)}:{weight:.2f})"} if synonyms else told
