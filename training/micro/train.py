@@ -192,7 +192,7 @@ def normalise(net: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None
 @click.option("--statistics", default=200, show_default=True, help="Scenes for mean and variance.")
 @click.option("--small", default=5000, show_default=True, help="Scenes at 256 px, to begin with.")
 @click.option("--medium", default=3500, show_default=True, help="Scenes at 512 px.")
-@click.option("--large", default=300, show_default=True, help="Scenes at each larger size.")
+@click.option("--large", default=1000, show_default=True, help="Scenes at each larger size.")
 @click.pass_obj
 def latents(options: Options, statistics: int, small: int, medium: int, large: int) -> None:
     """Paint scenes and encode them once; the autoencoder is normalised on the way.
@@ -428,11 +428,20 @@ def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Ima
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=CHECKPOINT, show_default=True)
+@click.option(
+    "--mix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A copy of unet.pt from earlier in the training, to average with.",
+)
+@click.option("--share", type=click.FloatRange(0, 1), default=0.3, help="Of that copy.")
 @click.pass_obj
-def export(options: Options, out: Path) -> None:
+def export(options: Options, out: Path, mix: Path | None, share: float) -> None:
     """Write the averaged weights as a diffusers folder in half precision."""
-    weights = earlier(options.work, "unet.pt", "unet")
-    for name, net in parts_of(options.work, weights["average"]).items():
+    weights = earlier(options.work, "unet.pt", "unet")["average"]
+    if mix is not None:  # what the last steps forgot of other sizes comes back
+        before = earlier(mix.parent, mix.name, "unet")["average"]
+        weights = {name: w.lerp(before[name], share) for name, w in weights.items()}
+    for name, net in parts_of(options.work, weights).items():
         net.half().save_pretrained(out / name, safe_serialization=True)
     build_scheduler().save_pretrained(out / "scheduler")
     for name in TOKENIZERS if out.resolve() != CHECKPOINT else ():
