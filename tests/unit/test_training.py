@@ -217,6 +217,29 @@ def test_the_whole_training_in_small(tmp_path: Path) -> None:
     assert picture.size == (256, 256)
 
 
+def test_an_export_may_be_a_mean_with_earlier_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of weights that are larger by one moves each by a quarter."""
+    now = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    train.save_state(tmp_path / "unet.pt", average=now)
+    train.save_state(tmp_path / "before.pt", average={name: w + 1 for name, w in now.items()})
+    exported: dict[str, torch.Tensor] = {}
+
+    def parts(_: Path, weights: dict[str, torch.Tensor]) -> dict[str, object]:
+        exported.update(weights)
+        return {}
+
+    monkeypatch.setattr(train, "parts_of", parts)
+    options = ("--mix", str(tmp_path / "before.pt"), "--share", "0.25")
+    command = ["--work", str(tmp_path), "export", "--out", str(tmp_path / "out"), *options]
+    (tmp_path / "out").mkdir()
+    result = CliRunner().invoke(train.main, command)
+    assert result.exit_code == 0, result.output
+    for name, weight in now.items():
+        torch.testing.assert_close(exported[name], weight + 0.25)
+
+
 def test_sheets_and_card(tmp_path: Path) -> None:
     images = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
     sheet = contact_sheet(images, ["one", "two", "words " * 40], columns=2, width=100)

@@ -433,7 +433,13 @@ def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Ima
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A copy of unet.pt from earlier in the training, to average with.",
 )
-@click.option("--share", type=click.FloatRange(0, 1), default=0.3, help="Of that copy.")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Of that copy in the mean.",
+)
 @click.pass_obj
 def export(options: Options, out: Path, mix: Path | None, share: float) -> None:
     """Write the averaged weights as a diffusers folder in half precision."""
