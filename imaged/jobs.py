@@ -56,12 +56,31 @@ class Job:
     error: str | None  # the same for people
     result: Mapping[str, Any] | None  # see worker/deliver.py
     calls_done: int = 0  # UNet calls over all pictures
+    preview_call: int = 0  # the call after which the newest preview was made; 0: there is none
     remaining_micros: int | None = None  # the key's free credits when the job ended
 
     @property
     def unet_calls(self) -> int:
         """UNet calls over all pictures."""
         return self.params.unet_calls * self.params.samples
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small JPEG of a running job's first picture, made after UNet call `call`."""
+
+    call: int
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker tells of a job in its hands; without a `preview` the last one stays."""
+
+    epoch: int
+    calls: int  # UNet calls made, over all pictures
+    preview: bytes | None = None  # JPEG
+    preview_call: int = 0
 
 
 def new_job_id() -> str:

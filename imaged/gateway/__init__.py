@@ -2,5 +2,6 @@
 
 Files in the order of a request's way: middleware (id, deadline, size), images (the handlers),
 admit (key, price, one transaction), wait (until a job settles), status (the polled path),
-replies (what an answer looks like); account and ops beside it; app puts them together.
+events (the streamed one), replies (what an answer looks like); account and ops beside it; app
+puts them together.
 """

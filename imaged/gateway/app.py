@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import account, images, ops, replies
+from imaged.gateway import account, events, images, ops, replies
 from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
 from imaged.gateway.status import Status
@@ -38,6 +38,7 @@ ROUTES = [
     Route("/v1/get-user-credits", account.user_credits),
     Route("/v1/requests/{job_id}", images.poll),
     Route("/v2/requests/{job_id}", images.OwnRequest),
+    Route("/v2/requests/{job_id}/events", events.events),
     *(Route(f"/v1/{name}", read_only, methods=["POST"]) for name in ("models", "get-user-credits")),
     Route("/v1/{slug}", images.create, methods=["POST"]),
     Route("/v2/{slug}", images.submit, methods=["POST"]),

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.responses import JSONResponse, Response
 
 from imaged.errors import ImagedError, TooFast
-from imaged.jobs import Job, State
+from imaged.jobs import Job, Preview, State
 from imaged.store import blobs
 
 
@@ -88,6 +88,15 @@ def steps_done(job: Job) -> dict[str, int]:
         "steps": steps,
         "unet_calls_done": job.calls_done,
         "unet_calls": total,
+    }
+
+
+def preview(made: Preview) -> dict[str, Any]:
+    """A picture on its way; `call` is the UNet call after which it was made."""
+    return {
+        "content_type": "image/jpeg",
+        "base64": base64.b64encode(made.jpeg).decode(),
+        "call": made.call,
     }
 
 

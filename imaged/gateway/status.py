@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,6 +18,8 @@ from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest
 from imaged.gateway import replies
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
+from imaged.gateway.wait import read_wait
+from imaged.jobs import State
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
@@ -48,7 +51,8 @@ class Status:
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
         gateway = self._gateway
         key = await gateway.admission.key(headers.get(b"x-api-key"))
-        wait_s = _wait_s(scope["query_string"])
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        wait_s, with_preview = _wait_s(query), _with_preview(query)
         job = await gateway.board.job(job_id)
         if job is not None and job.key_id == key.id and wait_s and not job.state.final:
             job = await gateway.board.settled(job_id, wait_s)
@@ -57,19 +61,24 @@ class Status:
         origin = gateway.settings.public_url.rstrip("/") or (
             f"{scope['scheme']}://{headers.get(b'host', 'localhost')}"
         )
-        return replies.status(job, Links(origin, gateway.secret))
+        code, body = replies.status(job, Links(origin, gateway.secret))
+        if with_preview and job.state is State.PROCESSING and job.preview_call:
+            made = await gateway.board.preview(job_id)
+            body.update({"preview": replies.preview(made)} if made else {})
+        return code, body
 
 
-def _wait_s(query: bytes) -> float:
+def _with_preview(query: Mapping[str, list[str]]) -> bool:
+    """?preview=1: with a small picture of how far it is, when there is one."""
+    given = set(query.get("preview", ["0"]))
+    if not given <= {"0", "1"} or len(given) > 1:
+        raise BadParameter("preview", "should be 0 or 1")
+    return given == {"1"}
+
+
+def _wait_s(query: Mapping[str, list[str]]) -> float:
     """?wait=S: answer when the job has ended, or after S seconds."""
-    text = parse_qs(query.decode("latin-1")).get("wait", ["0"])[0]
-    try:
-        wait_s = float(text)
-    except ValueError:
-        wait_s = -1.0
-    if not 0 <= wait_s <= LONGEST_WAIT_S:
-        raise BadParameter("wait", f"should be a number between 0 and {LONGEST_WAIT_S:.0f}")
-    return wait_s
+    return read_wait(next(filter(None, query.get("wait", [])), "0"), LONGEST_WAIT_S)
 
 
 async def _send_json(send: Send, code: int, body: dict[str, Any]) -> None:

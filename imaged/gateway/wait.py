@@ -4,44 +4,90 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
-from imaged.jobs import Job
-from imaged.store import queue
+from imaged.errors import BadParameter
+from imaged.jobs import Job, Preview
+from imaged.store import progress, queue
 from imaged.store.db import Database
 
+T = TypeVar("T")
 TICK_S = 0.05  # how often a waiting request looks
 
 
+def read_wait(text: str, longest_s: float) -> float:
+    """The parameter `wait`, in seconds; raises BadParameter."""
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= longest_s:
+        raise BadParameter("wait", f"should be a number between 0 and {longest_s:.0f}")
+    return wait_s
+
+
 class Board:
-    """Coalesces reads: while one query runs, all further ids gather for the next."""
+    """What the store knows of jobs, for many who ask at once."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._asked: dict[str, list[asyncio.Future[Job | None]]] = {}
-        self._reader: asyncio.Task[None] | None = None
+        self._jobs = _Gathered(self._read)
+        self._previews = _Gathered(self._read_previews)
 
     async def job(self, job_id: str) -> Job | None:
         """The job as the store has it now, or None."""
-        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(job_id, []).append(future)
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read_all())
-        return await future
+        return await self._jobs.get(job_id)
+
+    async def preview(self, job_id: str) -> Preview | None:
+        """The newest preview of a running job, or None."""
+        return await self._previews.get(job_id)
 
     async def settled(self, job_id: str, wait_s: float) -> Job | None:
         """The job when it has ended, or as it stands after `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
         job = await self.job(job_id)
         while job and not job.state.final and time.monotonic() < deadline:
-            await asyncio.sleep(TICK_S)
+            await self.tick()
             job = await self.job(job_id)
         return job
+
+    async def tick(self) -> None:
+        """The next moment at which all who wait look together, so that one query serves them."""
+        await asyncio.sleep(TICK_S - time.monotonic() % TICK_S)
+
+    def _read(self, ids: list[str]) -> dict[str, Job]:
+        """Jobs by id; an expired one is gone even if its row is not yet."""
+        with self._db.read() as connection:
+            found = queue.read(connection, ids)
+        now = time.time()
+        return {k: job for k, job in found.items() if not job.expires_at or job.expires_at > now}
+
+    def _read_previews(self, ids: list[str]) -> dict[str, Preview]:
+        with self._db.read() as connection:
+            return progress.previews(connection, ids)
+
+
+class _Gathered(Generic[T]):
+    """Coalesces reads: while one query runs, all further ids gather for the next."""
+
+    def __init__(self, read: Callable[[list[str]], Mapping[str, T]]) -> None:
+        self._read = read
+        self._asked: dict[str, list[asyncio.Future[T | None]]] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def get(self, job_id: str) -> T | None:
+        future: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(job_id, []).append(future)
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_all())
+        return await future
 
     async def _read_all(self) -> None:
         while self._asked:
             asked, self._asked = self._asked, {}
             try:
-                jobs = await asyncio.to_thread(self._read, list(asked))
+                found = await asyncio.to_thread(self._read, list(asked))
             except Exception as error:
                 for future in [f for futures in asked.values() for f in futures]:
                     if not future.done():
@@ -50,11 +96,4 @@ class Board:
             for job_id, futures in asked.items():
                 for future in futures:
                     if not future.done():  # its request may have gone away
-                        future.set_result(jobs.get(job_id))
-
-    def _read(self, ids: list[str]) -> dict[str, Job]:
-        """Jobs by id; an expired one is gone even if its row is not yet."""
-        with self._db.read() as connection:
-            found = queue.read(connection, ids)
-        now = time.time()
-        return {k: job for k, job in found.items() if not job.expires_at or job.expires_at > now}
+                        future.set_result(found.get(job_id))

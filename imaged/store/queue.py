@@ -11,18 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imaged.errors import NoCredits, TooFast
-from imaged.jobs import MAX_ATTEMPTS, Job, State
+from imaged.jobs import MAX_ATTEMPTS, Held, Job, State
 from imaged.params import ImageParams
 from imaged.store import ledger
+from imaged.store.progress import drop_previews, forget, note
 from imaged.store.schema import api_keys, jobs, progress, workers
 
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
-_JOB = sa.select(jobs, progress.c.calls_done).join_from(
+_JOB = sa.select(jobs, progress.c.calls_done, progress.c.preview_call).join_from(
     jobs, progress, progress.c.job_id == jobs.c.id, isouter=True
-)
+)  # without the preview itself: polls are the load, and few want it
 
 
 # -- the gateway's side ---------------------------------------------------------------------
@@ -176,9 +176,9 @@ def beat(
     now: float,
     ticked_at: float,
     checkpoint: str | None,
-    held: Mapping[str, tuple[int, int]],
+    held: Mapping[str, Held],
 ) -> set[str] | None:
-    """Renew the lease and note progress. `held`: job id -> (epoch, UNet calls made).
+    """Renew the lease and note progress and previews of the held jobs, by id.
 
     Returns the held jobs that are this worker's no more (cancelled, timed out or reclaimed),
     or None if the lease itself is gone and everything with it.
@@ -193,16 +193,8 @@ def beat(
     rows = connection.execute(
         sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(held)), _running(worker_id))
     )
-    mine = {row.id for row in rows if row.epoch == held[row.id][0]}
-    if mine:
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        upsert: Any = insert(progress)
-        connection.execute(
-            upsert.on_conflict_do_update(
-                index_elements=["job_id"], set_={"calls_done": upsert.excluded.calls_done}
-            ),
-            [{"job_id": job_id, "calls_done": held[job_id][1]} for job_id in mine],
-        )
+    mine = {row.id for row in rows if row.epoch == held[row.id].epoch}
+    note(connection, {job_id: held[job_id] for job_id in mine})
     return set(held) - mine
 
 
@@ -228,6 +220,7 @@ def finish(
     )
     if not done.rowcount:
         return False
+    drop_previews(connection, [job.id])
     ledger.settle(connection, job.key_id, job.id, job.cost_micros, now)
     connection.execute(
         jobs.update()
@@ -306,8 +299,7 @@ def reap(
 def expire(connection: sa.Connection, now: float) -> list[Job]:
     """Forget ended jobs past their time; returns them, so that their pictures go as well."""
     gone = connection.execute(jobs.delete().where(jobs.c.expires_at < now).returning(jobs)).all()
-    if gone:
-        connection.execute(progress.delete().where(progress.c.job_id.in_([row.id for row in gone])))
+    forget(connection, [row.id for row in gone])
     return [_job(row) for row in gone]
 
 
@@ -336,9 +328,13 @@ def _requeue(
         )
     attempts = jobs.c.attempts if blame else jobs.c.attempts - 1
     moved = connection.execute(
-        jobs.update().where(where).values(state=State.QUEUED, worker_id=None, attempts=attempts)
-    )
-    return count + moved.rowcount
+        jobs.update()
+        .where(where)
+        .values(state=State.QUEUED, worker_id=None, attempts=attempts)
+        .returning(jobs.c.id)
+    ).all()
+    forget(connection, [row.id for row in moved])
+    return count + len(moved)
 
 
 def _end(
@@ -364,6 +360,7 @@ def _end(
         )
         .returning(jobs.c.id, jobs.c.key_id, jobs.c.cost_micros)
     ).all()
+    drop_previews(connection, [row.id for row in ended])
     for row in ended:
         ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
     return len(ended)
@@ -374,6 +371,7 @@ def _job(row: Any) -> Job:
     values.pop("tag")
     values["state"] = State(values["state"])
     values["params"] = ImageParams(**values["params"])
-    values["calls_done"] = values.get("calls_done") or 0
+    for count in ("calls_done", "preview_call"):
+        values[count] = values.get(count) or 0
     job = Job(**values)
     return replace(job, calls_done=job.unet_calls) if job.state is State.COMPLETED else job

@@ -97,12 +97,15 @@ sa.Index(
 sa.Index("by_expiry", jobs.c.expires_at)
 sa.Index("by_key", jobs.c.key_id, jobs.c.created_at)
 
-#: UNet calls made so far; written about once a second, may be lost.
+#: UNet calls made so far and the newest preview of a running job, a JPEG made after the call
+#: `preview_call`; written about once a second, may be lost.
 progress = sa.Table(
     "progress",
     metadata,
     sa.Column("job_id", sa.Text, primary_key=True),
     sa.Column("calls_done", sa.Integer, nullable=False),
+    sa.Column("preview", sa.LargeBinary),
+    sa.Column("preview_call", sa.Integer),
 )
 
 #: One lease a worker, however many jobs it holds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from functools import lru_cache
 
 from PIL import Image
 
@@ -20,6 +21,7 @@ from imaged.store.db import Database
 log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
+PREVIEW_QUALITY = 80
 
 
 class Delivery:
@@ -82,4 +84,12 @@ def encode_jpeg(picture: Picture) -> bytes:
     image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)  # it is asked for at every tick; the picture changes every few calls
+def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
+    """A small picture's JPEG, at quality 80: a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
     return buffer.getvalue()

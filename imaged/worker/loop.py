@@ -11,7 +11,7 @@ from imaged.catalogue import Model
 from imaged.engine.engine import Engine, Outcome
 from imaged.engine.load import load
 from imaged.errors import CheckpointRefused, JobFailed
-from imaged.jobs import Job
+from imaged.jobs import Held, Job
 from imaged.settings import Settings
 from imaged.store import models, queue
 from imaged.store.db import Database, Watch
@@ -134,6 +134,6 @@ class Worker:
     def _holds(self, model: Model) -> bool:
         return self._model is not None and self._model.checkpoint == model.checkpoint
 
-    def _progress(self) -> dict[str, tuple[int, int]]:
+    def _progress(self) -> dict[str, Held]:
         calls = self._engine.progress() if self._engine else {}
-        return {id: (job.epoch, calls.get(id, (0, 0))[0]) for id, job in self._held.items()}
+        return {id: Held(job.epoch, calls.get(id, (0, 0))[0]) for id, job in self._held.items()}

@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import sqlalchemy as sa
 
+from imaged.jobs import Held
 from imaged.store import queue
 from imaged.store.db import Database
 
@@ -25,7 +27,8 @@ class Pulse:
     def __init__(self, db: Database, worker_id: str, *, parent: int | None) -> None:
         self._db, self._worker_id = db, worker_id
         self._lock = threading.Lock()
-        self._held: dict[str, tuple[int, int]] = {}
+        self._held: dict[str, Held] = {}
+        self._shown: dict[str, tuple[int, int]] = {}  # epoch and call of previews in the store
         self._lost: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._parent = parent
@@ -47,8 +50,8 @@ class Pulse:
         self._stop.set()
         self._thread.join()
 
-    def report(self, held: Mapping[str, tuple[int, int]]) -> set[tuple[str, int]]:
-        """The loop's jobs, id -> (epoch, UNet calls made); returns (id, epoch) of lost ones."""
+    def report(self, held: Mapping[str, Held]) -> set[tuple[str, int]]:
+        """The loop's jobs by id, each with its newest preview; returns (id, epoch) of lost ones."""
         with self._lock:
             self._held, self.ticked_at = dict(held), time.time()
             lost, self._lost = self._lost, set()
@@ -57,20 +60,34 @@ class Pulse:
     def _run(self) -> None:
         while not self._stop.wait(BEAT_S):
             self.orphaned = self._parent not in (None, os.getppid())
-            with self._lock:
-                held = dict(self._held)
-            try:
-                with self._db.write() as connection:
-                    self._beat(connection, held)
-            except sa.exc.OperationalError:
-                log.exception("the heartbeat could not be written; trying again")
+            self.beat_once()
 
-    def _beat(self, connection: sa.Connection, held: Mapping[str, tuple[int, int]]) -> None:
+    def beat_once(self) -> None:
+        """Write what was last reported; a database that does not answer is asked again later."""
+        with self._lock:
+            held = dict(self._held)
+        try:
+            with self._db.write() as connection:
+                self._beat(connection, self._news(held))
+            self._shown = {id: (job.epoch, job.preview_call) for id, job in held.items()}
+        except sa.exc.OperationalError:
+            log.exception("the heartbeat could not be written; trying again")
+
+    def _news(self, held: Mapping[str, Held]) -> dict[str, Held]:
+        """The same without the previews that the store already has."""
+        return {
+            id: replace(job, preview=None)
+            if self._shown.get(id) == (job.epoch, job.preview_call)
+            else job
+            for id, job in held.items()
+        }
+
+    def _beat(self, connection: sa.Connection, held: Mapping[str, Held]) -> None:
         lost = queue.beat(
             connection, self._worker_id, time.time(), self.ticked_at, self.checkpoint, held
         )
         with self._lock:  # before the commit: the loop hears of it before it can claim again
             gone = held if lost is None else lost
-            self._lost |= {(job_id, held[job_id][0]) for job_id in gone}
+            self._lost |= {(job_id, held[job_id].epoch) for job_id in gone}
         if lost is None:  # silent for too long: begin again with nothing
             self._register(connection)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.errors import NoCredits, TooFast
-from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Job, State, new_job_id
+from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Held, Job, State, new_job_id
 from imaged.params import ImageParams
 from imaged.settings import Settings
 from imaged.store import keys, ledger, models, queue
@@ -332,8 +332,8 @@ def test_beat_keeps_the_lease_tells_progress_and_losses(db: Database) -> None:
     claim(db)
     with db.write() as c:
         queue.cancel(c, lost, 3.0, KEEP_S)
-        assert queue.beat(c, "w", 3.0, 3.0, "micro", {kept: (1, 7), lost: (1, 2)}) == {lost}
-        assert queue.beat(c, "w", 4.0, 4.0, "micro", {kept: (0, 9)}) == {kept}  # another epoch
+        assert queue.beat(c, "w", 3.0, 3.0, "micro", {kept: Held(1, 7), lost: Held(1, 2)}) == {lost}
+        assert queue.beat(c, "w", 4.0, 4.0, "micro", {kept: Held(0, 9)}) == {kept}  # another epoch
         assert queue.beat(c, "nobody", 4.0, 4.0, None, {}) is None
     assert get(db, kept).calls_done == 7
 

@@ -1,0 +1,63 @@
+"""How far running jobs are: counts for everybody who asks, previews for those who ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from imaged.jobs import Held, Preview
+from imaged.store.schema import progress
+
+_PREVIEWS = sa.select(progress.c.job_id, progress.c.preview_call, progress.c.preview).where(
+    progress.c.preview.is_not(None)
+)
+
+
+def note(connection: sa.Connection, held: Mapping[str, Held]) -> None:
+    """Write counts and previews in one statement; a preview of None leaves the last one."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    upsert: Any = insert(progress)
+    new, old = upsert.excluded, progress.c
+    values = {
+        "calls_done": new.calls_done,
+        "preview": sa.func.coalesce(new.preview, old.preview),
+        "preview_call": sa.func.coalesce(new.preview_call, old.preview_call),
+    }
+    rows = [
+        {
+            "job_id": job_id,
+            "calls_done": job.calls,
+            "preview": job.preview,
+            "preview_call": job.preview_call if job.preview else None,
+        }
+        for job_id, job in held.items()
+    ]
+    if rows:
+        connection.execute(
+            upsert.on_conflict_do_update(index_elements=["job_id"], set_=values), rows
+        )
+
+
+def previews(connection: sa.Connection, ids: Collection[str]) -> dict[str, Preview]:
+    """The newest preview of each of these jobs that has one."""
+    rows = connection.execute(_PREVIEWS.where(progress.c.job_id.in_(list(ids))))
+    return {row.job_id: Preview(row.preview_call, row.preview) for row in rows}
+
+
+def drop_previews(connection: sa.Connection, ids: Collection[str]) -> None:
+    """The jobs have ended: their counts may stay, their previews may not."""
+    if ids:
+        connection.execute(
+            progress.update()
+            .where(progress.c.job_id.in_(list(ids)), progress.c.preview.is_not(None))
+            .values(preview=None, preview_call=None)
+        )
+
+
+def forget(connection: sa.Connection, ids: Collection[str]) -> None:
+    """The jobs are gone, or begin anew."""
+    if ids:
+        connection.execute(progress.delete().where(progress.c.job_id.in_(list(ids))))
