@@ -1,7 +1,7 @@
 """imaged, the image daemon: a self-hosted text-to-image service for SDXL checkpoints.
 
-The client's names are here: `run`, `run_sync`, `submit_async`, `Client`, `AsyncClient`, `Job`
-and the errors. They are loaded at first use, so that importing the package costs nothing.
+The client's names are here: `run`, `run_sync`, `submit_async`, `Client`, `AsyncClient`, `Job`,
+`Event` and the errors. They are loaded at first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
 
 __version__ = "0.1.0"
 
-_CLIENT = ("AsyncClient", "AsyncJob", "Client", "Job", "run", "run_sync", "submit_async")
+_CLIENT = ("AsyncClient", "AsyncJob", "Client", "Event", "Job", "run", "run_sync", "submit_async")
 
 __all__ = [*_CLIENT, "ImagedError", "InferenceFailed", "InferenceTimeout", "__version__"]
 
@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from imaged.client import aio
 
         return getattr(aio, name)
+    if name == "Event":
+        from imaged.client import events
+
+        return events.Event
     if name in _CLIENT:
         from imaged.client import client
 

@@ -1,1 +1,3 @@
-"""The SDK: calls (what is sent and what answers mean), client (sync), aio (async)."""
+"""The SDK: calls (what is sent and what answers mean), events (a job's stream), client (sync),
+aio (async).
+"""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
 from imaged.client import calls
-from imaged.errors import InferenceFailed, InferenceTimeout
+from imaged.client.events import Event, Stream, outcome, progress_bar
+from imaged.errors import InferenceTimeout
 
 
 class AsyncJob:
@@ -29,17 +33,51 @@ class AsyncJob:
     async def cancel(self) -> dict[str, Any]:
         return calls.read(await self._client.http.delete(self.response_url))
 
+    async def events(self, timeout: float = calls.TIMEOUT_S) -> AsyncGenerator[Event]:
+        """What happens to the job, as it happens; see imaged.Job.events."""
+        stream = Stream(self.request_id, self.response_url, timeout)
+        while not stream.ended:
+            try:
+                async with self._client.http.stream(**stream.connection()) as response:
+                    if response.status_code != 200:
+                        await response.aread()
+                    if not stream.refused(response):
+                        source = EventSource(response)
+                        async with aclosing(source.aiter_sse()) as messages:
+                            async for message in messages:
+                                if event := stream.take(message):
+                                    yield event
+            except httpx.TransportError as error:
+                stream.broke(error)
+            if not stream.ended:
+                await asyncio.sleep(stream.rest_s)
+
     async def wait(
-        self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S
+        self,
+        timeout: float = calls.TIMEOUT_S,
+        interval: float = calls.INTERVAL_S,
+        *,
+        progress: bool = False,
     ) -> dict[str, Any]:
-        """The result, once there is one; raises InferenceFailed or InferenceTimeout."""
+        """The result, once there is one; raises InferenceFailed or InferenceTimeout.
+
+        With `progress`, a bar on stderr.
+        """
+        if progress:
+            return await self._wait_with_bar(timeout)
         start = time.monotonic()
         while (body := await self.status())["status"] not in calls.FINAL:
             if time.monotonic() - start >= timeout:
                 raise InferenceTimeout(self.request_id, time.monotonic() - start)
             await asyncio.sleep(interval)
-        if body["status"] == "FAILED":
-            raise InferenceFailed(body.get("error"), body)
+        outcome(body)
+        return await self.result()
+
+    async def _wait_with_bar(self, timeout: float) -> dict[str, Any]:
+        with progress_bar() as bar:
+            async for event in self.events(timeout):
+                bar.show(event)
+        outcome(event.data)
         return await self.result()
 
 

@@ -8,12 +8,15 @@ print(result["output"])
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
 from imaged.client import calls
-from imaged.errors import InferenceFailed, InferenceTimeout
+from imaged.client.events import Event, Stream, outcome, progress_bar
+from imaged.errors import InferenceTimeout
 
 
 class Job:
@@ -36,20 +39,55 @@ class Job:
         """End the job, wherever it is; the status body after that."""
         return calls.read(self._client.http.delete(self.response_url))
 
+    def events(self, timeout: float = calls.TIMEOUT_S) -> Iterator[Event]:
+        """What happens to the job, as it happens; the last event's kind is "done".
+
+        A connection that breaks off is taken up again where it was. Seconds. Raises
+        InferenceTimeout after `timeout`, ImagedError when the server stays away.
+        """
+        stream = Stream(self.request_id, self.response_url, timeout)
+        while not stream.ended:
+            try:
+                with self._client.http.stream(**stream.connection()) as response:
+                    if response.status_code != 200:
+                        response.read()
+                    if not stream.refused(response):
+                        source = EventSource(response)
+                        for message in source.iter_sse():
+                            if event := stream.take(message):
+                                yield event
+            except httpx.TransportError as error:
+                stream.broke(error)
+            if not stream.ended:
+                time.sleep(stream.rest_s)
+
     def wait(
-        self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S
+        self,
+        timeout: float = calls.TIMEOUT_S,
+        interval: float = calls.INTERVAL_S,
+        *,
+        progress: bool = False,
     ) -> dict[str, Any]:
-        """The result, once there is one. Seconds.
+        """The result, once there is one. Seconds. With `progress`, a bar on stderr shows the steps
+        as the server tells of them, and `interval` does not matter.
 
         Raises InferenceFailed when the job failed, InferenceTimeout after `timeout`.
         """
+        if progress:
+            return self._wait_with_bar(timeout)
         start = time.monotonic()
         while (body := self.status())["status"] not in calls.FINAL:
             if time.monotonic() - start >= timeout:
                 raise InferenceTimeout(self.request_id, time.monotonic() - start)
             time.sleep(interval)
-        if body["status"] == "FAILED":
-            raise InferenceFailed(body.get("error"), body)
+        outcome(body)
+        return self.result()
+
+    def _wait_with_bar(self, timeout: float) -> dict[str, Any]:
+        with progress_bar() as bar:
+            for event in self.events(timeout):
+                bar.show(event)
+        outcome(event.data)
         return self.result()
 
 

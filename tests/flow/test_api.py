@@ -201,6 +201,7 @@ def test_keys(server: Server) -> None:
             ("POST", f"/v1/{SLUG}"),
             ("POST", f"/v2/{SLUG}"),
             ("GET", "/v2/requests/x/status"),
+            ("GET", "/v2/requests/x/events"),
             ("GET", "/v2/requests/x"),
             ("GET", "/v1/requests/x"),
             ("DELETE", "/v2/requests/x"),
@@ -216,6 +217,7 @@ def test_another_key_sees_nothing(server: Server, completed: dict[str, Any]) -> 
     with server.client(other) as client:
         for method, path in (
             ("GET", f"{job}/status"),
+            ("GET", f"{job}/events"),
             ("GET", job),
             ("DELETE", job),
             ("GET", f"/v1/requests/{completed['id']}"),
@@ -253,11 +255,13 @@ def test_unknown_things(server: Server) -> None:
             ("POST", "/v2/no-such-model", 404, "unknown_model"),
             ("GET", "/v2/requests/" + "0" * 32, 404, "unknown_request"),
             ("GET", "/v2/requests/" + "0" * 32 + "/status", 404, "unknown_request"),
+            ("GET", "/v2/requests/" + "0" * 32 + "/events", 404, "unknown_request"),
             ("GET", "/v1/requests/" + "0" * 32, 404, "unknown_request"),
             ("GET", "/nowhere", 404, "unknown_path"),
             ("GET", f"/v1/{SLUG}", 405, "wrong_method"),
             ("PUT", f"/v2/{SLUG}", 405, "wrong_method"),
             ("POST", "/v2/requests/x/status", 405, "wrong_method"),
+            ("POST", "/v2/requests/x/events", 405, "wrong_method"),
             ("POST", "/v1/models", 405, "wrong_method"),
             ("POST", "/v1/get-user-credits", 405, "wrong_method"),
             ("PUT", "/v2/requests/x", 405, "wrong_method"),
@@ -384,6 +388,8 @@ def test_odd_paths_and_queries_never_break_it(server: Server) -> None:
             "/v2/requests/" + "x" * 5000,
             "/v2/requests/a/status?wait=nan",
             "/v2/requests/a/status?wait=%00",
+            "/v2/requests/a/status?preview=%00",
+            "/v2/requests/a/events?wait=nan",
             "/files/x?exp=%ff&sig=%ff",
         ):
             assert 400 <= client.get(path).status_code < 500, path
