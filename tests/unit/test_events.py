@@ -350,6 +350,7 @@ def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.Mon
 
             async def watch(k: int) -> None:
                 await asyncio.sleep(0.002 * k)  # they come one after the other
+                asked.clear()
                 await board.settled(job_ids[k], 0.5)
 
             async def all_of_them() -> None:
@@ -358,9 +359,10 @@ def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.Mon
             asyncio.run(all_of_them())
         return sum(asked) / len(asked)
 
-    assert ids_a_query() > 8
+    together = ids_a_query()
+    assert together > 15
     monkeypatch.setattr(Board, "tick", lambda _: asyncio.sleep(0.05))
-    assert ids_a_query() < 8  # each at its own moment
+    assert ids_a_query() < together  # each at its own moment
 
 
 def test_a_status_shows_a_preview_to_who_asks(
