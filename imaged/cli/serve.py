@@ -13,6 +13,7 @@ import click
 
 from imaged.catalogue import DEFAULT_SLUG, MICROS
 from imaged.cli.app import data_option, main, store
+from imaged.errors import CommandError
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
     The first start makes an API key, prints it once and keeps it in DATA/first-key.
     """
-    import uvicorn
-
-    from imaged.gateway.app import build_app
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
@@ -49,17 +47,30 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:
-            uvicorn.run(
-                build_app(given),
-                host=given.host,
-                port=given.port,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=5,
-                server_header=False,
-            )
+            _run(given)
         finally:
             supervisor.stop(grace_s=25)
+
+
+def _run(settings: Settings) -> None:
+    """The gateway, until a signal ends it."""
+    import uvicorn
+
+    from imaged.gateway.app import build_app
+
+    config = uvicorn.Config(
+        build_app(settings, stopping=lambda: server.should_exit),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise CommandError("the gateway could not start")
 
 
 @main.command()

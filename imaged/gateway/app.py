@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import sqlalchemy as sa
 from starlette.applications import Starlette
@@ -45,9 +45,12 @@ ROUTES = [
 ]
 
 
-def build_app(settings: Settings) -> ASGIApp:
-    """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown."""
-    gateway = Gateway.open(settings)
+def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown.
+
+    Event streams end when `stopping` says so; a server that has to stop waits for them.
+    """
+    gateway = Gateway.open(settings, stopping)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

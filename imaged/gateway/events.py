@@ -111,11 +111,11 @@ class Stream(StreamingResponse):
 async def follow(
     gateway: Gateway, job_id: str, links: Links, seen: Seen, wait_s: float
 ) -> AsyncGenerator[str]:
-    """The chunks of the stream until the job or `wait_s` has ended."""
+    """The chunks of the stream until the job, `wait_s` or the server has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     spoke = begun = time.monotonic()
     try:
-        while time.monotonic() < begun + wait_s:
+        while time.monotonic() < begun + wait_s and not gateway.stopping():
             job = await gateway.board.job(job_id)
             if job is None:
                 return

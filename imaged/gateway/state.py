@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
@@ -25,9 +26,10 @@ class Gateway:
     writer: Writer
     admission: Admission
     board: Board
+    stopping: Callable[[], bool]  # the server waits for open answers to end
 
     @classmethod
-    def open(cls, settings: Settings) -> Gateway:
+    def open(cls, settings: Settings, stopping: Callable[[], bool]) -> Gateway:
         """Open the store; the schema must be current (`Database.migrate`)."""
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
@@ -40,6 +42,7 @@ class Gateway:
             writer,
             Admission(db, writer, secret),
             Board(db),
+            stopping,
         )
 
     @classmethod

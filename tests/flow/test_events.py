@@ -17,7 +17,7 @@ from imaged.client import events as client_events
 from tests.conftest import QUICK, SLUG, Server
 from tests.conftest import imaged as command
 
-LONG = {"num_inference_steps": 60, "seed": 3}
+JOB = {**QUICK, "seed": 3}
 
 
 def path(job_id: str) -> str:
@@ -34,7 +34,7 @@ def follow(client: httpx.Client, job_id: str, last_id: str = "") -> Iterator[Ser
 @pytest.fixture(scope="module")
 def told(server: Server) -> tuple[str, list[ServerSentEvent]]:
     """A job that was followed from its submit to its end."""
-    job_id = server.submit(**LONG)
+    job_id = server.submit(**JOB)
     with server.client() as client:
         return job_id, list(follow(client, job_id))
 
@@ -51,7 +51,7 @@ def test_the_whole_stream(server: Server, told: tuple[str, list[ServerSentEvent]
     order = [(["QUEUED", "PROCESSING", "COMPLETED"].index(s), *map(int, n)) for s, *n in seen]
     assert order == sorted(set(order))  # each id says more than the one before
     steps = [m.json()["step"] for m in messages if m.event == "progress"]
-    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert steps == sorted(set(steps)) and steps[-1] == 20
 
 
 def test_coming_back(server: Server, told: tuple[str, list[ServerSentEvent]]) -> None:
@@ -78,7 +78,7 @@ def test_only_for_the_owner(server: Server, told: tuple[str, list[ServerSentEven
 
 
 def test_a_cancel_ends_the_stream(server: Server) -> None:
-    job_id = server.submit(**{**LONG, "num_inference_steps": 100, "samples": 4})
+    job_id = server.submit(num_inference_steps=100, samples=4)
     messages = []
     with server.client() as client, server.client() as second:
         for message in follow(client, job_id):
@@ -125,12 +125,15 @@ class _Broken(httpx.SyncByteStream):
         self._stream.close()
 
 
-def test_our_client_goes_on_where_the_line_broke(server: Server) -> None:
+def test_our_client_goes_on_where_the_line_broke(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_events.Stream, "rest_s", 0.05)
     with imaged.Client(server.key, server.url) as ours:
         ours.http.close()
         line = Breaking(events=1)
         ours.http = httpx.Client(transport=line, headers=calls.headers(server.key))
-        job = ours.submit_async(SLUG, **{**QUICK, **LONG})
+        job = ours.submit_async(SLUG, **JOB)
         events = list(job.events(timeout=120))
     assert events[-1].kind == "done" and events[-1].data["status"] == "COMPLETED"
     told = [json.dumps([e.kind, e.data]) for e in events]

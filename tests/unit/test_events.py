@@ -36,6 +36,7 @@ class Place:
     key: str
     key_id: int
     job_id: str
+    stops: list[bool]
 
     def claim(self) -> Job:
         with self.db.write() as c:
@@ -71,8 +72,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
     assert found is not None
     worker(db, now=time.time())
     job_id = put(db, found.id, now=time.time())
-    app: Any = build_app(settings)
-    yield Place(app, db, key, found.id, job_id)
+    stops: list[bool] = []
+    app: Any = build_app(settings, stopping=lambda: bool(stops))
+    yield Place(app, db, key, found.id, job_id, stops)
     app._app._gateway.close()
     db.close()
 
@@ -323,6 +325,16 @@ def test_a_stream_has_its_time(place: Place) -> None:
         for wrong in ("-1", "x", "nan", "3601"):
             refused = await place.get(f"events?wait={wrong}")
             assert (refused.status_code, refused.json()["code"]) == (400, "bad_parameter")
+
+    run(play)
+
+
+def test_a_server_that_stops_ends_its_streams(place: Place) -> None:
+    async def play() -> None:
+        async with Reader(place) as reader:
+            await reader.event()
+            place.stops.append(True)
+            assert await reader.chunk() is None
 
     run(play)
 
