@@ -23,6 +23,7 @@ class Settings:
     workers: int = 1
     slots: int = 4  # jobs that one worker runs at a time
     threads: int = 0  # of torch; 0 leaves its choice
+    determinism: str = "exact"  # or "close": calls of any number of rows, the last bits may differ
     retention_s: float = 3600.0  # results live so long from completion
     queue_s: float = 3600.0  # a job that waits longer fails
     run_s: float = 1800.0  # a job that runs longer fails
@@ -40,6 +41,8 @@ class Settings:
             if text is not None:
                 settings = replace(settings, **{name: _cast(name, default, text)})
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+        if settings.determinism not in ("exact", "close"):
+            raise CommandError('IMAGED_DETERMINISM should be "exact" or "close"')
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
         return settings

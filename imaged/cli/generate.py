@@ -76,8 +76,8 @@ def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
     with tqdm(total=calls, unit="call", desc="denoising") as bar:
         while not outcomes:
             outcomes = engine.tick()
-            done, _ = engine.progress().get("cli", (calls, calls))
-            bar.update(done - bar.n)
+            progress = engine.progress().get("cli")
+            bar.update((progress.calls if progress else calls) - bar.n)
     outcome = outcomes[0]
     if outcome.error is not None:
         raise outcome.error

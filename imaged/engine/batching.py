@@ -1,9 +1,14 @@
-"""Which pictures share the next UNet call. Pure: looks at a list, returns a list."""
+"""Which pictures share the next UNet call. Pure: looks at what runs, returns a list.
+
+Least work left goes first, which makes short jobs short; waiting counts against the work left, so
+that long jobs are not passed over for ever; and a key that has used more of the device than others
+goes behind them by as much. A picture joins a call where sharing makes calls cheaper.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 
@@ -11,36 +16,85 @@ class Waiting(Protocol):
     """What the choice depends on."""
 
     @property
-    def shape(self) -> Hashable: ...  # latent shape and context length
+    def shape(self) -> Hashable: ...  # latent shape and context length: must agree in a call
     @property
     def rows(self) -> int: ...  # one, or two with guidance
     @property
-    def served_at(self) -> int: ...  # the tick of its last call; unique order of arrival before
-    @property
     def pixels(self) -> int: ...
+    @property
+    def calls_left(self) -> int: ...
+    @property
+    def key(self) -> int: ...  # whose it is
+    @property
+    def arrived(self) -> float: ...  # seconds on the clock of `now`
+    @property
+    def served_s(self) -> float: ...  # seconds of its calls so far
 
 
 W = TypeVar("W", bound=Waiting)
 
-PIXELS_A_CALL = 2 * 4 * 1024 * 1024  # rows times pixels: four guided pictures of 1024 x 1024
+AGEING = 0.05  # seconds of work that a second of waiting makes up for
+MOST_PICTURES = 8  # in a call, however small they are
+FIXED_SHARE = 0.1  # calls grow until their fixed part is below this share
+SLOWED = 1.25  # while few pictures run, a newcomer may make a call so much longer
+FEW = 2
 
 
-def choose(running: Sequence[W], pixels_a_call: int = PIXELS_A_CALL) -> list[W]:
-    """The pictures of one shape whose turn it is, longest unserved first, as many as fit.
+@dataclass(frozen=True)
+class Cost:
+    """A UNet call takes fixed_s + pixel_s * rows * pixels seconds; measured as the engine runs."""
 
-    The group of the picture that has waited longest goes next, so no shape starves another.
-    At least one picture is chosen, however large.
+    fixed_s: float
+    pixel_s: float
+
+    def call_s(self, work: float) -> float:
+        """`work` in rows times pixels."""
+        return self.fixed_s + self.pixel_s * work
+
+
+def order(running: Sequence[W], cost: Cost, used_s: Mapping[int, float], now: float) -> list[W]:
+    """The running pictures, the one that is served next first."""
+    least = min((used_s.get(p.key, 0.0) for p in running), default=0.0)
+
+    def place(picture: W) -> float:
+        left_s = picture.calls_left * cost.call_s(picture.rows * picture.pixels)
+        waited_s = max(0.0, now - picture.arrived - picture.served_s)
+        return left_s - AGEING * waited_s + used_s.get(picture.key, 0.0) - least
+
+    return sorted(running, key=place)
+
+
+def choose(
+    running: Sequence[W],
+    cost: Cost,
+    used_s: Mapping[int, float],
+    now: float,
+    fits: Callable[[W, int], bool],
+) -> list[W]:
+    """The first in order, and those behind it that may join its call.
+
+    `fits(picture, rows)`: whether a call of the picture's shape may have so many rows. While few
+    pictures run, a newcomer may not make calls much longer: of two equal jobs one after the other,
+    none is later than if both shared a device that is busy anyway.
     """
-    groups: dict[Hashable, list[W]] = defaultdict(list)
-    for picture in sorted(running, key=lambda p: p.served_at):
-        groups[picture.shape].append(picture)
-    if not groups:
+    if not running:
         return []
-    group = next(iter(groups.values()))  # holds the longest unserved
-    chosen, used = [group[0]], group[0].rows * group[0].pixels
-    for picture in group[1:]:
-        used += picture.rows * picture.pixels
-        if used > pixels_a_call:
+    first, *others = order(running, cost, used_s, now)
+    chosen, rows = [first], first.rows
+    for picture in (p for p in others if p.shape == first.shape):
+        if len(chosen) == MOST_PICTURES or not _pays(cost, rows, picture, len(running)):
+            break
+        if not fits(first, rows + picture.rows):
             break
         chosen.append(picture)
+        rows += picture.rows
     return chosen
+
+
+def _pays(cost: Cost, rows: int, picture: Waiting, running: int) -> bool:
+    """Whether a picture of this size should join a call of so many rows."""
+    call_s = cost.call_s(rows * picture.pixels)
+    longer_s = cost.call_s((rows + picture.rows) * picture.pixels)
+    if running <= FEW and longer_s > SLOWED * call_s:
+        return False
+    return cost.fixed_s > FIXED_SHARE * call_s

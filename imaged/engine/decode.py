@@ -23,21 +23,29 @@ class Picture:
 @torch.inference_mode()
 def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
     """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one."""
-    config = vae.config
-    z = latent / config.scaling_factor
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        shape = (-1, 1, 1)
-        z = latent * _column(std, latent).view(shape) / config.scaling_factor
-        z = z + _column(mean, latent).view(shape)
+    if not bool(torch.isfinite(latent).all()):
+        raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
+    if bool(latent.max() == latent.min()):
+        raise JobFailed("nan_output", "the model's output was not a picture (flat latents)")
+    z = unscale(vae, latent)
     pixels = vae.decode(z[None].to(vae.dtype), return_dict=False)[0][0].float()
-    if not bool(torch.isfinite(pixels).all()) or not bool(torch.isfinite(latent).all()):
+    if not bool(torch.isfinite(pixels).all()):
         raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
     image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     if int(image.max()) == int(image.min()):
         raise JobFailed("nan_output", "the model's output was not a picture (one flat colour)")
     _, height, width = image.shape
     return Picture(image.permute(1, 2, 0).cpu().numpy().tobytes(), width, height, seed)
+
+
+def unscale(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+    """(C, h, w) as the UNet has it -> as the VAE has it."""
+    config, scale = vae.config, float(vae.config.scaling_factor)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return latent / scale
+    shape = (-1, 1, 1)
+    return latent * _column(std, latent).view(shape) / scale + _column(mean, latent).view(shape)
 
 
 def _column(values: Any, like: torch.Tensor) -> torch.Tensor:

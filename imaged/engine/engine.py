@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from imaged.engine.batching import PIXELS_A_CALL, choose
+from imaged.engine.batching import MOST_PICTURES, choose
+from imaged.engine.cost import Meter
 from imaged.engine.decode import Picture, decode
-from imaged.engine.denoise import Ask, denoise
+from imaged.engine.denoise import denoise
+from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
-from imaged.engine.plan import Plan, plan_images
-from imaged.engine.prompt.encode import Encoded, PromptEncoder
+from imaged.engine.plan import plan_images
+from imaged.engine.preview import Map, Preview
+from imaged.engine.prompt.encode import PromptEncoder
+from imaged.engine.run import Run
+from imaged.engine.unet import Unet
 from imaged.errors import ImagedError, JobFailed
 from imaged.params import ImageParams
 
 log = logging.getLogger(__name__)
+
+PIXELS_A_CALL = 2 * 4 * 1024 * 1024  # rows times pixels: four guided pictures of 1024 x 1024
+PREVIEW_CALLS = 5  # UNet calls between two previews
+PATIENCE_S = 0.05  # how long a tick waits for a decoding when there is nothing to denoise
 
 
 @dataclass(frozen=True)
@@ -31,65 +42,13 @@ class Outcome:
     inference_s: float
 
 
-@dataclass
-class Run:
-    """One picture under way. Its whole state between two calls is (seed, call, history)."""
+@dataclass(frozen=True)
+class Progress:
+    """UNet calls made and to make over all pictures, and a look at the first one."""
 
-    job_id: str
-    plan: Plan
-    positive: Encoded
-    negative: Encoded
-    served_at: int
-    call: int = 0
-    history: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (K, C, h, w)
-    drawn: int = 0
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
-
-    def start(self, device: torch.device) -> None:
-        table = self.plan.table
-        self.generator.manual_seed(self.plan.seed)
-        self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=device)
-        self.history[0] = self._noise()
-
-    def _noise(self) -> torch.Tensor:
-        """Drawn on the CPU in the order of the reference: latents first, then call by call."""
-        return torch.randn(1, *self.plan.latent_shape, generator=self.generator)[0]
-
-    @property
-    def shape(self) -> Hashable:
-        return (self.plan.latent_shape, self.positive.context.shape[0])
-
-    @property
-    def rows(self) -> int:
-        return 2 if self.plan.guided else 1
-
-    @property
-    def pixels(self) -> int:
-        return self.plan.width * self.plan.height
-
-    @property
-    def done(self) -> bool:
-        return self.call == self.plan.table.calls
-
-    def combine(self) -> torch.Tensor:
-        """The table's next row over the history: the UNet's input, or at the end the latent."""
-        row = self.plan.table.rows[self.call].to(self.history.device)
-        combined: torch.Tensor = torch.tensordot(row, self.history, dims=1)
-        return combined
-
-    def ask(self) -> Ask:
-        """What the UNet is asked next."""
-        timestep = float(self.plan.table.timesteps[self.call])
-        return Ask(self.combine(), timestep, self.plan, self.positive, self.negative)
-
-    def advance(self, output: torch.Tensor) -> None:
-        """Take in one model output, and draw what the sampler draws after this call."""
-        table = self.plan.table
-        self.history[1 + self.call] = output
-        for _ in range(table.draws[self.call]):
-            self.history[1 + table.calls + self.drawn] = self._noise()
-            self.drawn += 1
-        self.call += 1
+    calls: int
+    total: int
+    preview: Preview | None
 
 
 @dataclass
@@ -97,22 +56,32 @@ class _Job:
     started: float
     runs: list[Run]
     pictures: dict[int, Picture] = field(default_factory=dict)
+    preview: Preview | None = None
 
 
 class Engine:
     """One checkpoint on one device. Not for several threads: the worker's loop owns it.
 
     submit() a job, tick() until it comes out. Exactly one outcome for each job that is not
-    cancelled.
+    cancelled. With `exact` a picture has the same bytes whatever runs beside it; without, its
+    last bits may depend on the company, and calls are never padded.
     """
 
-    def __init__(self, nets: Nets, *, pixels_a_call: int = PIXELS_A_CALL) -> None:
-        self.nets = nets
+    def __init__(
+        self, nets: Nets, *, exact: bool = True, pixels_a_call: int = PIXELS_A_CALL
+    ) -> None:
+        self.nets, self.exact = nets, exact
         self._pixels_a_call = pixels_a_call
         self._encoder = PromptEncoder(nets)
+        self.unet = Unet(nets.unet)
+        self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
+        self._map: Map | None = None
+        self._buckets, self._meter = Buckets(), Meter()
         self._jobs: dict[str, _Job] = {}
-        self._newcomers: list[tuple[str, ImageParams]] = []
-        self._clock = 0
+        self._newcomers: list[tuple[str, ImageParams, int]] = []
+        self._used_s: dict[int, float] = {}  # seconds of the device by key
+        self._decoder = ThreadPoolExecutor(1, "decoder")
+        self._decoding: list[tuple[Run, Future[Picture]]] = []
 
     @property
     def idle(self) -> bool:
@@ -120,96 +89,188 @@ class Engine:
 
     @property
     def jobs(self) -> frozenset[str]:
-        return frozenset(self._jobs) | {job_id for job_id, _ in self._newcomers}
+        return frozenset(self._jobs) | {job_id for job_id, _, _ in self._newcomers}
 
-    def submit(self, job_id: str, params: ImageParams) -> None:
-        self._newcomers.append((job_id, params))
+    @property
+    def device(self) -> str:
+        """What the pictures are made on, as far as it decides their bits."""
+        if self.unet.device.type == "cuda":
+            return torch.cuda.get_device_name(self.unet.device)
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"CPU {capability}, {torch.get_num_threads()} threads"
+
+    def submit(self, job_id: str, params: ImageParams, key: int = 0) -> None:
+        """`key`: whose job it is; the device is shared fairly between keys."""
+        self._newcomers.append((job_id, params, key))
 
     def cancel(self, job_id: str) -> None:
         """The job leaves between two calls and has no outcome."""
         self._jobs.pop(job_id, None)
         self._newcomers = [n for n in self._newcomers if n[0] != job_id]
 
-    def progress(self) -> dict[str, tuple[int, int]]:
-        """UNet calls made and to make, over all pictures of each job."""
+    def close(self) -> None:
+        """Let go of the decoding thread."""
+        self._decoder.shutdown(cancel_futures=True)
+
+    def progress(self) -> dict[str, Progress]:
         return {
-            job_id: (sum(r.call for r in job.runs), sum(r.plan.table.calls for r in job.runs))
+            job_id: Progress(
+                sum(r.call for r in job.runs),
+                sum(r.plan.table.calls for r in job.runs),
+                job.preview,
+            )
             for job_id, job in self._jobs.items()
         }
 
     def tick(self) -> list[Outcome]:
         """At most one UNet call; returns the jobs that ended."""
         outcomes = self._start_newcomers()
-        chosen = choose(self._running(), self._pixels_a_call)
+        now = time.monotonic()
+        running = [r for job in self._jobs.values() for r in job.runs if not r.done]
+        chosen = choose(running, self._meter.cost, self._used_s, now, self._fits)
         try:
-            outputs = denoise(self.nets.unet, [r.ask() for r in chosen]) if chosen else []
+            outputs = self._denoise(chosen) if chosen else []
         except torch.OutOfMemoryError as error:
             return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
-            run.served_at = self._next()
-        for run in [r for r in chosen if r.done]:
-            outcomes += self._finish(run)
-        return outcomes
+            self._after(run)
+        self._account(chosen, time.monotonic() - now)
+        return outcomes + self._decoded(wait_s=0.0 if chosen else PATIENCE_S)
+
+    # -- the call -----------------------------------------------------------------------------
+
+    def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
+        rows = sum(r.rows for r in chosen)
+        bucket = fit(rows) if self.exact else rows
+        return denoise(self._unet(chosen[0].precise), chosen, bucket)
+
+    def _fits(self, run: Run, rows: int) -> bool:
+        """Whether a call of this picture's shape may have so many rows."""
+        if rows * run.pixels > self._pixels_a_call or rows > 2 * MOST_PICTURES:
+            return False
+        example = (run.history[0], run.times[0, -1], run.kept[-1])
+        unet = self._unet(run.precise)
+        return not self.exact or self._buckets.allow(unet, run.shape, rows, example)
+
+    def _unet(self, precise: bool) -> Unet:
+        return self._in_float32()[0] if precise else self.unet
+
+    def _account(self, chosen: list[Run], seconds: float) -> None:
+        """Who has used the device for how long; what calls cost."""
+        if not chosen:
+            return
+        self._meter.add(sum(r.rows * r.pixels for r in chosen), seconds)
+        for run in chosen:
+            share = seconds * run.rows / sum(r.rows for r in chosen)
+            run.served_s += seconds
+            self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 
     def _shed(self, chosen: list[Run], error: torch.OutOfMemoryError) -> list[Outcome]:
         """A call was too large: smaller ones from now on; if it held one picture, its job fails."""
         if len(chosen) > 1:
             self._pixels_a_call = sum(r.rows * r.pixels for r in chosen) // 2
             return []
-        job = self._jobs.pop(chosen[0].job_id)
-        return [Outcome(chosen[0].job_id, (), _as_failure(error), time.monotonic() - job.started)]
+        return self._end(chosen[0].job_id, error)
 
-    def _next(self) -> int:
-        self._clock += 1
-        return self._clock
-
-    def _running(self) -> list[Run]:
-        return [r for job in self._jobs.values() for r in job.runs if not r.done]
+    # -- from job to pictures under way ---------------------------------------------------------
 
     def _start_newcomers(self) -> list[Outcome]:
         outcomes = []
-        for job_id, params in self._newcomers:
+        for job_id, params, key in self._newcomers:
+            started = time.monotonic()
+            self._jobs[job_id] = _Job(started, [])
             try:
-                self._jobs[job_id] = self._start(job_id, params)
+                self._jobs[job_id].runs = self._start(job_id, params, key)
             except Exception as error:  # one job's prompt must not harm another's picture
-                outcomes.append(Outcome(job_id, (), _as_failure(error), 0.0))
+                outcomes += self._end(job_id, error)
         self._newcomers = []
         return outcomes
 
-    def _start(self, job_id: str, params: ImageParams) -> _Job:
+    def _start(self, job_id: str, params: ImageParams, key: int) -> list[Run]:
         nets = self.nets
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
         positive, negative = self._encoder.pair(params.prompt, params.negative_prompt)
-        runs = [Run(job_id, plan, positive, negative, self._next()) for plan in plans]
+        texts = (negative, positive) if plans[0].guided else (positive,)
+        now = time.monotonic()
+        # A key that comes back has no claim to the time in which it asked for nothing.
+        present = {r.key for job in self._jobs.values() for r in job.runs}
+        least = min((self._used_s[k] for k in present if k in self._used_s), default=0.0)
+        self._used_s = {k: s for k, s in self._used_s.items() if k in present}
+        self._used_s[key] = max(self._used_s.get(key, 0.0), least)
+        runs = [Run(job_id, plan, texts, key, now) for plan in plans]
         for run in runs:
-            run.start(nets.device)
-        return _Job(time.monotonic(), runs)
+            run.start(self.unet)
+        return runs
 
-    def _finish(self, run: Run) -> list[Outcome]:
-        """Decode one finished picture; the job's outcome with its last one."""
+    # -- from latents to pictures ---------------------------------------------------------------
+
+    def _after(self, run: Run) -> None:
+        """What follows a call: a look at the picture now and then, its decoding at the end."""
+        job = self._jobs[run.job_id]
+        if run.done:
+            vae = self._in_float32()[1] if run.precise else self.nets.vae
+            latent = run.combine()
+            future = self._decoder.submit(decode, vae, latent, run.plan.seed)
+            self._decoding.append((run, future))
+        elif run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
+            self._map = self._map or Map(self.nets.vae, self.nets.channels)
+            job.preview = self._map(run.estimate(), run.call)
+
+    def _decoded(self, wait_s: float) -> list[Outcome]:
+        """The jobs whose last picture has come out of the decoding thread."""
+        if wait_s and self._decoding:
+            wait([future for _, future in self._decoding], wait_s, "FIRST_COMPLETED")
+        ready = [pair for pair in self._decoding if pair[1].done()]
+        self._decoding = [pair for pair in self._decoding if not pair[1].done()]
+        return [outcome for run, future in ready for outcome in self._take(run, future)]
+
+    def _take(self, run: Run, future: Future[Picture]) -> list[Outcome]:
         job = self._jobs.get(run.job_id)
-        if job is None:
-            return []  # another sample of the job failed in this tick
-        error: ImagedError | None = None
-        try:
-            job.pictures[run.plan.seed] = decode(self.nets.vae, run.combine(), run.plan.seed)
-        except Exception as failure:
-            error = _as_failure(failure)
-        if error is None and len(job.pictures) < len(job.runs):
+        if job is None or run not in job.runs:
+            return []  # cancelled, or another sample of the job has failed
+        error = future.exception()
+        if isinstance(error, JobFailed) and error.code == "nan_output" and self._again(run):
             return []
-        del self._jobs[run.job_id]
-        pictures = () if error else tuple(p for _, p in sorted(job.pictures.items()))
-        return [Outcome(run.job_id, pictures, error, time.monotonic() - job.started)]
+        if error is not None:
+            return self._end(run.job_id, error)
+        job.pictures[run.plan.seed] = future.result()
+        return self._end(run.job_id) if len(job.pictures) == len(job.runs) else []
+
+    def _again(self, run: Run) -> bool:
+        """Once more from the start in float32, if that is not what has just failed."""
+        nets = self.nets
+        if run.precise or nets.unet.dtype == nets.vae.dtype == torch.float32:
+            return False
+        log.warning("job %s: not a picture in %s; again in float32", run.job_id, nets.unet.dtype)
+        run.precise = True
+        run.start(self._in_float32()[0])
+        return True
+
+    def _in_float32(self) -> tuple[Unet, Any]:
+        if self._precise is None:
+            nets = self.nets
+            self._precise = (
+                Unet(copy.deepcopy(nets.unet).float()),
+                copy.deepcopy(nets.vae).float(),
+            )
+        return self._precise
+
+    def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
+        """The job's one outcome."""
+        job = self._jobs.pop(job_id)
+        failure = _as_failure(error) if error else None
+        pictures = () if failure else tuple(p for _, p in sorted(job.pictures.items()))
+        return [Outcome(job_id, pictures, failure, time.monotonic() - job.started)]
 
 
-def _as_failure(error: Exception) -> ImagedError:
+def _as_failure(error: BaseException) -> ImagedError:
     """An error of one job; a device error other than out of memory is not ours to survive."""
     if isinstance(error, ImagedError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return JobFailed("out_of_memory", "the device ran out of memory for this picture")
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, torch.AcceleratorError) or not isinstance(error, Exception):
         raise error
     log.error("a picture could not be made", exc_info=error)
     return JobFailed("engine_error", "the picture could not be made; the server's log says why")

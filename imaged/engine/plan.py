@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from imaged.engine.samplers import Table, table
+import torch
+
+from imaged.engine.samplers import Table, build_scheduler, frozen, table
 from imaged.params import ImageParams
 
 
@@ -20,11 +23,26 @@ class Plan:
     latent_shape: tuple[int, int, int]
     table: Table
     guidance: float
+    alphas: torch.Tensor  # (T,) cumulative products of the training's noise schedule
+    prediction: str = "epsilon"
 
     @property
     def guided(self) -> bool:
         """At guidance 1 the unconditional half would cancel out, so it is not computed."""
         return self.guidance != 1.0
+
+    @property
+    def time_ids(self) -> tuple[int, ...]:
+        """SDXL's size conditioning: original size, crop corner, target size (height first)."""
+        return (self.height, self.width, 0, 0, self.height, self.width)
+
+    def levels(self, call: int) -> tuple[float, float]:
+        """Shares of signal and noise in the input of a call."""
+        at = min(max(float(self.table.timesteps[call]), 0.0), len(self.alphas) - 1.0)
+        below = int(at)
+        ends = self.alphas[below : below + 2]
+        alpha = float(ends[0] + (ends[-1] - ends[0]) * (at - below))
+        return alpha**0.5, (1 - alpha) ** 0.5
 
 
 def plan_images(
@@ -42,6 +60,14 @@ def plan_images(
             shape,
             traced,
             params.guidance_scale,
+            _alphas(frozen(scheduler_config)),
+            str(scheduler_config.get("prediction_type", "epsilon")),
         )
         for k in range(params.samples)
     ]
+
+
+@lru_cache(maxsize=16)
+def _alphas(config: tuple[tuple[str, Any], ...]) -> torch.Tensor:
+    alphas: torch.Tensor = build_scheduler("DDIM", dict(config)).alphas_cumprod
+    return alphas

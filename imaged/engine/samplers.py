@@ -78,11 +78,13 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 def table(name: str, steps: int, config: Mapping[str, Any]) -> Table:
     """The sampler's table, traced at first use and kept."""
-    return _cached(name, steps, tuple(sorted((k, _frozen(v)) for k, v in config.items())))
+    return _cached(name, steps, frozen(config))
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """A scheduler config as a key of caches."""
+    pairs = ((k, tuple(v) if isinstance(v, list) else v) for k, v in config.items())
+    return tuple(sorted(pairs))
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,9 @@ from imaged.errors import ImagedError, TooFast
 from imaged.jobs import Job, Preview, State
 from imaged.store import blobs
 
+#: What made a picture, as results name it (worker/deliver.py).
+STAMP = ("checkpoint", "determinism", "engine", "device")
+
 
 @dataclass(frozen=True)
 class Links:
@@ -129,7 +132,7 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
         "timings": {"inference": job.result["inference_s"]},
         "seed": str(images[0]["seed"]),
         "prompt": job.params.prompt,
-        "checkpoint": job.result["checkpoint"],
+        **{name: job.result.get(name) for name in STAMP},
     }
 
 
@@ -173,7 +176,7 @@ def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
         "infer_time": job.result["inference_s"],
         "seed": job.params.seed,
         "request_id": job.id,
-        "checkpoint": job.result["checkpoint"],
+        **{name: job.result.get(name) for name in STAMP},
     }
     return JSONResponse(body, headers=headers)
 
@@ -190,7 +193,10 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
         "x-seed-value": str(images[0]["seed"]),
         "x-output-metadata": json.dumps({**shape, "images": len(images)}),
         "x-output-urls": " ".join(links.file(job, image["name"]) for image in images),
-        "x-checkpoint": quote(job.result["checkpoint"], safe=" ()[]+,"),  # headers are latin-1
+        **{
+            f"x-{name}": quote(str(job.result.get(name)), safe=" ()[]+,")  # headers are latin-1
+            for name in STAMP
+        },
     }
 
 

@@ -190,12 +190,17 @@ def beat(
     ).rowcount
     if not alive:
         return None
+    gone = lost(connection, worker_id, {job_id: job.epoch for job_id, job in held.items()})
+    note(connection, {job_id: job for job_id, job in held.items() if job_id not in gone})
+    return gone
+
+
+def lost(connection: sa.Connection, worker_id: str, epochs: Mapping[str, int]) -> set[str]:
+    """Those of the jobs, id -> epoch, that are this worker's no more."""
     rows = connection.execute(
-        sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(held)), _running(worker_id))
+        sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(epochs)), _running(worker_id))
     )
-    mine = {row.id for row in rows if row.epoch == held[row.id].epoch}
-    note(connection, {job_id: held[job_id] for job_id in mine})
-    return set(held) - mine
+    return set(epochs) - {row.id for row in rows if row.epoch == epochs[row.id]}
 
 
 def finish(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import time
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from PIL import Image
 
+from imaged import __version__
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
 from imaged.errors import ImagedError
@@ -24,6 +26,15 @@ JPEG_QUALITY = 95
 PREVIEW_QUALITY = 80
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What made a picture; `determinism` is the class that was asked for, see decision 13."""
+
+    checkpoint: str
+    determinism: str
+    device: str
+
+
 class Delivery:
     """Brings outcomes to the store in one worker's name."""
 
@@ -31,7 +42,7 @@ class Delivery:
         self._db, self._blobs = db, blobs
         self._worker_id, self._retention_s = worker_id, settings.retention_s
 
-    def deliver(self, job: Job, outcome: Outcome, checkpoint: str) -> None:
+    def deliver(self, job: Job, outcome: Outcome, stamp: Stamp) -> None:
         """Completed or failed, exactly as the outcome says, unless the job is ours no more."""
         if outcome.error is not None:
             self.fail(job, outcome.error)
@@ -40,7 +51,8 @@ class Delivery:
         result = {
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
-            "checkpoint": checkpoint,
+            **asdict(stamp),
+            "engine": __version__,
         }
         with self._db.write() as connection:
             held = queue.finish(

@@ -17,6 +17,7 @@ from diffusers import StableDiffusionXLPipeline
 from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
+from imaged.engine.plan import Plan
 from imaged.engine.samplers import build_scheduler
 from imaged.params import SCHEDULERS, ImageParams
 
@@ -144,7 +145,5 @@ def test_mutants_are_seen(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (small("Euler"), small("Euler a", seed=12)):
         [ours] = our_latents(nets, monkeypatch, wrong).values()
         assert difference(ours, theirs) > 100 * TOLERANCE
-    from imaged.engine import denoise
-
-    monkeypatch.setattr(denoise, "_time_ids", lambda plan: (1024, 1024, 0, 0, 1024, 1024))
+    monkeypatch.setattr(Plan, "time_ids", (1024, 1024, 0, 0, 1024, 1024))
     assert difference(our_latents(nets, monkeypatch, params)[11], theirs) > TOLERANCE

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from imaged.catalogue import MICRO
+from imaged.engine.batching import Cost
 from imaged.engine.decode import decode
 from imaged.engine.engine import Engine, Outcome
+from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
+from imaged.engine.run import Run
+from imaged.engine.unet import Unet
 from imaged.errors import JobFailed
-from imaged.params import ImageParams
+from imaged.params import SCHEDULERS, ImageParams
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -21,7 +31,7 @@ SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, im
 class Counting:
     """The real UNet, with the number of rows of each call noted."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Unet) -> None:
         self.unet, self.rows = unet, []
 
     def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -32,10 +42,20 @@ class Counting:
         return getattr(self.unet, name)
 
 
+def engine_of(nets: Any, **given: Any) -> Engine:
+    """An engine for which calls cost the same whatever they hold, so that all share them."""
+    engine = Engine(nets, **given)
+    engine._meter = SimpleNamespace(cost=Cost(1.0, 0.0), add=lambda work, seconds: None)
+    return engine
+
+
 @pytest.fixture
-def counted(nets: Any) -> tuple[Engine, list[int]]:
-    unet = Counting(nets.unet)
-    return Engine(replace(nets, unet=unet)), unet.rows
+def counted(nets: Any) -> Iterator[tuple[Engine, list[int]]]:
+    """Free batch sizes, so that the rows that a call holds are those of its pictures."""
+    engine = engine_of(nets, exact=False)
+    engine.unet = unet = Counting(engine.unet)
+    yield engine, unet.rows
+    engine.close()
 
 
 def run(engine: Engine) -> list[Outcome]:
@@ -45,12 +65,16 @@ def run(engine: Engine) -> list[Outcome]:
     return outcomes
 
 
+def calls(engine: Engine) -> dict[str, tuple[int, int]]:
+    return {job_id: (p.calls, p.total) for job_id, p in engine.progress().items()}
+
+
 def test_jobs_join_between_calls_and_share_them(counted: tuple[Engine, list[int]]) -> None:
     engine, rows = counted
     engine.submit("first", SMALL)
     for _ in range(5):
         assert engine.tick() == []
-    assert engine.progress() == {"first": (5, 20)}
+    assert calls(engine) == {"first": (5, 20)}
     engine.submit("second", replace(SMALL, scheduler="Heun", seed=2))
     outcomes = run(engine)
     assert {o.job_id for o in outcomes} == {"first", "second"}
@@ -73,14 +97,12 @@ def test_samples_come_out_in_the_order_of_their_seeds(counted: tuple[Engine, lis
     assert rows == [6] * 20
 
 
-def test_sizes_take_turns(counted: tuple[Engine, list[int]]) -> None:
-    engine, _ = counted
+def test_sizes_do_not_share_and_both_come_out(counted: tuple[Engine, list[int]]) -> None:
+    engine, rows = counted
     engine.submit("square", SMALL)
     engine.submit("wide", replace(SMALL, img_width=192))
-    for _ in range(10):
-        engine.tick()
-    assert engine.progress() == {"square": (5, 20), "wide": (5, 20)}
     assert len(run(engine)) == 2
+    assert rows == [2] * 40
 
 
 def test_cancelled_job_leaves_without_an_outcome(counted: tuple[Engine, list[int]]) -> None:
@@ -117,8 +139,8 @@ class Narrow(Counting):
 
 
 def test_a_crowd_that_does_not_fit_goes_on_in_smaller_calls(nets: Any) -> None:
-    unet = Narrow(nets.unet)
-    engine = Engine(replace(nets, unet=unet))
+    engine = engine_of(nets, exact=False)
+    engine.unet = unet = Narrow(engine.unet)
     for seed in range(4):
         engine.submit(str(seed), replace(SMALL, seed=seed))
     outcomes = run(engine)
@@ -156,7 +178,134 @@ def test_broken_pictures_do_not_pass(nets: Any) -> None:
         decode=lambda z, return_dict: (torch.full((1, 3, 128, 128), -1.0),),
     )
     with pytest.raises(JobFailed, match="one flat colour"):
-        decode(flat, torch.zeros(4, 16, 16), 1)
+        decode(flat, torch.rand(4, 16, 16), 1)
+    with pytest.raises(JobFailed, match="flat latents"):
+        decode(nets.vae, torch.zeros(4, 16, 16), 1)
+
+
+class Overflowing(torch.nn.Module):
+    """No numbers but in float32, as with checkpoints that overflow in halves."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x) * (1.0 if x.dtype == torch.float32 else float("nan"))
+
+
+def overflowing(nets: Any) -> Any:
+    unet = copy.deepcopy(nets.unet).bfloat16()
+    unet.conv_out = Overflowing(unet.conv_out)
+    return replace(nets, unet=unet)
+
+
+def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
+    pictures = []
+    for like in (
+        overflowing(nets),
+        replace(nets, unet=copy.deepcopy(nets.unet).bfloat16().float()),
+    ):
+        engine = Engine(like)
+        engine.submit("x", replace(SMALL, samples=2))
+        [outcome] = run(engine)
+        assert outcome.error is None
+        pictures.append([p.rgb for p in outcome.pictures])
+    assert pictures[0] == pictures[1]
+
+
+def test_what_is_broken_in_float32_too_fails_after_one_more_try(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(overflowing(nets))
+    tries: list[bool] = []
+
+    def broken(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        tries.append(bool(torch.isfinite(latent).all()))
+        return decode(vae, latent * float("nan"), seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", broken)
+    engine.submit("x", replace(SMALL, num_inference_steps=4))
+    [outcome] = run(engine)
+    assert outcome.error is not None and outcome.error.code == "nan_output"
+    assert tries == [False, True]
+
+
+def test_other_device_errors_end_the_process(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that such a device computes can be trusted; the supervisor starts a new worker."""
+
+    def fault(*_: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    for name in ("denoise", "decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"imaged.engine.engine.{name}", fault)
+            engine = Engine(nets)
+            engine.submit("x", replace(SMALL, num_inference_steps=2))
+            with pytest.raises(torch.AcceleratorError):
+                run(engine)
+
+
+def test_previews_look_like_the_picture(nets: Any) -> None:
+    engine = Engine(nets)
+    engine.submit("x", replace(SMALL, prompt="a red house, noon", img_width=256, img_height=256))
+    looks: dict[int, Any] = {}
+    outcomes: list[Outcome] = []
+    while not outcomes:
+        outcomes = engine.tick()
+        if "x" in engine.progress() and (look := engine.progress()["x"].preview):
+            looks[look.call] = look
+    assert sorted(looks) == [5, 10, 15]
+    picture = outcomes[0].pictures[0]
+    shown = Image.frombytes("RGB", (256, 256), picture.rgb).resize((32, 32), Image.Resampling.BOX)
+    likeness = [
+        np.corrcoef(np.asarray(shown).ravel(), np.frombuffer(look.rgb, np.uint8))[0, 1]
+        for _, look in sorted(looks.items())
+    ]
+    assert likeness[-1] > 0.8 and likeness[-1] > likeness[0]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_estimate_is_the_clean_latent(scheduler: str, prediction: str) -> None:
+    """A model that knows the clean latent is asked with each sampler's own inputs."""
+    config = json.loads((MICRO / "scheduler" / "scheduler_config.json").read_text())
+    config["prediction_type"] = prediction
+    [plan] = plan_images(replace(SMALL, scheduler=scheduler), config, 4, 8)
+    run = Run("x", plan, (), key=0)
+    run.rows_of_table, run.generator = plan.table.rows, torch.Generator().manual_seed(1)
+    run.history = torch.zeros(plan.table.rows.shape[1], *plan.latent_shape)
+    run.history[0] = torch.randn(plan.latent_shape, generator=run.generator)
+    clean = torch.rand(plan.latent_shape, generator=run.generator)
+    for call in range(10):
+        x, (signal, noise) = run.combine(), plan.levels(call)
+        eps = (x - signal * clean) / noise
+        run.advance(eps if prediction == "epsilon" else signal * eps - noise * clean)
+        torch.testing.assert_close(run.estimate(), clean, atol=2e-3, rtol=0)
+
+
+def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
+    """Eight jobs of one key, then one of another: it does not come out last."""
+    engine = Engine(nets, pixels_a_call=2 * 128 * 128)
+    for n in range(8):
+        engine.submit(f"flood {n}", replace(SMALL, num_inference_steps=4), key=1)
+    for _ in range(6):
+        engine.tick()
+    engine.submit("other", replace(SMALL, num_inference_steps=5), key=2)
+    names = [o.job_id for o in run(engine)]
+    assert names.index("other") <= 2
+
+
+def test_a_cancelled_job_that_comes_back_is_made_anew(nets: Any) -> None:
+    engine = Engine(nets)
+    quick = replace(SMALL, num_inference_steps=2)
+    engine.submit("x", quick)
+    while engine.progress().get("x") is None or engine.progress()["x"].calls < 2:
+        engine.tick()
+    engine.cancel("x")
+    engine.submit("x", replace(quick, seed=9))
+    [outcome] = run(engine)
+    assert [p.seed for p in outcome.pictures] == [9]
 
 
 def test_latent_statistics_are_undone(nets: Any) -> None:
@@ -171,8 +320,8 @@ def test_latent_statistics_are_undone(nets: Any) -> None:
         scaling_factor=0.5, latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0] * 4
     )
     vae = SimpleNamespace(config=config, dtype=torch.float32, decode=keep)
-    decode(vae, torch.ones(4, 1, 1), 1)
-    assert seen[0].flatten().tolist() == [5.0, 6.0, 7.0, 8.0]
+    decode(vae, torch.arange(4.0).view(4, 1, 1), 1)
+    assert seen[0].flatten().tolist() == [1.0, 6.0, 11.0, 16.0]
 
 
 def test_context_lengths_agree_within_a_picture(nets: Any) -> None:

@@ -1,0 +1,101 @@
+"""One picture under way. Its whole state between two calls is (seed, call, history)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from imaged.engine.plan import Plan
+from imaged.engine.prompt.encode import Encoded
+from imaged.engine.unet import Unet
+
+
+@dataclass(eq=False)
+class Run:
+    """One picture of a job. `key` is whose it is; `arrived` and `served_s` are seconds.
+
+    history: (K, C, h, w), columns as in samplers.Table.
+    """
+
+    job_id: str
+    plan: Plan
+    texts: tuple[Encoded, ...]  # negative and positive, or positive alone at guidance 1
+    key: int = 0
+    arrived: float = 0.0
+    served_s: float = 0.0
+    precise: bool = False  # the second try, in float32
+    call: int = 0
+    drawn: int = 0
+    history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
+
+    def start(self, unet: Unet) -> None:
+        """From the beginning: seed, first noise, and what of the UNet's inputs stays the same."""
+        table = self.plan.table
+        self.call = self.drawn = 0
+        self.rows_of_table = table.rows.to(unet.device)
+        self.times = torch.stack(
+            [unet.times(table.timesteps, text, self.plan.time_ids) for text in self.texts], dim=1
+        )  # (N, rows, E)
+        self.kept = [unet.text(text) for text in self.texts]
+        self.generator.manual_seed(self.plan.seed)
+        self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
+        self.history[0] = self._noise()
+
+    def _noise(self) -> torch.Tensor:
+        """Drawn on the CPU in the order of the reference: latents first, then call by call."""
+        return torch.randn(1, *self.plan.latent_shape, generator=self.generator)[0]
+
+    @property
+    def shape(self) -> Hashable:
+        """What must agree for two pictures to share a call."""
+        return (self.plan.latent_shape, self.texts[0].context.shape[0], self.precise)
+
+    @property
+    def rows(self) -> int:
+        return len(self.texts)
+
+    @property
+    def pixels(self) -> int:
+        return self.plan.width * self.plan.height
+
+    @property
+    def calls_left(self) -> int:
+        return self.plan.table.calls - self.call
+
+    @property
+    def done(self) -> bool:
+        return self.calls_left == 0
+
+    def combine(self) -> torch.Tensor:
+        """The table's next row over the history: the UNet's input, or at the end the latent."""
+        return self._combined(self.call)
+
+    def _combined(self, call: int) -> torch.Tensor:
+        combined: torch.Tensor = torch.tensordot(self.rows_of_table[call], self.history, dims=1)
+        return combined
+
+    def advance(self, output: torch.Tensor) -> None:
+        """Take in one model output, and draw what the sampler draws after this call."""
+        table = self.plan.table
+        self.history[1 + self.call] = output
+        for _ in range(table.draws[self.call]):
+            self.history[1 + table.calls + self.drawn] = self._noise()
+            self.drawn += 1
+        self.call += 1
+
+    def estimate(self) -> torch.Tensor:
+        """(C, h, w): the clean latent as the last output has it.
+
+        A table's rows give every sampler's input in the variance-preserving form
+        x = signal * clean + noise * eps, so this asks nothing of the sampler.
+        """
+        last = self.call - 1
+        x = self._combined(last)
+        signal, noise = self.plan.levels(last)
+        output: torch.Tensor = self.history[1 + last]
+        if self.plan.prediction == "v_prediction":
+            return signal * x - noise * output
+        return (x - noise * output) / signal

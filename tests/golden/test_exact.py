@@ -1,0 +1,158 @@
+"""A picture's bytes do not depend on its company.
+
+Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, with jobs that join
+and leave between calls: every picture that comes out is byte-equal to the same picture alone. At
+128 px and few steps, below what the API offers: the bits of a row are a matter of its shape.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from imaged.engine import engine as engine_module
+from imaged.engine.batching import Cost
+from imaged.engine.denoise import denoise
+from imaged.engine.engine import Engine, Outcome
+from imaged.engine.run import Run
+from imaged.params import SCHEDULERS, ImageParams
+
+CROWDS = 200
+PROMPTS = ("a red house", "a blue boat by the sea, dawn", "a woman, a green prairie " * 12)
+
+
+def pool(count: int) -> list[ImageParams]:
+    """The jobs that crowds are made of; each is run alone once."""
+    rng = random.Random(1)
+    return [
+        ImageParams(
+            rng.choice(PROMPTS),
+            rng.choice((None, None, "trees")),
+            samples=rng.choice((1, 1, 2)),
+            scheduler=SCHEDULERS[n % len(SCHEDULERS)],
+            num_inference_steps=rng.randint(2, 4),
+            guidance_scale=rng.choice((1.0, 4.5, 7.0)),
+            seed=rng.randrange(1000),
+            img_width=rng.choice((128, 128, 128, 192)),
+            img_height=128,
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class Sharing:
+    """A cost at which all that can share a call does."""
+
+    cost = Cost(1.0, 0.0)
+
+    def add(self, work: float, seconds: float) -> None:
+        pass
+
+
+def engine_of(nets: Any) -> Engine:
+    engine = Engine(nets)
+    engine._meter = Sharing()  # type: ignore[assignment]
+    return engine
+
+
+def alone(engine: Engine, params: ImageParams) -> list[bytes]:
+    engine.submit("alone", params)
+    while not (outcomes := engine.tick()):
+        pass
+    return [p.rgb for p in outcomes[0].pictures]
+
+
+def crowd(engine: Engine, jobs: list[ImageParams], rng: random.Random) -> dict[int, Outcome]:
+    """Jobs join at random times, some leave again; the outcomes by place in the list."""
+    waiting, outcomes = list(enumerate(jobs)), {}
+    while waiting or not engine.idle:
+        while waiting and (engine.idle or rng.random() < 0.5):
+            n, params = waiting.pop(0)
+            engine.submit(str(n), params, key=n % 3)
+        if rng.random() < 0.05:
+            engine.cancel(rng.choice(sorted(engine.jobs)))
+        outcomes.update({int(o.job_id): o for o in engine.tick()})
+    return outcomes
+
+
+def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int, int]:
+    """(pictures that differ from themselves alone, pictures compared, calls that were shared)."""
+    engine, rng = engine_of(nets), random.Random(2)
+    reference = [alone(engine, params) for params in jobs]
+    shared, tick = 0, engine._denoise
+
+    def counted(chosen: list[Run]) -> list[torch.Tensor]:
+        nonlocal shared
+        shared += len(chosen) > 1
+        return tick(chosen)
+
+    engine._denoise = counted  # type: ignore[method-assign]
+    different = compared = 0
+    for _ in range(crowds):
+        picked = [rng.randrange(len(jobs)) for _ in range(rng.randint(2, 6))]
+        outcomes = crowd(engine, [jobs[n] for n in picked], rng)
+        for place, outcome in outcomes.items():
+            assert outcome.error is None
+            for picture, bytes_alone in zip(
+                outcome.pictures, reference[picked[place]], strict=True
+            ):
+                different += picture.rgb != bytes_alone
+                compared += 1
+    engine.close()
+    return different, compared, shared
+
+
+def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
+    different, compared, shared = differing(nets, CROWDS, pool(39))
+    assert different == 0
+    assert compared > 3 * CROWDS and shared > 3 * CROWDS
+
+
+def test_sample_k_is_the_single_job_with_seed_plus_k(nets: Any) -> None:
+    engine = engine_of(nets)
+    four = replace(pool(1)[0], samples=4, seed=70)
+    singles = [alone(engine, replace(four, samples=1, seed=70 + k)) for k in range(4)]
+    assert [[rgb] for rgb in alone(engine, four)] == singles
+
+
+def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "fit", lambda rows: rows)
+
+
+def shared_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, start = torch.Generator("cpu"), Run.start
+
+    def started(run: Run, unet: Any) -> None:
+        run.generator = one
+        start(run, unet)
+
+    monkeypatch.setattr(Run, "start", started)
+
+
+def wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(unet: Any, runs: Any, bucket: int) -> list[torch.Tensor]:
+        return denoise(unet, runs, bucket)[::-1]
+
+    monkeypatch.setattr(engine_module, "denoise", swapped)
+
+
+@pytest.mark.parametrize("mutant", [unpadded, shared_generator, wrong_order])
+def test_mutants_are_seen(
+    nets: Any, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mutant(monkeypatch)
+    different, _, _ = differing(nets, 6, pool(6))
+    assert different > 0

@@ -1,0 +1,101 @@
+"""What the engine computes once instead of in every call changes nothing.
+
+Reference: the UNet's own forward and the text encoders without their cache. Tolerance: 2e-6 of the
+largest output, float32: other products, summed in another order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from imaged.engine.exact import agrees
+from imaged.engine.prompt.encode import Encoded, PromptEncoder
+from imaged.engine.unet import Unet
+
+TOLERANCE = 2e-6
+IDS = (192, 128, 0, 0, 192, 128)
+TIMESTEPS = torch.tensor([999.0, 500.5, 1.0])
+
+
+@pytest.fixture
+def texts(nets: Any) -> tuple[Encoded, Encoded]:
+    return PromptEncoder(nets).pair("a red house, (snowed mountains:1.2)", None)
+
+
+@torch.inference_mode()
+def plain(nets: Any, x: torch.Tensor, text: Encoded) -> torch.Tensor:
+    """The UNet's own call: rows at the three timesteps."""
+    rows = len(TIMESTEPS)
+    out: torch.Tensor = nets.unet(
+        x,
+        TIMESTEPS,
+        encoder_hidden_states=text.context.expand(rows, -1, -1),
+        added_cond_kwargs={
+            "text_embeds": text.pooled.expand(rows, -1),
+            "time_ids": torch.tensor(IDS, dtype=torch.float32).expand(rows, -1),
+        },
+        return_dict=False,
+    )[0]
+    return out
+
+
+def ours(unet: Unet, x: torch.Tensor, text: Encoded) -> torch.Tensor:
+    times = unet.times(TIMESTEPS, text, IDS)
+    return unet(x, times, unet.crowd([unet.text(text)] * len(TIMESTEPS)))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 13)], ids=str)
+@pytest.mark.parametrize("side", [0, 1], ids=["prompt", "zeros"])
+def test_kept_inputs_give_the_same_output(
+    nets: Any, texts: tuple[Encoded, Encoded], side: int, size: tuple[int, int]
+) -> None:
+    x = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(1))
+    before, kept = plain(nets, x, texts[side]), ours(Unet(nets.unet), x, texts[side])
+    assert float((kept - before).abs().max() / before.abs().max()) <= TOLERANCE
+    assert torch.equal(plain(nets, x, texts[side]), before)  # and the UNet itself is as it was
+
+
+def test_another_text_or_time_is_seen(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
+    unet, x = Unet(nets.unet), torch.randn(3, 4, 16, 16)
+    one = ours(unet, x, texts[0])
+    assert float((ours(unet, x, texts[1]) - one).abs().max()) > 100 * TOLERANCE
+    times = unet.times(TIMESTEPS.flip(0), texts[0], IDS)
+    other = unet(x, times, unet.crowd([unet.text(texts[0])] * 3))
+    assert float((other - one).abs().max()) > 100 * TOLERANCE
+
+
+def test_kept_texts_are_the_encoders_own(nets: Any) -> None:
+    encoder = PromptEncoder(nets)
+    first, again = (encoder.pair("a blue boat", "trees") for _ in range(2))
+    fresh = PromptEncoder(nets).pair("a blue boat", "trees")
+    for kept, repeated, new in zip(first, again, fresh, strict=True):
+        assert kept is repeated
+        assert torch.equal(kept.context, new.context) and torch.equal(kept.pooled, new.pooled)
+
+
+def test_kept_keys_and_values_are_bounded(nets: Any) -> None:
+    from imaged.engine.unet import KEPT_TEXTS
+
+    encoder, unet = PromptEncoder(nets), Unet(nets.unet)
+    for n in range(2 * KEPT_TEXTS):
+        unet.text(encoder.pair(f"{n} houses", None)[0])
+    assert len(unet._texts) == KEPT_TEXTS
+
+
+def test_a_count_of_rows_that_changes_bits_is_not_trusted(
+    nets: Any, texts: tuple[Encoded, Encoded]
+) -> None:
+    unet = Unet(nets.unet)
+    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
+
+    class Wider(Unet):
+        """Calls of more than two rows sum in another order: in their last bit."""
+
+        def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            out = super().__call__(x, *rest)
+            return torch.nextafter(out, out + 1) if len(x) > 2 else out
+
+    assert not agrees(Wider(nets.unet), 4, example)
