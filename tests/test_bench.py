@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,7 @@ from bench.rounds import (
     seconds_each,
     verdict,
 )
+from imaged.engine.engine import Engine, Outcome
 from imaged.params import ImageParams
 from tests.test_architecture import LONGEST_FILE, LONGEST_FUNCTION
 
@@ -121,6 +124,34 @@ def test_traces_repeat_and_mix_evenly() -> None:
     assert 150 < one[-1].at < 250  # 400 jobs at two a second
 
 
+class Watched(Engine):
+    """The engine, with how many jobs it held at each tick."""
+
+    def __init__(self, nets: Any) -> None:
+        super().__init__(nets)
+        self.held: list[int] = [0]
+
+    def submit(self, job_id: str, params: ImageParams) -> None:
+        self.held[-1] += 1
+        super().submit(job_id, params)
+
+    def tick(self) -> list[Outcome]:
+        outcomes = super().tick()
+        self.held.append(self.held[-1] - len(outcomes))
+        return outcomes
+
+
+@pytest.mark.parametrize(("policy", "most"), [(at_once, 3), (one_at_a_time, 1)])
+def test_a_trace_is_played_by_its_rule(nets: Any, policy: policies.Policy, most: int) -> None:
+    given = ImageParams("a lake", scheduler="Euler", num_inference_steps=2, seed=1)
+    small = replace(given, img_width=64, img_height=64)
+    engine = Watched(nets)
+    ran = policies.run(engine, [Arrival(0.0, small)] * 3, policy)
+    assert max(engine.held) == most and engine.idle
+    assert len(ran.waits) == 3 and ran.rate > 0
+    assert ran.waits == tuple(sorted(ran.waits))  # none overtakes its like
+
+
 def sample() -> Figures:
     row = Row.of("thin: one", "s", "lower", "peer", Pair((1.0, 2.0), (4.0, 4.0)), target=2.0)
     bound = Row("a step", "ms", ours=Spread(20, 19, 21), limit=24.0)
@@ -181,6 +212,11 @@ def test_the_document_has_a_place_for_every_benchmark() -> None:
     places = {match[1] for match in report.PLACE.findall(report.DOCUMENT.read_text())}
     parts = {f"gpu-{n}" for n in (0, 1, 3, 4, 5, 6, 7)}
     assert places == {"single", "crowd", "waiting", "start", *parts}
+
+
+def test_commands_of_the_document_exist() -> None:
+    named = set(re.findall(r"python -m bench (\w+)", report.DOCUMENT.read_text()))
+    assert named == set(main.commands)
 
 
 @pytest.mark.parametrize("command", ["", *sorted(main.commands)])
