@@ -15,7 +15,7 @@ from bench import gpu_jobs, gpu_steps
 from bench.app import Effort, effort_options, main
 from bench.ceiling import ceilings, fastest
 from bench.figures import Row, publish
-from bench.gpu_steps import Bench
+from bench.gpu_sides import Bench
 from bench.models import checkpoint
 from bench.rounds import Spread
 
@@ -89,7 +89,7 @@ def run(part: Part, bench: Bench, effort: Effort) -> bool:
             raise
         click.echo(f"failed: {type(error).__name__}: {str(error)[:500]}", err=True)
         return False
-    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu"
+    name = torch.cuda.get_device_name() if bench.cuda else "cpu"
     publish(f"gpu-{part.number}", effort, rows, bench.ceilings, bench.agreed, device=name)
     return True
 
@@ -107,7 +107,7 @@ def limits(bench: Bench, effort: Effort) -> list[Row]:
             figure = Spread.of([flops / taken / 1e12])
             what = f"attention, {heads} heads, {tokens} tokens, {name}"
             rows.append(Row(what, "TFLOP/s", "higher", figure))
-    return rows + ([_fp8(bench.device)] if bench.device.type == "cuda" else [])
+    return rows + ([_fp8(bench.device)] if bench.cuda else [])
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from bench.app import Effort
 from bench.ceiling import synchronise
 from bench.figures import Row
-from bench.gpu_steps import Bench, job
+from bench.gpu_sides import Bench, job
 from bench.policies import Policy, at_once, batches, capacity, one_at_a_time, run, trace
 from bench.rounds import Pair, Spread, compare, each_round, percentile, seconds_each
 from bench.waiting import mix
@@ -41,7 +41,7 @@ def offline(bench: Bench, effort: Effort) -> list[Row]:
         every += pair.ours
         what = f"{bench.pixels} px, {best} at once, the peer {theirs}"
         rows.append(Row.of(what, "pictures/s", "higher", name, pair))
-    limit = 2.05 if bench.device.type == "cuda" else None
+    limit = 2.05 if bench.cuda else None
     what = f"{bench.pixels} px, {best} at once"
     return [Row(what, "pictures/s", "higher", Spread.of(every), limit=limit), *rows]
 
@@ -136,7 +136,7 @@ def _http_rows(
     pair = compare(lambda _: timed(ours), lambda _: timed(theirs), effort.rounds, name)
     what = f"HTTP to picture, {bench.pixels} px, {HTTP_STEPS} steps"
     row = Row.of(what, "s", "lower", name, pair)
-    return [replace(row, limit=0.85) if bench.device.type == "cuda" else row]
+    return [replace(row, limit=0.85) if bench.cuda else row]
 
 
 def arrivals(bench: Bench, effort: Effort) -> list[Row]:
@@ -147,7 +147,7 @@ def arrivals(bench: Bench, effort: Effort) -> list[Row]:
     run(bench.engine, trace(jobs, 1e3, 999, mixed), at_once)  # warm, in many mixtures
     full = capacity(bench.engine, mixed, at_once, effort.choose(2 * len(mixed), 4))
     bench.ceilings["jobs/s, full"] = full
-    timers = [5.0, 0.05] if bench.device.type == "cuda" else [0.1, 0.01]
+    timers = [5.0, 0.05] if bench.cuda else [0.1, 0.01]
     rules = {f"batches of 8, {timer:g} s": batches(8, timer) for timer in timers}
     rules["one at a time"] = one_at_a_time
     rows = []

