@@ -1,6 +1,16 @@
 """Every command: importing this adds them to `main`."""
 
-from bench import crowd, gpu, models, report, single, start, waiting  # noqa: F401 (adds commands)
+from bench import (  # noqa: F401 (adds commands)
+    crowd,
+    exact,
+    gpu,
+    models,
+    report,
+    savings,
+    single,
+    start,
+    waiting,
+)
 from bench.app import main
 
 __all__ = ["main"]

@@ -40,7 +40,7 @@ def engine_step(bench: Bench, pixels: int, images: int, count: int) -> float:
 
 
 def _calls(engine: Engine) -> int:
-    return sum(done for done, _ in engine.progress().values())
+    return sum(made.calls for made in engine.progress().values())
 
 
 @torch.inference_mode()

@@ -1,0 +1,97 @@
+"""What is saved by computing once what stays the same from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bench.app import Effort, effort_options, main
+from bench.figures import Row, publish
+from bench.models import checkpoint
+from bench.rounds import compare, each_round, seconds_each
+from imaged.catalogue import MICRO
+from imaged.engine.load import Nets
+
+PEER = "the UNet's own call"
+
+
+@main.command()
+@click.option(
+    "--model",
+    "names",
+    multiple=True,
+    type=click.Choice(["thin", "wide", "micro"]),
+    default=["thin", "wide", "micro"],
+    show_default=True,
+    help="Checkpoint; may be given several times.",
+)
+@effort_options
+def savings(names: tuple[str, ...], effort: Effort) -> None:
+    """One UNet call of a guided picture of 512 px: the engine's against the UNet's own.
+
+    The engine's has keys and values of the text, and what the residual blocks add for time, size
+    and pooled text, from before; tests hold the outputs together. Kept prompts are a row of
+    their own: both text encoders against a look into the cache.
+    """
+    import torch
+
+    from bench.ceiling import ceilings
+    from imaged.engine.load import load
+
+    torch.set_num_threads(effort.threads)
+    found = ceilings(torch.device("cpu"))
+    rows: list[Row] = []
+    for name in names:
+        nets = load(MICRO if name == "micro" else checkpoint(name), torch.device("cpu"))
+        for what, ours, plain in (("UNet call", *calls(nets)), ("prompt", *prompts(nets))):
+            ours(), plain()  # warm
+            pair = compare(
+                each_round(seconds_each, ours, effort.seconds),
+                each_round(seconds_each, plain, effort.seconds),
+                effort.rounds,
+                f"{name}: {what}",
+            )
+            peer = PEER if what == "UNet call" else "both text encoders"
+            rows.append(Row.of(f"{name}: {what}", "s", "lower", peer, pair))
+    publish("savings", effort, rows, found)
+
+
+def calls(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same two rows through either way."""
+    import torch
+
+    from imaged.engine.prompt.encode import PromptEncoder
+    from imaged.engine.unet import Unet
+
+    unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
+    texts = PromptEncoder(nets).pair("a red house by a lake", None)
+    time = torch.tensor([500.0])
+    x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
+    times = torch.cat([unet.times(time, text, sizes) for text in texts])
+    crowd = unet.crowd([unet.text(text) for text in texts])
+    added = {
+        "text_embeds": torch.stack([text.pooled for text in texts]),
+        "time_ids": torch.tensor([sizes, sizes], dtype=torch.float32),
+    }
+    context = torch.stack([text.context for text in texts])
+
+    def plain() -> Any:
+        with torch.inference_mode():
+            return nets.unet(
+                x,
+                time.expand(2),
+                encoder_hidden_states=context,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
+
+    return lambda: unet(x, times, crowd), plain
+
+
+def prompts(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    from imaged.engine.prompt.encode import PromptEncoder
+
+    encoder, text = PromptEncoder(nets), "a red house by a lake"
+    return lambda: encoder.pair(text, None), lambda: PromptEncoder(nets).pair(text, None)

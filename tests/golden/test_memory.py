@@ -1,0 +1,42 @@
+"""The largest job stays within its bound: four pictures of 2048 x 2048.
+
+The bound for micro: 3.25 GiB for the process, and 1 MiB more for each UNet call of each picture
+(what a sampler may look back on). In a process of its own, whose peak the kernel reports.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+BOUND = 3.25 * 1024**3
+PROGRAM = """
+import json, resource
+from imaged.catalogue import MICRO
+from imaged.engine.engine import Engine
+from imaged.engine.load import load
+from imaged.params import ImageParams
+
+engine = Engine(load(MICRO))
+steps = {"num_inference_steps": 1, "scheduler": "Euler"}
+large = {"img_width": 2048, "img_height": 2048}
+job = ImageParams("a red house", samples=4, seed=1, **steps, **large)
+engine.submit("x", job)
+while not (outcomes := engine.tick()):
+    pass
+engine.close()
+sizes = [(p.width, p.height, len(p.rgb)) for p in outcomes[0].pictures]
+print(json.dumps([sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def test_four_of_the_largest_pictures_stay_within_the_bound() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    sizes, peak = json.loads(done.stdout.splitlines()[-1])
+    print(f"peak {peak / 1024**3:.2f} GiB")
+    assert sizes == [[2048, 2048, 3 * 2048 * 2048]] * 4
+    assert peak <= BOUND
