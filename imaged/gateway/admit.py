@@ -6,13 +6,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from imaged.catalogue import Model, price_micros
 from imaged.errors import KeyInvalid, KeyMissing, UnknownModel
-from imaged.jobs import new_job_id
+from imaged.gateway.terms import fingerprint
+from imaged.jobs import NO_TERMS, Terms, new_job_id
 from imaged.params import ImageParams
 from imaged.store import keys, models, queue
 from imaged.store.db import Database
@@ -21,6 +22,14 @@ from imaged.store.writer import Writer
 
 FRESH_S = 2.0  # how long a key or the catalogue is believed without asking the store again
 HIGHEST_SEED = 999_999_999_999_999
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A job that stands for a request; `replayed` if an earlier request had made it."""
+
+    job_id: str
+    replayed: bool
 
 
 class Admission:
@@ -61,17 +70,22 @@ class Admission:
             raise UnknownModel()
         return model
 
-    async def admit(self, key: Key, model: Model, params: ImageParams) -> tuple[str, ImageParams]:
-        """Hold the price and queue the job in one transaction; its id, with the seed drawn.
+    async def admit(
+        self, key: Key, model: Model, params: ImageParams, terms: Terms = NO_TERMS
+    ) -> Admitted:
+        """Hold the price and queue the job in one transaction, with its seed drawn.
 
-        Raises TooFast or NoCredits, and then nothing has happened.
+        Under an Idempotency-Key that was used before nothing is held or drawn: the first job
+        stands for this one. Raises TooFast, NoCredits or IdempotencyMismatch, and then nothing
+        has happened.
         """
+        terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
 
-        def put(connection: sa.Connection) -> None:
-            queue.put(
+        def put(connection: sa.Connection) -> str:
+            return queue.put(
                 connection,
                 job_id=job_id,
                 key_id=key.id,
@@ -79,10 +93,11 @@ class Admission:
                 params=params,
                 cost_micros=price_micros(model, params),
                 now=time.time(),
+                terms=terms,
             )
 
-        await asyncio.wrap_future(self._writer.submit(put))
-        return job_id, params
+        placed = await asyncio.wrap_future(self._writer.submit(put))
+        return Admitted(placed, replayed=placed != job_id)
 
     def _find(self, header: str) -> Key | None:
         with self._db.read() as connection:

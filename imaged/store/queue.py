@@ -14,15 +14,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imaged.errors import NoCredits, TooFast
-from imaged.jobs import MAX_ATTEMPTS, Job, State
+from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger
+from imaged.store import ledger, repeats
 from imaged.store.schema import api_keys, jobs, progress, workers
 
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
 _JOB = sa.select(jobs, progress.c.calls_done).join_from(
     jobs, progress, progress.c.job_id == jobs.c.id, isouter=True
 )
+_FIELDS = frozenset(Job.__dataclass_fields__)
 
 
 # -- the gateway's side ---------------------------------------------------------------------
@@ -37,8 +38,12 @@ def put(
     params: ImageParams,
     cost_micros: int,
     now: float,
-) -> None:
+    terms: Terms = NO_TERMS,
+) -> str:
     """Take a place in the queue and hold its price, or raise TooFast or NoCredits.
+
+    Returns the job's id; under an Idempotency-Key that was used before nothing happens and it is
+    the first job's id (or IdempotencyMismatch is raised).
 
     The place is fair between keys: each key has a clock that its jobs' cost moves on, never
     behind the wall clock (start-time fair queueing; a dollar counts as a thousand seconds).
@@ -46,18 +51,9 @@ def put(
     key = connection.execute(
         sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
     ).one()
-    bucket = _take_token(key, now)
-    tag = max(key.tag, now)
-    if not ledger.reserve(connection, key_id, job_id, cost_micros, now):
-        raise NoCredits(
-            f"Not enough credits: this job costs {cost_micros / 1e6:.6f} and "
-            f"{(key.balance_micros - key.reserved_micros) / 1e6:.6f} are left"
-        )
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id)
-        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
-    )
+    if (first := repeats.find(connection, key_id, terms, now)) is not None:
+        return first
+    tag = _hold(connection, key, job_id, cost_micros, now)
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -70,8 +66,29 @@ def put(
             attempts=0,
             cost_micros=cost_micros,
             created_at=now,
+            idempotency_key=terms.idempotency_key,
+            fingerprint=terms.fingerprint,
+            cancel_at=terms.cancel_after_s and now + terms.cancel_after_s,
         )
     )
+    return job_id
+
+
+def _hold(connection: sa.Connection, key: Any, job_id: str, cost_micros: int, now: float) -> float:
+    """A token and the price from the key's row; the job's tag in the fair order."""
+    bucket = _take_token(key, now)
+    tag: float = max(key.tag, now)
+    if not ledger.reserve(connection, key.id, job_id, cost_micros, now):
+        raise NoCredits(
+            f"Not enough credits: this job costs {cost_micros / 1e6:.6f} and "
+            f"{(key.balance_micros - key.reserved_micros) / 1e6:.6f} are left"
+        )
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key.id)
+        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
+    )
+    return tag
 
 
 def _take_token(key: Any, now: float) -> float:
@@ -144,7 +161,7 @@ def claim(
     leased = sa.exists().where(workers.c.id == worker_id)
     waiting = (
         sa.select(jobs.c.id, jobs.c.attempts)
-        .where(QUEUED, jobs.c.model.in_(list(models)), leased)
+        .where(QUEUED, jobs.c.model.in_(list(models)), leased, ~_in_vain(now))
         .order_by(jobs.c.tag)
     )
     fairest = connection.execute(waiting.limit(1)).first()
@@ -300,6 +317,15 @@ def reap(
         now,
         retention_s,
     )
+    count += _end(
+        connection,
+        [QUEUED, _in_vain(now)],
+        State.FAILED,
+        "queue_timeout",
+        "the job waited for longer than its Cancel-After",
+        now,
+        retention_s,
+    )
     return count
 
 
@@ -309,6 +335,11 @@ def expire(connection: sa.Connection, now: float) -> list[Job]:
     if gone:
         connection.execute(progress.delete().where(progress.c.job_id.in_([row.id for row in gone])))
     return [_job(row) for row in gone]
+
+
+def _in_vain(now: float) -> sa.ColumnElement[bool]:
+    """Waited past its own deadline; never NULL, so that it can be negated."""
+    return sa.func.coalesce(jobs.c.cancel_at < now, sa.false())
 
 
 def _running(worker_id: str) -> sa.ColumnElement[bool]:
@@ -370,8 +401,7 @@ def _end(
 
 
 def _job(row: Any) -> Job:
-    values = dict(row._mapping)
-    values.pop("tag")
+    values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     values["state"] = State(values["state"])
     values["params"] = ImageParams(**values["params"])
     values["calls_done"] = values.get("calls_done") or 0

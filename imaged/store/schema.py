@@ -76,6 +76,9 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("result", sa.JSON),
     sa.Column("remaining_micros", sa.BigInteger),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("cancel_at", sa.Float),
     sa.CheckConstraint(
         "state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')", name="state_known"
     ),
@@ -93,6 +96,14 @@ sa.Index(
     jobs.c.worker_id,
     sqlite_where=sa.text("state = 'PROCESSING'"),
     postgresql_where=sa.text("state = 'PROCESSING'"),
+)
+sa.Index(
+    "one_job_an_idempotency_key",
+    jobs.c.key_id,
+    jobs.c.idempotency_key,
+    unique=True,
+    sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+    postgresql_where=sa.text("idempotency_key IS NOT NULL"),
 )
 sa.Index("by_expiry", jobs.c.expires_at)
 sa.Index("by_key", jobs.c.key_id, jobs.c.created_at)
