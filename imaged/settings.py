@@ -30,6 +30,7 @@ class Settings:
     hang_s: float = 300.0  # a UNet call that takes longer is a hang
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
+    rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:

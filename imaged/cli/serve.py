@@ -38,6 +38,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     import uvicorn
 
     from imaged.gateway.app import build_app
+    from imaged.gateway.rules import statement
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
@@ -46,17 +47,19 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     with store(given.data) as (_, db):
         key = _first_key(given, db)
         _greet(given, key)
+        app = build_app(given)  # before any worker: a wrong setting ends the start here
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:
             uvicorn.run(
-                build_app(given),
+                app,
                 host=given.host,
                 port=given.port,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=5,
                 server_header=False,
+                headers=[("x-safety", statement(given))],  # also where no app of ours answers
             )
         finally:
             supervisor.stop(grace_s=25)

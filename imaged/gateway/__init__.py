@@ -1,7 +1,7 @@
 """HTTP in, HTTP out; async; never imports torch.
 
 Files in the order of a request's way: middleware (id, deadline, size), images (the handlers),
-terms (Idempotency-Key, Cancel-After), admit (key, price, one transaction), wait (until a job
-settles), status (the polled path), replies (what an answer looks like); account and ops beside
-it; app puts them together.
+terms (Idempotency-Key, Cancel-After), rules (which prompts are refused; folding and minors are
+its own), admit (key, price, one transaction), wait (until a job settles), status (the polled
+path), replies (what an answer looks like); account and ops beside it; app puts them together.
 """

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from imaged.gateway.admit import Admission
 from imaged.gateway.replies import Links
+from imaged.gateway.rules import Rules
 from imaged.gateway.wait import Board
 from imaged.settings import Settings
 from imaged.store import keys
@@ -28,7 +29,8 @@ class Gateway:
 
     @classmethod
     def open(cls, settings: Settings) -> Gateway:
-        """Open the store; the schema must be current (`Database.migrate`)."""
+        """Read the rules, open the store; its schema must be current (`Database.migrate`)."""
+        rules = Rules.load(settings.rules)
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
         writer = Writer(db)
@@ -38,7 +40,7 @@ class Gateway:
             db,
             Blobs(settings.blobs),
             writer,
-            Admission(db, writer, secret),
+            Admission(db, writer, secret, rules, settings.retention_s),
             Board(db),
         )
 

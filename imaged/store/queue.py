@@ -13,10 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from imaged.errors import NoCredits, TooFast
 from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger, repeats
+from imaged.store import ledger, limits, repeats
 from imaged.store.schema import api_keys, jobs, progress, workers
 
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
@@ -53,7 +52,7 @@ def put(
     ).one()
     if (first := repeats.find(connection, key_id, terms, now)) is not None:
         return first
-    tag = _hold(connection, key, job_id, cost_micros, now)
+    tag = limits.hold(connection, key, job_id, cost_micros, now)
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -72,31 +71,6 @@ def put(
         )
     )
     return job_id
-
-
-def _hold(connection: sa.Connection, key: Any, job_id: str, cost_micros: int, now: float) -> float:
-    """A token and the price from the key's row; the job's tag in the fair order."""
-    bucket = _take_token(key, now)
-    tag: float = max(key.tag, now)
-    if not ledger.reserve(connection, key.id, job_id, cost_micros, now):
-        raise NoCredits(
-            f"Not enough credits: this job costs {cost_micros / 1e6:.6f} and "
-            f"{(key.balance_micros - key.reserved_micros) / 1e6:.6f} are left"
-        )
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key.id)
-        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
-    )
-    return tag
-
-
-def _take_token(key: Any, now: float) -> float:
-    """What is left in the key's bucket, which refills at `rpm` a minute; raises TooFast."""
-    bucket: float = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
-    if bucket < 1:
-        raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
-    return bucket - 1
 
 
 def read(connection: sa.Connection, ids: Collection[str]) -> dict[str, Job]:
@@ -130,6 +104,13 @@ def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: floa
         )
         > 0
     )
+
+
+def refuse(
+    connection: sa.Connection, job_id: str, reason: str, error: str, now: float, retention_s: float
+) -> None:
+    """End a job that was put a moment ago, in the same transaction: it never waits."""
+    _end(connection, [jobs.c.id == job_id], State.FAILED, reason, error, now, retention_s)
 
 
 # -- the worker's side ----------------------------------------------------------------------
