@@ -31,6 +31,7 @@ class Settings:
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
     rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
+    checker: str = ""  # of finished pictures: package.module:callable or a URL, see worker/check.py
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:

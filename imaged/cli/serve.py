@@ -39,6 +39,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
     from imaged.gateway.app import build_app
     from imaged.gateway.rules import statement
+    from imaged.worker.check import load_check
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
@@ -47,7 +48,8 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     with store(given.data) as (_, db):
         key = _first_key(given, db)
         _greet(given, key)
-        app = build_app(given)  # before any worker: a wrong setting ends the start here
+        load_check(given.checker)  # before any worker: a wrong setting ends the start here
+        app = build_app(given)
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:

@@ -77,7 +77,7 @@ class Rules:
 def statement(settings: Settings) -> str:
     """Which checks a picture of this installation goes through, for the header x-safety."""
     prompt = "hard+operator" if settings.rules else "hard"
-    return f"prompt-rules={prompt}; image-checker=off"
+    return f"prompt-rules={prompt}; image-checker={'on' if settings.checker else 'off'}"
 
 
 def _read_rule(line: str, name: str) -> Rule:
