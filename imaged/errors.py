@@ -7,6 +7,7 @@ ImagedError
 │   ├── UnknownModel    404      ├── UnknownRequest  404      ├── BodyTooLarge     413
 │   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
 │   ├── TooFast         429      ├── HeadersTooLarge 431      ├── IdempotencyMismatch 409
+│   ├── UnknownWebhook  404      ├── TooManyWebhooks 409
 │   └── Unavailable     503, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
@@ -135,6 +136,18 @@ class IdempotencyMismatch(Refused):
 
     def __init__(self) -> None:
         super().__init__("Idempotency-Key was used for another request: a new one needs a new key")
+
+
+class UnknownWebhook(Refused):
+    """This key has no webhook of this id."""
+
+    code, status = "unknown_webhook", 404
+
+
+class TooManyWebhooks(Refused):
+    """This key has as many webhooks as it may have."""
+
+    code, status = "too_many_webhooks", 409
 
 
 class TooFast(Refused):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from imaged.gateway.admit import Admission
+from imaged.gateway.dispatch import Dispatcher
+from imaged.gateway.reach import Reach
 from imaged.gateway.replies import Links
 from imaged.gateway.rules import Rules
 from imaged.gateway.wait import Board
@@ -26,11 +28,13 @@ class Gateway:
     writer: Writer
     admission: Admission
     board: Board
+    reach: Reach
+    dispatcher: Dispatcher
 
     @classmethod
     def open(cls, settings: Settings) -> Gateway:
         """Read the rules, open the store; its schema must be current (`Database.migrate`)."""
-        rules = Rules.load(settings.rules)
+        rules, reach = Rules.load(settings.rules), Reach.load(settings.webhook_networks)
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
         writer = Writer(db)
@@ -42,6 +46,8 @@ class Gateway:
             writer,
             Admission(db, writer, secret, rules, settings.retention_s),
             Board(db),
+            reach,
+            Dispatcher(db, writer, secret, reach, settings.public_url),
         )
 
     @classmethod
@@ -56,5 +62,6 @@ class Gateway:
         return Links(origin.rstrip("/"), self.secret)
 
     def close(self) -> None:
+        self.reach.close()
         self.writer.close()
         self.db.close()

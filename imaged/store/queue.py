@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger, limits, repeats
+from imaged.store import ledger, limits, outbox, repeats
 from imaged.store.schema import api_keys, jobs, progress, workers
 
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
@@ -232,6 +232,7 @@ def finish(
         .where(jobs.c.id == job.id)
         .values(remaining_micros=ledger.free(connection, job.key_id))
     )
+    outbox.announce(connection, [job.id], now)
     return True
 
 
@@ -378,6 +379,8 @@ def _end(
     ).all()
     for row in ended:
         ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
+    if ended:
+        outbox.announce(connection, [row.id for row in ended], now)
     return len(ended)
 
 
