@@ -143,5 +143,7 @@ def gone(connection: sa.Connection, webhook_id: str, now: float) -> None:
 
 
 def expire(connection: sa.Connection, before: float) -> None:
-    """Forget what ended before a time."""
+    """Forget what ended before a time, and the webhooks that were disabled before it."""
     connection.execute(outbox.delete().where(outbox.c.ended_at < before))
+    logged = sa.exists().where(outbox.c.webhook_id == webhooks.c.id)
+    connection.execute(webhooks.delete().where(webhooks.c.disabled_at < before, ~logged))
