@@ -30,7 +30,7 @@ TIMEOUT_S = 10.0  # of a whole attempt: name, connection, request, answer
 LARGEST_REPLY = 65_536  # bytes that are read of an answer; nobody is shown them
 WAITS_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 10_800.0, 21_600.0)  # after the first, second ...
 JITTER = 0.2  # either way
-MOST, MOST_EACH = 32, 4  # attempts at a time, of all webhooks and of one
+MOST, MOST_EACH = 64, 8  # attempts at a time, for all API keys and for one
 LOG_S, SWEEP_S = 7 * 86_400.0, 60.0
 
 
@@ -44,7 +44,7 @@ class Dispatcher:
         self._origin = public_url.rstrip("/")
         self._trusted = httpx.create_ssl_context()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._busy: Counter[str] = Counter()
+        self._busy: Counter[int] = Counter()
         self._swept = 0.0
 
     async def run(self) -> None:
@@ -64,7 +64,7 @@ class Dispatcher:
         """Start an attempt for every row that is due, as far as there is room."""
         now, room = time.time(), MOST - len(self._tasks)
         if room > 0 and await asyncio.to_thread(self._any_due, now):
-            full = [webhook_id for webhook_id, n in self._busy.items() if n >= MOST_EACH]
+            full = [key_id for key_id, n in self._busy.items() if n >= MOST_EACH]
             taken = self._writer.submit(lambda c: outbox.lease(c, now, room, MOST_EACH, full))
             for parcel in await asyncio.wrap_future(taken):
                 self._start(parcel)
@@ -78,13 +78,13 @@ class Dispatcher:
 
     def _start(self, parcel: Parcel) -> None:
         task = asyncio.create_task(self._tell(parcel))
-        self._busy[parcel.webhook_id] += 1
+        self._busy[parcel.key_id] += 1
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._done(done, parcel))
 
     def _done(self, task: asyncio.Task[None], parcel: Parcel) -> None:
         self._tasks.discard(task)
-        self._busy -= Counter([parcel.webhook_id])
+        self._busy -= Counter([parcel.key_id])
         if not task.cancelled() and (error := task.exception()):
             log.error("%s was not noted; it will be told again", parcel.id, exc_info=error)
 

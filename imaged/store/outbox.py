@@ -32,6 +32,7 @@ class Parcel:
 
     id: str
     webhook_id: str
+    key_id: int
     url: str
     type: str
     facts: Mapping[str, Any]
@@ -72,13 +73,16 @@ def any_due(connection: sa.Connection, now: float) -> bool:
 
 
 def lease(
-    connection: sa.Connection, now: float, limit: int, each: int, full: Collection[str] = ()
+    connection: sa.Connection, now: float, limit: int, each: int, full: Collection[int] = ()
 ) -> list[Parcel]:
-    """Take up to `limit` due rows, at most `each` of one webhook and none of those in `full`."""
-    rank = sa.func.row_number().over(partition_by=outbox.c.webhook_id, order_by=outbox.c.due_at)
+    """Take up to `limit` due rows, at most `each` of one API key and none of the keys in `full`:
+    nobody's slow receivers hold up another's messages.
+    """
+    rank = sa.func.row_number().over(partition_by=webhooks.c.key_id, order_by=outbox.c.due_at)
     due = (
         sa.select(outbox.c.id, outbox.c.due_at, rank.label("rank"))
-        .where(WAITING, outbox.c.due_at <= now, outbox.c.webhook_id.not_in(list(full)))
+        .join_from(outbox, webhooks, webhooks.c.id == outbox.c.webhook_id)
+        .where(WAITING, outbox.c.due_at <= now, webhooks.c.key_id.not_in(list(full)))
         .subquery()
     )
     picked = sa.select(due.c.id).where(due.c.rank <= each).order_by(due.c.due_at).limit(limit)
@@ -89,13 +93,19 @@ def lease(
         .returning(outbox)
     ).all()
     found = connection.execute(
-        sa.select(webhooks.c.id, webhooks.c.url).where(
-            webhooks.c.id.in_({row.webhook_id for row in taken})
-        )
+        sa.select(webhooks).where(webhooks.c.id.in_({row.webhook_id for row in taken}))
     )
-    urls = {row.id: row.url for row in found}
+    hooks = {row.id: row for row in found}
     return [
-        Parcel(row.id, row.webhook_id, urls[row.webhook_id], row.type, row.facts, row.attempts)
+        Parcel(
+            id=row.id,
+            webhook_id=row.webhook_id,
+            key_id=hooks[row.webhook_id].key_id,
+            url=hooks[row.webhook_id].url,
+            type=row.type,
+            facts=row.facts,
+            attempt=row.attempts,
+        )
         for row in sorted(taken, key=lambda row: row.created_at)
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imaged.catalogue import BUILT_IN
+from imaged.catalogue import BUILT_IN, MICRO
 from imaged.errors import CommandError
 from imaged.gateway import minors
 from imaged.gateway.admit import Admission
@@ -143,6 +143,18 @@ def test_each_word_alone_is_allowed_and_together_refused() -> None:
         assert rules.judge(f"a naked {minor}") == HARD, minor
     for sexual in sorted(minors.SEXUAL):
         assert rules.judge(f"{sexual}, by a child") == HARD, sexual
+
+
+def test_of_all_words_only_those_of_the_lists_matter() -> None:
+    """Words of a large English vocabulary beside one of each kind: nothing else is touched."""
+    merges = (MICRO / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    ends = [line.replace(" ", "") for line in merges if line.endswith("</w>")]
+    vocabulary = sorted({text.removesuffix("</w>") for text in ends})[::15]
+    assert len(vocabulary) > 2000
+    rules = Rules()
+    beside_a_child = {w for w in vocabulary if rules.judge(f"a child, {w}")}
+    assert beside_a_child <= minors.SEXUAL | {"genital", "stripper"}
+    assert {w for w in vocabulary if rules.judge(f"naked, {w}")} <= minors.MINORS
 
 
 def test_mutant_that_reads_only_what_stands_there_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,16 +141,48 @@ def test_a_lease_is_exclusive_and_runs_out(db: Database) -> None:
     assert (states[taken[0].id], states[taken[1].id]) == ("WAITING", "DELIVERED")
 
 
-def test_no_webhook_takes_all_the_room(db: Database) -> None:
+def test_no_key_takes_all_the_room(db: Database) -> None:
     flood, small = make_key(db), make_key(db)
-    many, few = subscribe(db, flood), subscribe(db, small)
-    for _ in range(10):
+    for _ in range(3):  # nor by having many webhooks
+        subscribe(db, flood)
+    subscribe(db, small)
+    for _ in range(5):
         end(db, flood)
     end(db, small)
-    taken = [p.webhook_id for p in lease(db, 10.0, limit=5, each=4)]
-    assert (taken.count(many), taken.count(few)) == (4, 1)
+    taken = [p.key_id for p in lease(db, 10.0, limit=5, each=4)]
+    assert (taken.count(flood), taken.count(small)) == (4, 1)
     with db.write() as c:
-        assert outbox.lease(c, 10.0, 5, 4, full=[many]) == []
+        assert outbox.lease(c, 10.0, 5, 4, full=[flood]) == []
+
+
+def test_slow_receivers_do_not_hold_up_another_key(
+    db: Database, receiver: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MOST", 4)
+    monkeypatch.setattr(dispatch, "MOST_EACH", 3)
+    slow, small = make_key(db), make_key(db)
+    for _ in range(2):
+        subscribe(db, slow, address(receiver, "/slow"))
+    hook = subscribe(db, small, address(receiver))
+    for _ in range(5):
+        end(db, slow)
+    for _ in range(3):
+        end(db, small)
+    writer, reach = Writer(db), Reach(LOCAL)
+    dispatcher = Dispatcher(db, writer, SECRET, reach)
+
+    async def work() -> None:
+        while any(event.state == "WAITING" for event in log_of(db, small, hook)):
+            await dispatcher.turn()
+            await asyncio.sleep(0.02)
+        under_way = len(dispatcher._tasks)
+        assert under_way == 3  # the slow ones are still at it
+        for task in dispatcher._tasks:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    reach.close()
+    writer.close()
 
 
 def test_webhooks_belong_to_their_key(db: Database) -> None:
