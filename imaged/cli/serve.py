@@ -46,10 +46,9 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
     with store(given.data) as (_, db):
-        key = _first_key(given, db)
-        _greet(given, key)
         load_check(given.checker)  # before any worker: a wrong setting ends the start here
         app = build_app(given)
+        _greet(given, _first_key(given, db))
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:
