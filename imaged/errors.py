@@ -6,7 +6,8 @@ ImagedError
 │   ├── BadParameter    400      ├── KeyInvalid      401      ├── NoCredits        406
 │   ├── UnknownModel    404      ├── UnknownRequest  404      ├── BodyTooLarge     413
 │   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
-│   ├── TooFast         429      ├── HeadersTooLarge 431
+│   ├── TooFast         429      ├── HeadersTooLarge 431      ├── IdempotencyMismatch 409
+│   ├── UnknownWebhook  404      ├── TooManyWebhooks 409
 │   └── Unavailable     503, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
@@ -122,6 +123,31 @@ class HeadersTooLarge(Refused):
     """The headers are larger than this server accepts."""
 
     code, status = "headers_too_large", 431
+
+
+class IdempotencyMismatch(Refused):
+    """Idempotency-Key was used for another request: send a new key with a new request.
+
+    409 and not the 422 of the header's IETF draft, because here 422 means that a job ran and
+    failed.
+    """
+
+    code, status = "idempotency_mismatch", 409
+
+    def __init__(self) -> None:
+        super().__init__("Idempotency-Key was used for another request: a new one needs a new key")
+
+
+class UnknownWebhook(Refused):
+    """This key has no webhook of this id."""
+
+    code, status = "unknown_webhook", 404
+
+
+class TooManyWebhooks(Refused):
+    """This key has as many webhooks as it may have."""
+
+    code, status = "too_many_webhooks", 409
 
 
 class TooFast(Refused):

@@ -36,6 +36,18 @@ MAX_ATTEMPTS = 3  # a job that three workers died of fails; it does not loop
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a caller asks of a job's handling, beside what the picture shows."""
+
+    idempotency_key: str | None = None  # a second job under it is the first one
+    fingerprint: str | None = None  # what was asked under it, as a keyed hash
+    cancel_after_s: float | None = None  # from submit: who still waits then has waited in vain
+
+
+NO_TERMS = Terms()
+
+
+@dataclass(frozen=True)
 class Job:
     """One row of the queue; times are seconds since 1970, money is micro-dollars."""
 

@@ -31,6 +31,9 @@ class Settings:
     hang_s: float = 300.0  # a UNet call that takes longer is a hang
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
+    rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
+    checker: str = ""  # of finished pictures: package.module:callable or a URL, see worker/check.py
+    webhook_networks: str = ""  # open to webhooks beside public addresses: 10.0.0.0/8,fd00::/8
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:

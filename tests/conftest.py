@@ -171,7 +171,8 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests that do not harm it."""
-    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    """One server for all tests that do not harm it; webhooks may lead to this machine."""
+    environ = {"IMAGED_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128"}
+    running = Server(tmp_path_factory.mktemp("server") / "data", environ=environ).start()
     yield running
     running.stop()

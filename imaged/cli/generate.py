@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,9 @@ import click
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main
 from imaged.errors import CommandError
+from imaged.gateway.rules import REFUSAL, Rules
 from imaged.params import KNOBS, ImageParams, Knob, read_params
+from imaged.settings import Settings
 
 
 def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -58,6 +61,8 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
         raise CommandError("--output should end in .jpg, .jpeg or .png")
     if output is not None and not output.parent.is_dir():
         raise CommandError(f"--output: there is no folder {output.parent}")
+    if Rules.load(Settings.from_env(os.environ).rules).judge(params.prompt):
+        raise CommandError(REFUSAL)
     _generate(params, find_model(model, data), output)
 
 

@@ -17,6 +17,8 @@ from imaged.errors import CommandError
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from imaged.store.db import Database
 
 FIRST_CREDITS_USD = 100.0
@@ -36,27 +38,32 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
     The first start makes an API key, prints it once and keeps it in DATA/first-key.
     """
+    from imaged.worker.check import load_check
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
     with store(given.data) as (_, db):
-        key = _first_key(given, db)
-        _greet(given, key)
+        load_check(given.checker)  # before any worker: a wrong setting ends the start here
+        server = _server(given)
+        _greet(given, _first_key(given, db))
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:
-            _run(given)
+            server.run()
+            if not server.started:
+                raise CommandError("the gateway could not start")
         finally:
             supervisor.stop(grace_s=25)
 
 
-def _run(settings: Settings) -> None:
-    """The gateway, until a signal ends it."""
+def _server(settings: Settings) -> uvicorn.Server:
+    """The gateway's, not yet running; a setting that is wrong ends the start here."""
     import uvicorn
 
     from imaged.gateway.app import build_app
+    from imaged.gateway.rules import statement
 
     config = uvicorn.Config(
         build_app(settings, stopping=lambda: server.should_exit),
@@ -66,11 +73,10 @@ def _run(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=5,
         server_header=False,
+        headers=[("x-safety", statement(settings))],  # also where no app of ours answers
     )
     server = uvicorn.Server(config)
-    server.run()
-    if not server.started:
-        raise CommandError("the gateway could not start")
+    return server
 
 
 @main.command()

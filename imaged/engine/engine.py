@@ -68,9 +68,14 @@ class Engine:
     """
 
     def __init__(
-        self, nets: Nets, *, exact: bool = True, pixels_a_call: int = PIXELS_A_CALL
+        self,
+        nets: Nets,
+        *,
+        exact: bool = True,
+        previews: bool = True,
+        pixels_a_call: int = PIXELS_A_CALL,
     ) -> None:
-        self.nets, self.exact = nets, exact
+        self.nets, self.exact, self.previews = nets, exact, previews
         self._pixels_a_call = pixels_a_call
         self._encoder = PromptEncoder(nets)
         self.unet = Unet(nets.unet)
@@ -213,7 +218,7 @@ class Engine:
             latent = run.combine()
             future = self._decoder.submit(decode, vae, latent, run.plan.seed)
             self._decoding.append((run, future))
-        elif run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
+        elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
             self._map = self._map or Map(self.nets.vae, self.nets.channels)
             job.preview = self._map(run.estimate(), run.call)
 

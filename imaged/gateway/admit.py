@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from imaged.catalogue import Model, price_micros
 from imaged.errors import KeyInvalid, KeyMissing, UnknownModel
-from imaged.jobs import new_job_id
+from imaged.gateway.rules import REASON, REFUSAL, Rules
+from imaged.gateway.terms import fingerprint
+from imaged.jobs import NO_TERMS, Terms, new_job_id
 from imaged.params import ImageParams
 from imaged.store import keys, models, queue
 from imaged.store.db import Database
 from imaged.store.keys import Key
 from imaged.store.writer import Writer
 
+log = logging.getLogger(__name__)
+
 FRESH_S = 2.0  # how long a key or the catalogue is believed without asking the store again
 HIGHEST_SEED = 999_999_999_999_999
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A job that stands for a request; `replayed` if an earlier request had made it."""
+
+    job_id: str
+    replayed: bool
 
 
 class Admission:
     """Keys and catalogue as this gateway knows them, and the way into the queue."""
 
-    def __init__(self, db: Database, writer: Writer, secret: bytes) -> None:
+    def __init__(
+        self, db: Database, writer: Writer, secret: bytes, rules: Rules, retention_s: float
+    ) -> None:
         self._db, self._writer, self._secret = db, writer, secret
+        self._rules, self._retention_s = rules, retention_s
         self._keys: dict[str, tuple[float, Key]] = {}
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
 
@@ -61,28 +77,49 @@ class Admission:
             raise UnknownModel()
         return model
 
-    async def admit(self, key: Key, model: Model, params: ImageParams) -> tuple[str, ImageParams]:
-        """Hold the price and queue the job in one transaction; its id, with the seed drawn.
+    async def admit(
+        self, key: Key, model: Model, params: ImageParams, terms: Terms = NO_TERMS
+    ) -> Admitted:
+        """Hold the price and queue the job in one transaction, with its seed drawn.
 
-        Raises TooFast or NoCredits, and then nothing has happened.
+        Under an Idempotency-Key that was used before nothing is held or drawn: the first job
+        stands for this one. A prompt that the rules refuse makes a job that has failed; its text
+        is not kept. Raises TooFast, NoCredits or IdempotencyMismatch, and then nothing
+        has happened.
         """
+        terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
+        refused = await self._refused(params.prompt)
+        if refused:
+            params = replace(params, prompt="", negative_prompt=None)
 
-        def put(connection: sa.Connection) -> None:
-            queue.put(
+        def put(connection: sa.Connection) -> str:
+            now = time.time()
+            placed = queue.put(
                 connection,
                 job_id=job_id,
                 key_id=key.id,
                 model=model.slug,
                 params=params,
                 cost_micros=price_micros(model, params),
-                now=time.time(),
+                now=now,
+                terms=terms,
             )
+            if refused and placed == job_id:
+                queue.refuse(connection, job_id, REASON, REFUSAL, now, self._retention_s)
+            return placed
 
-        await asyncio.wrap_future(self._writer.submit(put))
-        return job_id, params
+        placed = await asyncio.wrap_future(self._writer.submit(put))
+        return Admitted(placed, replayed=placed != job_id)
+
+    async def _refused(self, prompt: str) -> bool:
+        """Whether a rule refuses this prompt; the log names the rule, never the prompt."""
+        rule = await asyncio.to_thread(self._rules.judge, prompt)
+        if rule is not None:
+            log.info("a prompt was refused by %s", rule)
+        return rule is not None
 
     def _find(self, header: str) -> Key | None:
         with self._db.read() as connection:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import account, events, images, ops, replies
+from imaged.gateway import account, events, images, ops, replies, webhooks
 from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
 from imaged.gateway.status import Status
@@ -40,6 +40,11 @@ ROUTES = [
     Route("/v2/requests/{job_id}", images.OwnRequest),
     Route("/v2/requests/{job_id}/events", events.events),
     *(Route(f"/v1/{name}", read_only, methods=["POST"]) for name in ("models", "get-user-credits")),
+    Route("/webhook/get", webhooks.listing),
+    Route("/webhook/add", webhooks.add, methods=["POST"]),
+    Route("/webhook/update", webhooks.update, methods=["POST"]),
+    Route("/webhook/inactive", webhooks.inactive),
+    Route("/webhook/dispatch-logs", webhooks.dispatch_logs),
     Route("/v1/{slug}", images.create, methods=["POST"]),
     Route("/v2/{slug}", images.submit, methods=["POST"]),
 ]
@@ -54,9 +59,14 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(ops.chores(gateway))
+        tasks = [
+            asyncio.create_task(ops.chores(gateway)),
+            asyncio.create_task(gateway.dispatcher.run()),
+        ]
         yield
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         gateway.close()
 
     app = Starlette(

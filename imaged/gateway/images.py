@@ -21,7 +21,9 @@ from imaged.errors import (
     WrongContentType,
 )
 from imaged.gateway import replies
+from imaged.gateway.admit import Admitted
 from imaged.gateway.state import Gateway
+from imaged.gateway.terms import read_terms
 from imaged.jobs import Job, State
 from imaged.params import KNOBS, ImageParams, read_params
 from imaged.store import blobs, queue
@@ -30,20 +32,23 @@ from imaged.store import blobs, queue
 async def submit(request: Request) -> Response:
     """POST /v2/{slug}"""
     gateway = Gateway.of(request)
-    job_id, warnings = await _admit(request, gateway)
-    return replies.submitted(job_id, gateway.links(request), warnings)
+    admitted, warnings = await _admit(request, gateway)
+    answer = replies.submitted(admitted.job_id, gateway.links(request), warnings)
+    return replies.marked(answer, admitted.replayed)
 
 
 async def create(request: Request) -> Response:
     """POST /v1/{slug}"""
     gateway = Gateway.of(request)
-    job_id, _ = await _admit(request, gateway)
-    job = await gateway.board.settled(job_id, gateway.settings.wait_s)
+    admitted, _ = await _admit(request, gateway)
+    job = await gateway.board.settled(admitted.job_id, gateway.settings.wait_s)
     if job is None or not job.state.final:
-        return replies.error(StillRunning(), {"x-request-id": job_id})
-    if job.state is not State.COMPLETED:
-        return replies.failed(job, gateway.links(request))
-    return replies.picture(job, gateway.links(request), await _files(gateway, job))
+        answer = replies.error(StillRunning(), {"x-request-id": admitted.job_id})
+    elif job.state is not State.COMPLETED:
+        answer = replies.failed(job, gateway.links(request))
+    else:
+        answer = replies.picture(job, gateway.links(request), await _files(gateway, job))
+    return replies.marked(answer, admitted.replayed)
 
 
 async def result(request: Request) -> Response:
@@ -109,13 +114,14 @@ async def own_job(request: Request, gateway: Gateway) -> Job:
     return job
 
 
-async def _admit(request: Request, gateway: Gateway) -> tuple[str, list[str]]:
-    """Key, model, body, then the one transaction; id and warnings."""
+async def _admit(request: Request, gateway: Gateway) -> tuple[Admitted, list[str]]:
+    """Key, model, terms, body, then the one transaction; the job and warnings."""
     key = await gateway.admission.key(request.headers.get("x-api-key"))
     model = await gateway.admission.model(request.path_params["slug"])
+    terms = read_terms(request.headers)
     params, ignored = await read_body(request)
-    job_id, _ = await gateway.admission.admit(key, model, params)
-    return job_id, [f"unknown field ignored: {name}" for name in ignored]
+    admitted = await gateway.admission.admit(key, model, params, terms)
+    return admitted, [f"unknown field ignored: {name}" for name in ignored]
 
 
 async def read_body(request: Request) -> tuple[ImageParams, list[str]]:

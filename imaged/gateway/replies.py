@@ -66,6 +66,13 @@ def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
     return JSONResponse(body, headers={"x-request-id": job_id})
 
 
+def marked(answer: Response, replayed: bool) -> Response:
+    """The answer, which says when it tells of an earlier request's job."""
+    if replayed:
+        answer.headers["idempotent-replayed"] = "true"
+    return answer
+
+
 def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of the status endpoint, in every state."""
     links_of_job = links.job(job.id)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from imaged.gateway.admit import Admission
+from imaged.gateway.dispatch import Dispatcher
+from imaged.gateway.reach import Reach
 from imaged.gateway.replies import Links
+from imaged.gateway.rules import Rules
 from imaged.gateway.wait import Board
 from imaged.settings import Settings
 from imaged.store import keys
@@ -27,10 +30,13 @@ class Gateway:
     admission: Admission
     board: Board
     stopping: Callable[[], bool]  # the server waits for open answers to end
+    reach: Reach
+    dispatcher: Dispatcher
 
     @classmethod
     def open(cls, settings: Settings, stopping: Callable[[], bool]) -> Gateway:
-        """Open the store; the schema must be current (`Database.migrate`)."""
+        """Read the rules, open the store; its schema must be current (`Database.migrate`)."""
+        rules, reach = Rules.load(settings.rules), Reach.load(settings.webhook_networks)
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
         writer = Writer(db)
@@ -40,9 +46,11 @@ class Gateway:
             db,
             Blobs(settings.blobs),
             writer,
-            Admission(db, writer, secret),
+            Admission(db, writer, secret, rules, settings.retention_s),
             Board(db),
             stopping,
+            reach,
+            Dispatcher(db, writer, secret, reach, settings.public_url),
         )
 
     @classmethod
@@ -57,5 +65,6 @@ class Gateway:
         return Links(origin.rstrip("/"), self.secret)
 
     def close(self) -> None:
+        self.reach.close()
         self.writer.close()
         self.db.close()

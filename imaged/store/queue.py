@@ -12,10 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from imaged.errors import NoCredits, TooFast
-from imaged.jobs import MAX_ATTEMPTS, Held, Job, State
+from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Held, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger
+from imaged.store import ledger, limits, outbox, repeats
 from imaged.store.progress import drop_previews, forget, note
 from imaged.store.schema import api_keys, jobs, progress, workers
 
@@ -23,6 +22,7 @@ QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index 
 _JOB = sa.select(jobs, progress.c.calls_done, progress.c.preview_call).join_from(
     jobs, progress, progress.c.job_id == jobs.c.id, isouter=True
 )  # without the preview itself: polls are the load, and few want it
+_FIELDS = frozenset(Job.__dataclass_fields__)
 
 
 # -- the gateway's side ---------------------------------------------------------------------
@@ -37,8 +37,12 @@ def put(
     params: ImageParams,
     cost_micros: int,
     now: float,
-) -> None:
+    terms: Terms = NO_TERMS,
+) -> str:
     """Take a place in the queue and hold its price, or raise TooFast or NoCredits.
+
+    Returns the job's id; under an Idempotency-Key that was used before nothing happens and it is
+    the first job's id (or IdempotencyMismatch is raised).
 
     The place is fair between keys: each key has a clock that its jobs' cost moves on, never
     behind the wall clock (start-time fair queueing; a dollar counts as a thousand seconds).
@@ -46,18 +50,9 @@ def put(
     key = connection.execute(
         sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
     ).one()
-    bucket = _take_token(key, now)
-    tag = max(key.tag, now)
-    if not ledger.reserve(connection, key_id, job_id, cost_micros, now):
-        raise NoCredits(
-            f"Not enough credits: this job costs {cost_micros / 1e6:.6f} and "
-            f"{(key.balance_micros - key.reserved_micros) / 1e6:.6f} are left"
-        )
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id)
-        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
-    )
+    if (first := repeats.find(connection, key_id, terms, now)) is not None:
+        return first
+    tag = limits.hold(connection, key, job_id, cost_micros, now)
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -70,16 +65,12 @@ def put(
             attempts=0,
             cost_micros=cost_micros,
             created_at=now,
+            idempotency_key=terms.idempotency_key,
+            fingerprint=terms.fingerprint,
+            cancel_at=terms.cancel_after_s and now + terms.cancel_after_s,
         )
     )
-
-
-def _take_token(key: Any, now: float) -> float:
-    """What is left in the key's bucket, which refills at `rpm` a minute; raises TooFast."""
-    bucket: float = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
-    if bucket < 1:
-        raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
-    return bucket - 1
+    return job_id
 
 
 def read(connection: sa.Connection, ids: Collection[str]) -> dict[str, Job]:
@@ -115,6 +106,13 @@ def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: floa
     )
 
 
+def refuse(
+    connection: sa.Connection, job_id: str, reason: str, error: str, now: float, retention_s: float
+) -> None:
+    """End a job that was put a moment ago, in the same transaction: it never waits."""
+    _end(connection, [jobs.c.id == job_id], State.FAILED, reason, error, now, retention_s)
+
+
 # -- the worker's side ----------------------------------------------------------------------
 
 
@@ -144,7 +142,7 @@ def claim(
     leased = sa.exists().where(workers.c.id == worker_id)
     waiting = (
         sa.select(jobs.c.id, jobs.c.attempts)
-        .where(QUEUED, jobs.c.model.in_(list(models)), leased)
+        .where(QUEUED, jobs.c.model.in_(list(models)), leased, ~_in_vain(now))
         .order_by(jobs.c.tag)
     )
     fairest = connection.execute(waiting.limit(1)).first()
@@ -232,6 +230,7 @@ def finish(
         .where(jobs.c.id == job.id)
         .values(remaining_micros=ledger.free(connection, job.key_id))
     )
+    outbox.announce(connection, [job.id], now)
     return True
 
 
@@ -298,6 +297,15 @@ def reap(
         now,
         retention_s,
     )
+    count += _end(
+        connection,
+        [QUEUED, _in_vain(now)],
+        State.FAILED,
+        "queue_timeout",
+        "the job waited for longer than its Cancel-After",
+        now,
+        retention_s,
+    )
     return count
 
 
@@ -306,6 +314,11 @@ def expire(connection: sa.Connection, now: float) -> list[Job]:
     gone = connection.execute(jobs.delete().where(jobs.c.expires_at < now).returning(jobs)).all()
     forget(connection, [row.id for row in gone])
     return [_job(row) for row in gone]
+
+
+def _in_vain(now: float) -> sa.ColumnElement[bool]:
+    """Waited past its own deadline; never NULL, so that it can be negated."""
+    return sa.func.coalesce(jobs.c.cancel_at < now, sa.false())
 
 
 def _running(worker_id: str) -> sa.ColumnElement[bool]:
@@ -368,12 +381,13 @@ def _end(
     drop_previews(connection, [row.id for row in ended])
     for row in ended:
         ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
+    if ended:
+        outbox.announce(connection, [row.id for row in ended], now)
     return len(ended)
 
 
 def _job(row: Any) -> Job:
-    values = dict(row._mapping)
-    values.pop("tag")
+    values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     values["state"] = State(values["state"])
     values["params"] = ImageParams(**values["params"])
     for count in ("calls_done", "preview_call"):

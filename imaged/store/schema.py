@@ -76,6 +76,9 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("result", sa.JSON),
     sa.Column("remaining_micros", sa.BigInteger),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("cancel_at", sa.Float),
     sa.CheckConstraint(
         "state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')", name="state_known"
     ),
@@ -93,6 +96,14 @@ sa.Index(
     jobs.c.worker_id,
     sqlite_where=sa.text("state = 'PROCESSING'"),
     postgresql_where=sa.text("state = 'PROCESSING'"),
+)
+sa.Index(
+    "one_job_an_idempotency_key",
+    jobs.c.key_id,
+    jobs.c.idempotency_key,
+    unique=True,
+    sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+    postgresql_where=sa.text("idempotency_key IS NOT NULL"),
 )
 sa.Index("by_expiry", jobs.c.expires_at)
 sa.Index("by_key", jobs.c.key_id, jobs.c.created_at)
@@ -131,3 +142,44 @@ models = sa.Table(
     sa.Column("price_micros", sa.BigInteger, nullable=False),
     sa.Column("added_at", sa.Float, nullable=False),
 )
+
+#: Where a key wants to hear of its jobs' ends. Its secret is derived, see webhooks.secret_of.
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Integer, sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("types", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("disabled_at", sa.Float),
+)
+sa.Index("webhooks_by_key", webhooks.c.key_id)
+
+#: One row for each webhook that wants to hear of a job's end, written in the end's transaction.
+#: A dispatcher that takes a row moves `due_at` on: that is its lease.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhooks.id"), nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("status", sa.Integer),
+    sa.Column("problem", sa.Text),
+    sa.CheckConstraint("state IN ('WAITING', 'DELIVERED', 'DEAD')", name="outbox_state_known"),
+    sa.UniqueConstraint("webhook_id", "job_id", name="one_event_a_job_and_webhook"),
+)
+sa.Index(
+    "outbox_in_order",
+    outbox.c.due_at,
+    sqlite_where=sa.text("state = 'WAITING'"),
+    postgresql_where=sa.text("state = 'WAITING'"),
+)
+sa.Index("outbox_by_end", outbox.c.ended_at)

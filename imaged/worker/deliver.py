@@ -1,4 +1,4 @@
-"""An outcome to the store: picture files first, then the row with the charge."""
+"""An outcome to the store: checked, then picture files, then the row with the charge."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from PIL import Image
 from imaged import __version__
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
-from imaged.errors import ImagedError
+from imaged.errors import ImagedError, JobFailed
 from imaged.jobs import Job
 from imaged.settings import Settings
 from imaged.store import queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
+from imaged.worker.check import judge, load_check
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,22 @@ class Delivery:
     def __init__(self, db: Database, blobs: Blobs, worker_id: str, settings: Settings) -> None:
         self._db, self._blobs = db, blobs
         self._worker_id, self._retention_s = worker_id, settings.retention_s
+        self._check = load_check(settings.checker)
 
     def deliver(self, job: Job, outcome: Outcome, stamp: Stamp) -> None:
         """Completed or failed, exactly as the outcome says, unless the job is ours no more."""
         if outcome.error is not None:
             self.fail(job, outcome.error)
             return
-        images = [self._keep(job, k, picture) for k, picture in enumerate(outcome.pictures)]
+        try:
+            jpegs = [self._checked(picture) for picture in outcome.pictures]
+        except JobFailed as refusal:  # of any picture, before one of them is written
+            self.fail(job, refusal)
+            return
+        images = [
+            self._keep(job, k, picture, jpeg)
+            for k, (picture, jpeg) in enumerate(zip(outcome.pictures, jpegs, strict=True))
+        ]
         result = {
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
@@ -73,9 +83,14 @@ class Delivery:
                 self._retention_s,
             )
 
-    def _keep(self, job: Job, k: int, picture: Picture) -> dict[str, int | str]:
+    def _checked(self, picture: Picture) -> bytes:
+        """The picture as JPEG; raises JobFailed if it may not be shown."""
+        jpeg = encode_jpeg(picture)
+        judge(self._check, picture, jpeg)
+        return jpeg
+
+    def _keep(self, job: Job, k: int, picture: Picture, content: bytes) -> dict[str, int | str]:
         name = f"{job.id}-{job.epoch}-{k}.jpeg"
-        content = encode_jpeg(picture)
         self._blobs.put(name, content)
         return {
             "name": name,

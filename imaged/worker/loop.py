@@ -81,8 +81,11 @@ class Worker:
                 self._engine.close()
             self._engine = self._model = None  # the old one leaves before the new one comes
             log.info("loading %s", model.checkpoint_name)
-            exact = self.settings.determinism == "exact"
-            self._engine = Engine(load(Path(model.checkpoint)), exact=exact)
+            self._engine = Engine(
+                load(Path(model.checkpoint)),
+                exact=self.settings.determinism == "exact",
+                previews=not self.settings.checker,  # nothing is shown that was not checked
+            )
         self._model = model
         self.pulse.checkpoint = model.checkpoint_name
 

@@ -1,0 +1,142 @@
+"""The vendor's webhook endpoints, under our own origin at the same paths.
+
+The original's answers are not published; these have its field names and no more than is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.errors import BadParameter, MalformedBody, UnknownWebhook, WrongContentType
+from imaged.gateway.state import Gateway
+from imaged.store import webhooks
+from imaged.store.webhooks import TYPES, Event, Webhook
+
+T = TypeVar("T")
+DISPATCH = {"WAITING": "PENDING", "DELIVERED": "DELIVERED", "DEAD": "FAILED"}
+
+
+async def listing(request: Request) -> Response:
+    """GET /webhook/get"""
+    gateway, key_id = await _asking(request)
+    mine = await _read(gateway, lambda c: webhooks.of_key(c, key_id))
+    return JSONResponse({"webhooks": [shown(webhook) for webhook in mine]})
+
+
+async def add(request: Request) -> Response:
+    """POST /webhook/add; the answer alone shows the secret."""
+    gateway, key_id = await _asking(request)
+    url, types, _ = await _subscription(request, gateway)
+    webhook = await _write(gateway, lambda c: webhooks.add(c, key_id, url, types, time.time()))
+    secret = webhooks.secret_of(gateway.secret, webhook.id)
+    return JSONResponse({**shown(webhook), "secret": secret})
+
+
+async def update(request: Request) -> Response:
+    """POST /webhook/update"""
+    gateway, key_id = await _asking(request)
+    url, types, body = await _subscription(request, gateway)
+    webhook_id = _id(body.get("webhook_id"))
+    changed = await _write(gateway, lambda c: webhooks.update(c, key_id, webhook_id, url, types))
+    return JSONResponse(shown(changed))
+
+
+async def inactive(request: Request) -> Response:
+    """GET /webhook/inactive?webhook_id=: the vendor's way to delete one."""
+    gateway, key_id = await _asking(request)
+    webhook_id = _id(request.query_params.get("webhook_id"))
+    await _write(gateway, lambda c: webhooks.deactivate(c, key_id, webhook_id, time.time()))
+    return JSONResponse({"webhook_id": webhook_id, "is_active": False})
+
+
+async def dispatch_logs(request: Request) -> Response:
+    """GET /webhook/dispatch-logs?webhook_id=: the newest hundred, for a week."""
+    gateway, key_id = await _asking(request)
+    webhook_id = _id(request.query_params.get("webhook_id"))
+    log = await _read(gateway, lambda c: webhooks.log_of(c, key_id, webhook_id))
+    return JSONResponse({"webhook_id": webhook_id, "logs": [logged(event) for event in log]})
+
+
+def shown(webhook: Webhook) -> dict[str, Any]:
+    return {
+        "webhook_id": webhook.id,
+        "webhook_url": webhook.url,
+        "event": {"types": list(webhook.types)},
+        "is_active": webhook.disabled_at is None,
+        "created_at": _time(webhook.created_at),
+    }
+
+
+def logged(event: Event) -> dict[str, Any]:
+    """One line of the log; `event_id` is the header webhook-id of every attempt."""
+    return {
+        "event_id": event.id,
+        "request_id": event.job_id,
+        "type": event.type,
+        "status": DISPATCH[event.state],
+        "attempts": event.attempts,
+        "response_status": event.status,
+        "error": event.problem,
+        "created_at": _time(event.created_at),
+        "next_attempt_at": _time(event.due_at) if event.state == "WAITING" else None,
+    }
+
+
+async def _asking(request: Request) -> tuple[Gateway, int]:
+    """The gateway and the id of the key that asks; it sees and changes only its own."""
+    gateway = Gateway.of(request)
+    return gateway, (await gateway.admission.key(request.headers.get("x-api-key"))).id
+
+
+async def _read(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
+    def read() -> T:
+        with gateway.db.read() as connection:
+            return work(connection)
+
+    return await asyncio.to_thread(read)
+
+
+async def _write(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
+    return await asyncio.wrap_future(gateway.writer.submit(work))
+
+
+async def _subscription(
+    request: Request, gateway: Gateway
+) -> tuple[str, list[str], dict[str, Any]]:
+    """Where and what, checked, and the body they came in."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise WrongContentType()
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise MalformedBody() from None
+    if not isinstance(body, dict):
+        raise MalformedBody()
+    url = str(gateway.reach.check(body.get("webhook_url")))
+    event = body.get("event")
+    types = event.get("types") if isinstance(event, dict) else None
+    if not isinstance(types, list) or not types or any(t not in TYPES for t in types):
+        raise BadParameter("event.types", f"should be a list of one or more of {', '.join(TYPES)}")
+    return url, sorted(set(types)), body
+
+
+def _id(given: Any) -> str:
+    if not isinstance(given, str):
+        raise BadParameter("webhook_id", "is mandatory and should be a string")
+    if not given.isascii() or len(given) > 64 or "\0" in given:
+        raise UnknownWebhook()
+    return given
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

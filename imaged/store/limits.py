@@ -1,0 +1,36 @@
+"""What a key may still take: a token of its rate, its money, a place in the fair order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from imaged.errors import NoCredits, TooFast
+from imaged.store import ledger
+from imaged.store.schema import api_keys
+
+
+def hold(connection: sa.Connection, key: Any, job_id: str, cost_micros: int, now: float) -> float:
+    """A token and the price from the key's row; the job's tag in the fair order."""
+    bucket = _take_token(key, now)
+    tag: float = max(key.tag, now)
+    if not ledger.reserve(connection, key.id, job_id, cost_micros, now):
+        raise NoCredits(
+            f"Not enough credits: this job costs {cost_micros / 1e6:.6f} and "
+            f"{(key.balance_micros - key.reserved_micros) / 1e6:.6f} are left"
+        )
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.id == key.id)
+        .values(bucket=bucket, bucket_at=now, tag=tag + cost_micros / 1000)
+    )
+    return tag
+
+
+def _take_token(key: Any, now: float) -> float:
+    """What is left in the key's bucket, which refills at `rpm` a minute; raises TooFast."""
+    bucket: float = min(float(key.rpm), key.bucket + max(0.0, now - key.bucket_at) * key.rpm / 60)
+    if bucket < 1:
+        raise TooFast(reset_in_s=(1 - bucket) * 60 / key.rpm, now=now)
+    return bucket - 1
