@@ -59,7 +59,7 @@ class Bench:
 
     @cached_property
     def engine(self) -> Engine:
-        return Engine(self.nets)
+        return Engine(self.nets, graphs=self.cuda)
 
     @cached_property
     def eager(self) -> Any:

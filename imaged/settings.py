@@ -23,6 +23,7 @@ class Settings:
     workers: int = 1
     slots: int = 4  # jobs that one worker runs at a time
     threads: int = 0  # of torch; 0 leaves its choice
+    graphs: str = "off"  # or "on": CUDA graphs, see engine/graphs.py
     determinism: str = "exact"  # or "close": calls of any number of rows, the last bits may differ
     retention_s: float = 3600.0  # results live so long from completion
     queue_s: float = 3600.0  # a job that waits longer fails
@@ -46,6 +47,8 @@ class Settings:
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
         if settings.determinism not in ("exact", "close"):
             raise CommandError('IMAGED_DETERMINISM should be "exact" or "close"')
+        if settings.graphs not in ("on", "off"):
+            raise CommandError('IMAGED_GRAPHS should be "on" or "off"')
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
         return settings

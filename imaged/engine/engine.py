@@ -64,7 +64,7 @@ class Engine:
 
     submit() a job, tick() until it comes out. Exactly one outcome for each job that is not
     cancelled. With `exact` a picture has the same bytes whatever runs beside it; without, its
-    last bits may depend on the company, and calls are never padded.
+    last bits may depend on the company, and calls are never padded. `graphs`: see graphs.py.
     """
 
     def __init__(
@@ -73,12 +73,13 @@ class Engine:
         *,
         exact: bool = True,
         previews: bool = True,
+        graphs: bool = False,
         pixels_a_call: int = PIXELS_A_CALL,
     ) -> None:
         self.nets, self.exact, self.previews = nets, exact, previews
         self._pixels_a_call = pixels_a_call
         self._encoder = PromptEncoder(nets)
-        self.unet = Unet(nets.unet)
+        self.unet = Unet(nets.unet, graphs=graphs)
         self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
         self._map: Map | None = None
         self._buckets, self._meter = Buckets(), Meter()

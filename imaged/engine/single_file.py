@@ -64,7 +64,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> dict[str, Any]:
         "text_encoder": _clip(tensors),
         "text_encoder_2": _open_clip(tensors),
     }
-    return {name: net.to(torch.float32 if name == "vae" else dtype) for name, net in nets.items()}
+    return {name: net.to(dtype) for name, net in nets.items()}
 
 
 def _count(tensors: Tensors, pattern: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from imaged.engine.graphs import Graphs
 from imaged.engine.prompt.encode import Encoded
 from imaged.errors import CheckpointRefused
 
@@ -56,8 +57,9 @@ class Unet:
     Raises CheckpointRefused for cross-attentions of another kind than SDXL's.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, *, graphs: bool = False) -> None:
         self.net = net
+        self._call = Graphs(self._plain) if graphs else self._plain
         self.device, self.dtype = torch.device(net.device), net.dtype
         self._attentions = [_sdxl(block.attn2) for block in _transformer_blocks(net)]
         for attention in self._attentions:
@@ -109,13 +111,16 @@ class Unet:
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """x (rows, C, h, w), times (rows, E), texts (rows, T) -> outputs (rows, C, h, w)."""
+        return self._call(x.to(self.dtype), times, texts)
+
+    def _plain(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         widths = [projection.linear.out_features for projection in self._projections]
         given = (*self._sides(texts), *torch.split(times, widths, dim=1))
         takers = [*(attention.processor for attention in self._attentions), *self._projections]
         for taker, part in zip(takers, given, strict=True):
             taker.given = part
         try:
-            return self._forward(x.to(self.dtype), times[:, :1], texts)
+            return self._forward(x, times[:, :1], texts)
         finally:
             for taker in takers:
                 taker.given = None

@@ -84,6 +84,7 @@ class Worker:
             self._engine = Engine(
                 load(Path(model.checkpoint)),
                 exact=self.settings.determinism == "exact",
+                graphs=self.settings.graphs == "on",
                 previews=not self.settings.checker,  # nothing is shown that was not checked
             )
         self._model = model

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from imaged.engine.exact import agrees
+from imaged.engine.graphs import KEPT_SHAPES, Graphs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.engine.unet import Unet
 
@@ -56,6 +57,26 @@ def test_kept_inputs_give_the_same_output(
     before, kept = plain(nets, x, texts[side]), ours(Unet(nets.unet), x, texts[side])
     assert float((kept - before).abs().max() / before.abs().max()) <= TOLERANCE
     assert torch.equal(plain(nets, x, texts[side]), before)  # and the UNet itself is as it was
+
+
+def test_recorded_calls_give_the_same_output(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
+    """On a CPU: the memory that recordings keep, not the recording."""
+    plain_unet, unet = Unet(nets.unet), Unet(nets.unet, graphs=True)
+    inputs = [torch.randn(3, 4, 16, 16) for _ in range(3)]
+    made = [ours(unet, x, texts[n % 2]) for n, x in enumerate(inputs)]
+    for n, x in enumerate(inputs):
+        assert torch.equal(made[n], ours(plain_unet, x, texts[n % 2]))
+
+
+def test_recordings_are_bounded_and_outputs_are_not_overwritten() -> None:
+    calls = Graphs(lambda x, y: torch.add(x, y, out=memory[: len(x)]))
+    memory = torch.zeros(2 * KEPT_SHAPES)
+    one, two = (torch.full((1,), n) for n in (1.0, 2.0))
+    first = calls(one, one)
+    assert (calls(two, two), first) == (4.0, 2.0)
+    for size in range(1, 2 * KEPT_SHAPES):
+        calls(torch.ones(size), torch.ones(size))
+    assert len(calls._recordings) == KEPT_SHAPES
 
 
 def test_another_text_or_time_is_seen(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
