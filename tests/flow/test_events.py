@@ -191,6 +191,8 @@ def test_our_async_client_follows_too(server: Server, capfd: pytest.CaptureFixtu
             return events, await job.wait(progress=True)
 
     events, result = asyncio.run(main())
-    assert [e.kind for e in events][-2:] == ["progress", "done"]
+    counts = [e.data["unet_calls_done"] for e in events if e.kind == "progress"]
+    assert counts == sorted(set(counts)) and counts[-1] == 20
+    assert events[-1].kind == "done"
     assert result["status"] == "COMPLETED"
     assert "20/20" in capfd.readouterr().err
