@@ -1,0 +1,185 @@
+"""The worker's loop in this process, on a real store and the real checkpoint at 128 px."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from imaged.catalogue import DEFAULT_SLUG
+from imaged.jobs import Job, State, new_job_id
+from imaged.params import ImageParams
+from imaged.settings import Settings
+from imaged.store import keys, models, queue
+from imaged.store.blobs import Blobs
+from imaged.store.db import Database
+from imaged.store.schema import ledger
+from imaged.worker.deliver import Delivery
+from imaged.worker.loop import Worker
+from imaged.worker.pulse import Pulse
+
+SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
+
+
+@dataclass
+class Bench:
+    """A worker whose loop runs in a thread, and somebody else's connection to its store."""
+
+    worker: Worker
+    db: Database
+    key_id: int
+    files: Path
+
+    def put(self, params: ImageParams) -> str:
+        job_id = new_job_id()
+        with self.db.write() as c:
+            queue.put(
+                c,
+                job_id=job_id,
+                key_id=self.key_id,
+                model=DEFAULT_SLUG,
+                params=params,
+                cost_micros=10,
+                now=time.time(),
+            )
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        with self.db.read() as c:
+            return queue.read(c, [job_id])[job_id]
+
+    def wait(self, what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def kinds(self, job_id: str) -> list[str]:
+        """What happened to the job's money."""
+        with self.db.read() as c:
+            rows = c.execute(sa.select(ledger.c.kind).where(ledger.c.job_id == job_id))
+            return [row.kind for row in rows]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    settings = Settings(data=tmp_path)
+    db, own = Database(settings.database), Database(settings.database)
+    db.migrate()
+    with db.write() as c:
+        key = keys.create(c, b"s" * 32, 0.0, name="t", credits_micros=1000, rpm=1000)
+        found = keys.find(c, b"s" * 32, key)
+        assert found is not None
+        model = models.catalogue(c)[DEFAULT_SLUG]
+    pulse = Pulse(own, "w", parent=None)
+    worker = Worker("w", own, Delivery(own, Blobs(settings.blobs), "w", settings), pulse, settings)
+    pulse.start()
+    worker.hold(model)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    yield Bench(worker, db, found.id, tmp_path / "files")
+    worker.stop(drain_s=0.0)
+    thread.join()
+    pulse.stop()
+    db.close()
+    own.close()
+
+
+def engine_of(bench: Bench) -> Any:
+    return bench.worker._engine
+
+
+def calls_after_a_cancel(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> int:
+    """UNet calls that are made once another process has cancelled the job."""
+    engine = engine_of(bench)
+    denoise, made = engine._denoise, 0
+
+    def counted(chosen: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 5:
+            with bench.db.write() as c:
+                queue.cancel(c, chosen[0].job_id, time.time(), 60.0)
+        return denoise(chosen)
+
+    monkeypatch.setattr(engine, "_denoise", counted)
+    job_id = bench.put(SMALL)
+    bench.wait(lambda: bench.job(job_id).state is State.CANCELLED and engine.idle)
+    time.sleep(0.3)
+    assert bench.kinds(job_id) == ["reserve", "release"]
+    return made - 5
+
+
+def test_a_cancel_is_heard_before_the_next_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls_after_a_cancel(bench, monkeypatch) == 0
+
+
+def test_the_heartbeat_alone_would_hear_of_it_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "lost", lambda *_: set())
+    monkeypatch.setattr(queue, "beat", lambda *_: set())
+    engine = engine_of(bench)
+    denoise, made, cancelled = engine._denoise, 0, threading.Event()
+
+    def counted(chosen: Any) -> Any:
+        nonlocal made
+        made += cancelled.is_set()
+        return denoise(chosen)
+
+    monkeypatch.setattr(engine, "_denoise", counted)
+    job_id = bench.put(SMALL)
+    bench.wait(lambda: job_id in engine.progress())
+    with bench.db.write() as c:
+        queue.cancel(c, job_id, time.time(), 60.0)
+    cancelled.set()
+    bench.wait(lambda: engine.idle)
+    assert made > 1
+
+
+def test_the_loop_goes_on_while_a_picture_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a job that is lost while it is written, and claimed again, is charged once."""
+    delivery = bench.worker.delivery
+    deliver, first, gate = delivery.deliver, threading.Event(), threading.Event()
+
+    def slow(job: Job, *rest: Any) -> None:
+        if not first.is_set():
+            first.set()
+            assert gate.wait(30)
+        deliver(job, *rest)
+
+    monkeypatch.setattr(delivery, "deliver", slow)
+    lost = bench.put(SMALL)
+    assert first.wait(60)
+    other = bench.put(SMALL)
+    bench.wait(lambda: bench.job(other).calls_done > 0 or not engine_of(bench).idle)
+    again = "UPDATE jobs SET state = 'QUEUED', worker_id = NULL, attempts = 0 WHERE id = :id"
+    with bench.db.write() as c:  # as after an orderly stop
+        c.execute(sa.text(again), {"id": lost})
+    bench.wait(lambda: bench.job(lost).epoch == 2)
+    gate.set()
+    bench.wait(lambda: bench.job(lost).state.final and bench.job(other).state.final)
+    assert bench.job(lost).state is State.COMPLETED
+    assert bench.kinds(lost) == ["reserve", "settle"] == bench.kinds(other)
+    bench.wait(lambda: len(list(bench.files.rglob(f"{lost}-*"))) == 1)
+    [file] = bench.files.rglob(f"{lost}-*")
+    assert file.name == f"{lost}-2-0.jpeg"
+
+
+def test_results_say_what_made_them(bench: Bench) -> None:
+    job_id = bench.put(SMALL)
+    bench.wait(lambda: bench.job(job_id).state is State.COMPLETED)
+    result = bench.job(job_id).result
+    assert result is not None
+    assert (result["checkpoint"], result["determinism"]) == ("micro", "exact")
+    assert result["device"].startswith("CPU ") and result["engine"]
