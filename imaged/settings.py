@@ -30,6 +30,11 @@ class Settings:
     hang_s: float = 300.0  # a UNet call that takes longer is a hang
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
+    aliases: Path = Path()  # more slugs, see aliases.toml; empty: DATA/aliases.toml if it exists
+    cors: str = ""  # origins of web pages that may call, separated by commas, or *; empty: none
+    history_s: float = 31 * 86_400.0  # what was asked and what it cost is listed so long; 0: not
+    connections: int = 4000  # open at a time
+    connections_per_address: int = 1000  # likewise, of one client address
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:
@@ -43,6 +48,14 @@ class Settings:
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
         return settings
+
+    @property
+    def aliases_file(self) -> Path | None:
+        """The operator's aliases, if there are any."""
+        if self.aliases != Path():
+            return self.aliases
+        own = self.data / "aliases.toml"
+        return own if own.exists() else None
 
     @property
     def database(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "imaged"
-NOUNS = {"params", "jobs", "errors", "settings", "catalogue"}
+NOUNS = {"params", "jobs", "errors", "settings", "catalogue", "aliases", "infotext"}
 MAY_IMPORT = {
     "nouns": NOUNS,
     "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},

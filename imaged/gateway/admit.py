@@ -6,12 +6,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
+from imaged.aliases import Aliases
 from imaged.catalogue import Model, price_micros
-from imaged.errors import KeyInvalid, KeyMissing, UnknownModel
+from imaged.errors import KeyInvalid, KeyMissing, ModelForbidden, ModelRetired, UnknownModel
 from imaged.jobs import new_job_id
 from imaged.params import ImageParams
 from imaged.store import keys, models, queue
@@ -23,11 +24,21 @@ FRESH_S = 2.0  # how long a key or the catalogue is believed without asking the 
 HIGHEST_SEED = 999_999_999_999_999
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """A job in the queue; `params` with the seed drawn."""
+
+    job_id: str
+    key: Key
+    params: ImageParams
+    share: queue.Share
+
+
 class Admission:
     """Keys and catalogue as this gateway knows them, and the way into the queue."""
 
-    def __init__(self, db: Database, writer: Writer, secret: bytes) -> None:
-        self._db, self._writer, self._secret = db, writer, secret
+    def __init__(self, db: Database, writer: Writer, secret: bytes, aliases: Aliases) -> None:
+        self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
         self._keys: dict[str, tuple[float, Key]] = {}
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
 
@@ -54,15 +65,24 @@ class Admission:
             self._catalogue = (time.monotonic() + FRESH_S, offered)
         return offered
 
-    async def model(self, slug: str) -> Model:
-        """The model of this slug; raises UnknownModel."""
-        model = (await self.catalogue()).get(slug)
+    async def model(self, slug: str, key: Key) -> Model:
+        """What this key gets under this slug or alias.
+
+        Raises UnknownModel, ModelRetired or ModelForbidden.
+        """
+        if slug in self._aliases.retired:
+            raise ModelRetired(f"This model is not served any more: {self._aliases.retired[slug]}")
+        offered = await self.catalogue()
+        target, knobs = self._aliases.ranges.get(slug, (slug, None))
+        model = offered.get(slug) or offered.get(target)
         if model is None:
             raise UnknownModel()
-        return model
+        if key.models is not None and not {slug, model.slug} & key.models:
+            raise ModelForbidden()
+        return replace(model, knobs=knobs) if knobs and model.slug != slug else model
 
-    async def admit(self, key: Key, model: Model, params: ImageParams) -> tuple[str, ImageParams]:
-        """Hold the price and queue the job in one transaction; its id, with the seed drawn.
+    async def admit(self, key: Key, model: Model, params: ImageParams) -> Admitted:
+        """Hold the price and queue the job in one transaction.
 
         Raises TooFast or NoCredits, and then nothing has happened.
         """
@@ -70,8 +90,8 @@ class Admission:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
 
-        def put(connection: sa.Connection) -> None:
-            queue.put(
+        def put(connection: sa.Connection) -> queue.Share:
+            return queue.put(
                 connection,
                 job_id=job_id,
                 key_id=key.id,
@@ -81,8 +101,8 @@ class Admission:
                 now=time.time(),
             )
 
-        await asyncio.wrap_future(self._writer.submit(put))
-        return job_id, params
+        share = await asyncio.wrap_future(self._writer.submit(put))
+        return Admitted(job_id, key, params, share)
 
     def _find(self, header: str) -> Key | None:
         with self._db.read() as connection:

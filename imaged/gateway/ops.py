@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue import MICRO
+from imaged.gateway.access import public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
 from imaged.params import KNOBS
-from imaged.store import queue
+from imaged.store import history, queue
 from imaged.store.schema import workers
 
 log = logging.getLogger(__name__)
@@ -22,13 +23,15 @@ log = logging.getLogger(__name__)
 CHORES_S = 2.0
 
 
+@public
 async def livez(_: Request) -> Response:
-    """The event loop turns."""
+    """GET /livez: the event loop turns."""
     return JSONResponse({"status": "ok"})
 
 
+@public
 async def readyz(request: Request) -> Response:
-    """200 when the store answers and at least one worker holds a checkpoint."""
+    """GET /readyz: 200 when the store answers and at least one worker holds a checkpoint."""
     gateway = Gateway.of(request)
 
     def fresh_workers() -> int:
@@ -47,6 +50,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, 200 if count else 503)
 
 
+@public
 async def list_models(request: Request) -> Response:
     """GET /v1/models: what can be asked for, by whose weights, at what price."""
     offered = await Gateway.of(request).admission.catalogue()
@@ -104,6 +108,9 @@ def _chores_once(gateway: Gateway) -> None:
             run_s=s.run_s,
             retention_s=s.retention_s,
         )
+        if s.history_s > 0:
+            history.keep(connection, now)
+        history.forget(connection, now - s.history_s)
         gone = queue.expire(connection, now)
     for job in gone:  # after the commit: no row may point to a missing file
         try:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import sqlalchemy as sa
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest, WrongMethod
+from imaged.errors import BadParameter, ImagedError, Unavailable, WrongMethod
 from imaged.gateway import replies
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
@@ -49,11 +49,7 @@ class Status:
         gateway = self._gateway
         key = await gateway.admission.key(headers.get(b"x-api-key"))
         wait_s = _wait_s(scope["query_string"])
-        job = await gateway.board.job(job_id)
-        if job is not None and job.key_id == key.id and wait_s and not job.state.final:
-            job = await gateway.board.settled(job_id, wait_s)
-        if job is None or job.key_id != key.id:
-            raise UnknownRequest(f"Request {job_id[:64]} not found")
+        job = await gateway.board.settled(key, job_id, wait_s)
         origin = gateway.settings.public_url.rstrip("/") or (
             f"{scope['scheme']}://{headers.get(b'host', 'localhost')}"
         )

@@ -7,7 +7,7 @@ it claimed; when the job has moved on since, the write does nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,15 @@ _JOB = sa.select(jobs, progress.c.calls_done).join_from(
 # -- the gateway's side ---------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a key may still submit: `left` of `limit` at once, all of it again at `full_at`."""
+
+    limit: int
+    left: int
+    full_at: float  # seconds since 1970
+
+
 def put(
     connection: sa.Connection,
     *,
@@ -37,7 +46,7 @@ def put(
     params: ImageParams,
     cost_micros: int,
     now: float,
-) -> None:
+) -> Share:
     """Take a place in the queue and hold its price, or raise TooFast or NoCredits.
 
     The place is fair between keys: each key has a clock that its jobs' cost moves on, never
@@ -72,6 +81,7 @@ def put(
             created_at=now,
         )
     )
+    return Share(key.rpm, int(bucket), now + (key.rpm - bucket) * 60 / key.rpm)
 
 
 def _take_token(key: Any, now: float) -> float:

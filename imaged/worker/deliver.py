@@ -7,11 +7,14 @@ import logging
 import time
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
 from imaged.errors import ImagedError
+from imaged.infotext import infotext
 from imaged.jobs import Job
+from imaged.params import ImageParams
 from imaged.settings import Settings
 from imaged.store import queue
 from imaged.store.blobs import Blobs
@@ -34,7 +37,9 @@ class Delivery:
         if outcome.error is not None:
             self.fail(job, outcome.error)
             return
-        images = [self._keep(job, k, picture) for k, picture in enumerate(outcome.pictures)]
+        images = [
+            self._keep(job, k, picture, checkpoint) for k, picture in enumerate(outcome.pictures)
+        ]
         result = {
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
@@ -59,9 +64,10 @@ class Delivery:
                 self._retention_s,
             )
 
-    def _keep(self, job: Job, k: int, picture: Picture) -> dict[str, int | str]:
-        name = f"{job.id}-{job.epoch}-{k}.jpeg"
-        content = encode_jpeg(picture)
+    def _keep(self, job: Job, k: int, picture: Picture, checkpoint: str) -> dict[str, int | str]:
+        name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
+        png = job.params.output_format == "png"
+        content = encode_png(picture, job.params, checkpoint) if png else encode_jpeg(picture)
         self._blobs.put(name, content)
         return {
             "name": name,
@@ -82,4 +88,14 @@ def encode_jpeg(picture: Picture) -> bytes:
     image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_png(picture: Picture, params: ImageParams, checkpoint: str) -> bytes:
+    """PNG with the parameters in a text chunk, as A1111 writes them."""
+    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+    text = PngInfo()
+    text.add_text("parameters", infotext(params, picture.seed, checkpoint))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()
