@@ -37,7 +37,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     """
     import uvicorn
 
-    from imaged.gateway.app import build_app
+    from imaged.gateway import listen
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
@@ -49,15 +49,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
         supervisor = Supervisor(given, db)
         supervisor.start()
         try:
-            uvicorn.run(
-                build_app(given),
-                host=given.host,
-                port=given.port,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=5,
-                server_header=False,
-            )
+            uvicorn.Server(listen.config(given)).run()
         finally:
             supervisor.stop(grace_s=25)
 

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 
 from imaged.client import calls
+from imaged.client.account import Accounts, Generations, Models
+from imaged.client.result import Result
 from imaged.errors import InferenceFailed, InferenceTimeout
 
 
@@ -28,17 +30,15 @@ class Job:
         """The status body: QUEUED, PROCESSING (with step and steps), COMPLETED or FAILED."""
         return calls.read(self._client.http.get(self.status_url))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The result body; complete once the status is COMPLETED."""
-        return calls.read(self._client.http.get(self.response_url))
+        return Result(calls.read(self._client.http.get(self.response_url)))
 
     def cancel(self) -> dict[str, Any]:
         """End the job, wherever it is; the status body after that."""
         return calls.read(self._client.http.delete(self.response_url))
 
-    def wait(
-        self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S
-    ) -> dict[str, Any]:
+    def wait(self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S) -> Result:
         """The result, once there is one. Seconds.
 
         Raises InferenceFailed when the job failed, InferenceTimeout after `timeout`.
@@ -60,19 +60,27 @@ class Client:
         self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
     ) -> None:
         self.origin = calls.origin(base_url)
-        self.http = httpx.Client(headers=calls.headers(api_key), timeout=timeout)
+        self.http = httpx.Client(
+            base_url=self.origin,
+            headers=calls.headers(api_key),
+            timeout=timeout,
+            transport=calls.transport(),
+        )
+        self.models = Models(self.http)
+        self.generations = Generations(self.http)
+        self.accounts = Accounts(self.http)
 
     def submit_async(self, slug: str, **params: Any) -> Job:
         """Queue a job and return at once."""
-        return Job(self, calls.read(self.http.post(f"{self.origin}/v2/{slug}", json=params)))
+        return Job(self, calls.read(self.http.post(f"/v2/{slug}", **calls.submit(params))))
 
-    def run(self, slug: str, **params: Any) -> dict[str, Any]:
+    def run(self, slug: str, **params: Any) -> Result:
         """Queue a job and wait for its result."""
         return self.submit_async(slug, **params).wait()
 
     def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
-        response = self.http.post(f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S)
+        response = self.http.post(f"/v1/{slug}", timeout=calls.TIMEOUT_S, **calls.submit(params))
         if not response.is_success:
             raise calls.problem(response)
         return response
@@ -87,6 +95,8 @@ class Client:
         self.close()
 
 
+SegmindClient = Client  # the vendor's name, so that `import imaged as segmind` runs its code
+
 _default: Client | None = None
 
 
@@ -96,7 +106,7 @@ def _client() -> Client:
     return _default
 
 
-def run(slug: str, **params: Any) -> dict[str, Any]:
+def run(slug: str, **params: Any) -> Result:
     """Queue a job with the default client and wait for its result."""
     return _client().run(slug, **params)
 

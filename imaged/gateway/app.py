@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import account, history, images, ops, replies
+from imaged.gateway import account, history, images, openai, ops, replies, sdapi
 from imaged.gateway.access import public, route
 from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
@@ -54,6 +54,16 @@ ROUTES = [
     route(HISTORY, history.request_history),
     route(HISTORY + "/{request_id}", history.request_record),
     route("/api/auth/authenticate", account.current),
+    route("/openai/v1/images/generations", openai.generations, methods=["POST"]),
+    route("/openai/v1/models", openai.list_models),
+    route("/openai/v1/models/{slug}", openai.one_model),
+    route("/sdapi/v1/txt2img", sdapi.txt2img, methods=["POST"]),
+    route("/sdapi/v1/samplers", sdapi.samplers),
+    route("/sdapi/v1/schedulers", sdapi.schedulers),
+    route("/sdapi/v1/scripts", sdapi.scripts),
+    route("/sdapi/v1/sd-models", sdapi.sd_models),
+    route("/sdapi/v1/options", sdapi.options),
+    route("/sdapi/v1/progress", sdapi.progress),
 ]
 
 #: What a web page may send, beside what it always may, and what it may see of the answer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,12 +65,19 @@ def share_headers(share: Share) -> dict[str, str]:
     }
 
 
+def reset_headers(problem: TooFast) -> dict[str, str]:
+    """When the key may ask again."""
+    return {
+        "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
+        "x-rate-limit-reset-at-utc": utc(problem.reset_at),
+    }
+
+
 def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Response:
     """`{"error": text, "code": word}` under the error's status."""
     extra = dict(headers or {})
     if isinstance(problem, TooFast):
-        extra["retry-after"] = str(max(1, round(problem.reset_in_s)))
-        extra["x-rate-limit-reset-at-utc"] = utc(problem.reset_at)
+        extra.update(reset_headers(problem))
     return JSONResponse(error_body(problem), problem.status or 500, headers=extra)
 
 
