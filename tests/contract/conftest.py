@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.gate import Gate
 from tests.conftest import SLUG
+from tests.contract.gate import Gate
 
 PAGE = "https://app.example"
 ALIASES = f"""

@@ -21,7 +21,6 @@ from imaged.engine.engine import Outcome
 from imaged.errors import JobFailed
 from imaged.gateway import listen
 from imaged.gateway.ops import _chores_once
-from imaged.gateway.state import Gateway
 from imaged.settings import Settings
 from imaged.store import keys, queue
 from imaged.store.blobs import Blobs
