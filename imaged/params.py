@@ -91,7 +91,7 @@ KNOBS: tuple[Knob, ...] = (
         "How strongly to follow the prompt.",
         1,
         15,
-        aliases=("guidance",),
+        aliases=("guidance", "cfg_scale"),
     ),
     Knob("seed", "integer", -1, "Seed of the first picture; -1 draws one.", -1, 999999999999999),
     Knob("img_width", "integer", 1024, "Width in pixels.", 512, 2048, 8, aliases=("width",)),

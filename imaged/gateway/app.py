@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import account, history, images, openai, ops, replies, sdapi
+from imaged.gateway import account, history, images, openai, openapi, ops, replies, sdapi
 from imaged.gateway.access import public, route
 from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
@@ -38,6 +38,8 @@ HISTORY = "/inference-request/request-history"
 ROUTES = [
     route("/livez", ops.livez),
     route("/readyz", ops.readyz),
+    route("/openapi.json", openapi.openapi),
+    route("/docs", openapi.page),
     route("/files/{name}", images.file),
     route("/v1/models", ops.list_models),
     route("/v1/get-user-credits", account.user_credits),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from imaged.errors import BadParameter, MalformedBody, WrongContentType
 from imaged.params import KNOBS
 
 MAX_FIELDS = 100
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is no news
 
 
 async def read(request: Request) -> Mapping[str, Any]:
@@ -42,7 +45,7 @@ async def _read_form(request: Request) -> dict[str, Any]:
     try:
         async with request.form(max_files=0, max_fields=MAX_FIELDS) as form:
             pairs = list(form.multi_items())
-    except (HTTPException, ValueError, LookupError):
+    except (HTTPException, MultiPartException, ValueError, LookupError):
         raise MalformedBody("The body must be a form with text fields only.") from None
     return _object(pairs)
 

@@ -101,6 +101,7 @@ class Edge(HttpToolsProtocol):
         self._read_by: float | None = None  # when the answer must have been read
         self._head = 0  # bytes of headers so far
         self._in_head, self._refused = True, False
+        self._running: Any = None  # the request that the app has in hand
         self._wait(self.doors.limits.headers_s)
         if not self.doors.enter(self):
             self.cut()
@@ -135,6 +136,10 @@ class Edge(HttpToolsProtocol):
         self.due = None
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def overdue(self, now: float) -> bool:
         """True if the caller is too slow, in sending or in reading."""
         waiting = self.transport.get_write_buffer_size()
@@ -147,6 +152,9 @@ class Edge(HttpToolsProtocol):
 
     def cut(self) -> None:
         """End the connection at once, whatever is still unsent."""
+        for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True  # what the app still says goes nowhere
         self.transport.abort()
 
     def _wait(self, seconds: float) -> None:

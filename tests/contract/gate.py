@@ -102,6 +102,7 @@ class Gate:
     def _paint(self) -> None:
         with self.database.write() as c:
             queue.register(c, PAINTER, 1, "here", time.time())
+            queue.beat(c, PAINTER, time.time(), time.time(), "grey", {})
         while not self._ending.wait(0.02):
             with self.database.read() as c:
                 if not queue.depth(c):
