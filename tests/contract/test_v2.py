@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from segmind import InferenceFailed, InferenceTimeout, SegmindClient, SegmindError
 
+from imaged.gateway.admit import Admission
 from tests.contract.gate import Gate
 
 LINKS = ("poll_url", "status_url", "response_url")
@@ -244,3 +246,18 @@ def test_every_error_has_one_shape(gate: Gate) -> None:
             assert answer.headers["content-type"] == "application/json"
             assert set(answer.json()) == {"error", "code"}
             assert isinstance(answer.json()["error"], str)
+
+
+def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> tuple[int, Any]:
+        async def catalogue(self: Admission) -> Any:
+            raise error
+
+        monkeypatch.setattr(Admission, "catalogue", catalogue)
+        answer = httpx.get(f"{gate.url}/v1/models")
+        return answer.status_code, answer.json()
+
+    text = {"error": "Internal server error", "code": "error"}
+    assert failing(RuntimeError("secret words")) == (500, text)
+    status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
+    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
