@@ -1,6 +1,7 @@
 """HTTP in, HTTP out; async; never imports torch.
 
-Files in the order of a request's way: middleware (id, deadline, size), images (the handlers),
-admit (key, price, one transaction), wait (until a job settles), status (the polled path),
-replies (what an answer looks like); account and ops beside it; app puts them together.
+Files in the order of a request's way: listen and edge (sockets), middleware (deadline, size),
+access (who may call), images (the handlers), body, admit (price, one transaction), wait (until a
+job settles), status (the polled path), replies (what an answer looks like). Beside it: openai and
+sdapi (other dialects), history, account, ops, openapi. app puts them together.
 """

@@ -16,11 +16,11 @@ VERDICTS = {
 }
 HEAD = """# Compatibility
 
-What is known of the API of Segmind's hosted models, fact by fact, and where imaged stands. Numbers are
-names, to find a fact by. **C** is certain, **L** likely, from public documentation and public clients;
-nothing was tried against the vendor's servers. Each row is held by the test it names. Written by
-`python -m tests.contract.table` from [rows.toml](../tests/contract/rows.toml); a test keeps the two
-together.
+What is known of the API of Segmind's hosted models, fact by fact, and where imaged stands. Numbers
+are names, to find a fact by. **C** is certain, **L** likely, from public documentation and public
+clients; nothing was tried against the vendor's servers. Each row is held by the test it names.
+Written by `python -m tests.contract.table` from [rows.toml](../tests/contract/rows.toml); a test
+keeps the two together.
 """
 
 
