@@ -81,6 +81,10 @@ class Admission:
             raise ModelForbidden()
         return replace(model, knobs=knobs) if knobs and model.slug != slug else model
 
+    def aliases_of(self, slug: str) -> list[str]:
+        """Other slugs under which this one is served."""
+        return [alias for alias, (target, _) in self._aliases.ranges.items() if target == slug]
+
     async def admit(self, key: Key, model: Model, params: ImageParams) -> Admitted:
         """Hold the price and queue the job in one transaction.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +39,18 @@ class Doors:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._open: dict[str, set[Edge]] = defaultdict(set)
+        self._open: dict[str, set[Edge]] = {}
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Edge) -> bool:
         """Let a connection in, if need be in another's place; False if there is no room."""
-        same = self._open[connection.address]
+        same = self._open.get(connection.address, set())
         if len(same) >= self.limits.per_address and not self._make_room(same):
             return False
         if self._count >= self.limits.connections and not self._make_room(self._all()):
             return False
-        self._open[connection.address].add(connection)
+        self._open.setdefault(connection.address, set()).add(connection)
         self._count += 1
         if self._timer is None:
             self._timer = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 import sqlalchemy as sa
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from imaged.catalogue import MICRO
 from imaged.gateway.access import public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
-from imaged.params import KNOBS
+from imaged.params import Knob
 from imaged.store import history, queue
 from imaged.store.schema import workers
 
@@ -53,33 +54,35 @@ async def readyz(request: Request) -> Response:
 @public
 async def list_models(request: Request) -> Response:
     """GET /v1/models: what can be asked for, by whose weights, at what price."""
-    offered = await Gateway.of(request).admission.catalogue()
-    parameters = [
-        {
-            "name": k.name,
-            "type": k.kind,
-            "default": k.default,
-            "required": k.required,
-            "allowed": k.allowed,
-            "description": k.text,
-        }
-        for k in KNOBS
-    ]
+    admission = Gateway.of(request).admission
+    offered = await admission.catalogue()
     return JSONResponse(
         {
             "models": [
                 {
                     "slug": m.slug,
+                    "aliases": admission.aliases_of(m.slug),
                     "title": m.title,
                     "checkpoint": m.checkpoint_name,
                     "stand_in": m.checkpoint == MICRO and m.slug != "micro",
                     "price_1024px_25_steps": dollars(m.price_micros),
-                    "parameters": parameters,
+                    "parameters": [_parameter(knob) for knob in m.knobs],
                 }
                 for m in offered.values()
             ]
         }
     )
+
+
+def _parameter(knob: Knob) -> dict[str, Any]:
+    return {
+        "name": knob.name,
+        "type": knob.kind,
+        "default": knob.default,
+        "required": knob.required,
+        "allowed": knob.allowed,
+        "description": knob.text,
+    }
 
 
 async def chores(gateway: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -162,6 +163,38 @@ def test_mutant_without_making_room(hasty: Gate, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(edge.Edge, "overdue", lambda self, now: False)
     monkeypatch.setattr(middleware, "BODY_S", 60.0)
     assert attack(hasty) < 0.5 * HONEST
+
+
+class Peer:
+    """A connection as the doors see it, from an address, waited for since a time or served."""
+
+    def __init__(self, address: str, since: float, *, served: bool = False) -> None:
+        self.address, self.since, self.due = address, since, None if served else since + 10
+        self.loop, self.was_cut = asyncio.new_event_loop(), False
+        self.loop.close()
+
+    def cut(self) -> None:
+        self.was_cut = True
+
+
+def test_who_makes_room() -> None:
+    doors: Any = edge.Doors(Limits(connections=3, per_address=2))
+    doors._timer = object()  # no sweeps here
+    served, slow, slower = Peer("a", 1, served=True), Peer("a", 3), Peer("b", 2)
+    assert all(doors.enter(peer) for peer in (served, slow, slower))
+    assert doors.enter(Peer("a", 4))  # its address is full: the slow one of that address goes
+    assert (served.was_cut, slow.was_cut, slower.was_cut) == (False, True, False)
+    assert doors.enter(Peer("c", 5, served=True))  # all is full: the slowest of all goes
+    assert slower.was_cut and not served.was_cut
+    doors.leave(slower)  # a second time, as its connection ends: no harm
+    busy = [Peer(str(n), 6, served=True) for n in range(3)]
+    doors = edge.Doors(Limits(connections=3, per_address=2))
+    doors._timer = object()
+    assert all(doors.enter(peer) for peer in busy)
+    assert not doors.enter(Peer("d", 7))  # nobody who is served makes room
+    for peer in busy:
+        doors.leave(peer)
+    assert doors._count == 0 and doors._open == {} and doors.enter(Peer("d", 8))
 
 
 def test_caps_are_settings(tmp_path: Path) -> None:

@@ -129,6 +129,13 @@ def test_aliases_take_wider_ranges(gate: Gate) -> None:
     assert post(gate, num_inference_steps=8).status_code == 400
 
 
+def test_aliases_are_listed(gate: Gate) -> None:
+    with gate.client() as client:
+        models = {m["slug"]: m for m in client.get("/v1/models").json()["models"]}
+    assert models[gate.slug]["aliases"] == ["sdxl1.0-txt2img", "sdxl-lightning", "sketch"]
+    assert models["micro"]["aliases"] == []
+
+
 def test_aliases_have_their_own_defaults(gate: Gate) -> None:
     key = gate.make_key()
     with gate.client(key) as client:

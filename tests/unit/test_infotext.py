@@ -1,8 +1,9 @@
-"""Infotext is read back by A1111's published grammar, whatever stands in the prompt."""
+"""Infotext is read back by the grammar of A1111's readers, whatever stands in the prompt."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -15,24 +16,40 @@ from imaged.infotext import infotext
 from imaged.params import ImageParams
 from imaged.worker.deliver import encode_png
 
-PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+NAME = re.compile(r"\w[\w /-]*")
+
+
+def pairs(line: str) -> dict[str, str]:
+    """`Name: value, Name: "quoted, value"` -> values by name; empty if the line is not that."""
+    found: dict[str, str] = {}
+    rest = line
+    while rest:
+        name, colon, rest = rest.partition(":")
+        if not colon or not NAME.fullmatch(name.strip()):
+            return {}
+        rest = rest.strip()
+        if rest.startswith('"'):
+            value, end = json.JSONDecoder().raw_decode(rest)
+            rest = rest[end:].removeprefix(",")
+        else:
+            value, _, rest = rest.partition(",")
+        found[name.strip()] = value
+    return found
 
 
 def read_back(text: str) -> dict[str, str]:
-    """The grammar: the last line holds pairs (at least three, else it is prompt), a line that
-    begins with `Negative prompt:` begins the negative prompt, lines are stripped.
+    """What readers of this text do: lines are stripped; the last holds pairs, at least three, or
+    is prompt; one that begins with `Negative prompt:` begins the negative prompt.
     """
-    *lines, last = text.strip().split("\n")
-    if len(PAIR.findall(last)) < 3:
-        lines, last = [*lines, last], ""
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    negative = False
-    for line in (raw.strip() for raw in lines):
-        if line.startswith("Negative prompt:"):
-            negative, line = True, line[len("Negative prompt:") :].strip()
-        parts[negative].append(line)
-    found = {"Prompt": "\n".join(parts[False]), "Negative": "\n".join(parts[True])}
-    return found | {name: value.strip('"') for name, value in PAIR.findall(last)}
+    lines = [line.strip() for line in text.strip().split("\n")]
+    last = pairs(lines[-1])
+    if len(last) >= 3:
+        lines.pop()
+    at = next((n for n, line in enumerate(lines) if line.startswith("Negative prompt:")), None)
+    prompt, negative = (lines, []) if at is None else (lines[:at], lines[at:])
+    if negative:
+        negative[0] = negative[0].removeprefix("Negative prompt:").strip()
+    return {"Prompt": "\n".join(prompt), "Negative": "\n".join(negative), **last}
 
 
 HOSTILE = [
@@ -55,7 +72,7 @@ def test_hostile_prompts_come_back(prompt: str, negative: str | None) -> None:
     assert found["Negative"] == (negative or "")
     assert (found["Steps"], found["CFG scale"], found["Seed"]) == ("25", "7.5", "5")
     assert (found["Sampler"], found["Size"]) == ("DPM++ 2M", "1024x1024")
-    assert found["Model"] == 'a \\"model\\", v: 2'
+    assert found["Model"] == 'a "model", v: 2'
 
 
 def test_a_heading_inside_a_prompt_stays_in_the_prompt() -> None:
@@ -69,7 +86,7 @@ def test_a_heading_inside_a_prompt_stays_in_the_prompt() -> None:
 def test_any_prompt_keeps_its_words_and_the_pairs(prompt: str, negative: str) -> None:
     found = read_back(infotext(ImageParams(prompt, negative), 5, "micro"))
     assert found["Seed"] == "5" and found["Model"] == "micro"
-    assert found["Prompt"].lstrip(",").split() == prompt.lstrip(",").split() or "\n" in prompt
+    assert found["Prompt"].lstrip(",").split() == prompt.lstrip(",").split()
 
 
 def test_a_png_carries_it_and_its_pixels() -> None:
