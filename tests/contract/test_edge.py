@@ -121,17 +121,45 @@ def test_too_many_headers_are_refused(hasty: Gate) -> None:
     assert httpx.get(f"{hasty.url}/livez", headers=many).status_code == 431
 
 
-def test_bytes_that_are_no_http(hasty: Gate) -> None:
-    for raw in (
-        b"\x16\x03\x01\x02\x00\x01\x00",
-        b"\x00" * 100,
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"x\r\n\r\n",
-    ):
-        with connect(hasty) as peer:
-            peer.send(raw)
-            assert closed_after(peer, 15) < 15
-    assert httpx.get(f"{hasty.url}/livez").status_code == 200
+POST = b"POST /v2/x HTTP/1.1\r\nhost: x\r\n"
+RAW = [
+    b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+    b"\x00" * 100,
+    b"x\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nname with space: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nx-api-key: \xff\xfe\r\n\r\n",
+    b"GET / HTTP/1.1\r\nx: a\x00b\r\n\r\n",
+    b"GET / HTTP/1.1\r\n folded: x\r\n\r\n",
+    b"GET http://elsewhere.example/v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET //elsewhere.example/%2e%2e/ HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"CONNECT elsewhere.example:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+    POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    POST + b"content-length: -1\r\n\r\n",
+    POST + b"content-length: 99999999999999999999999\r\n\r\n",
+    POST + b"content-length: 0x10\r\n\r\n",
+    POST + b"transfer-encoding: gzip\r\n\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\n-1\r\n",
+]
+
+
+@pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[-30:]))
+def test_odd_bytes_end_in_4xx_or_nothing(gate: Gate, raw: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5) as peer:
+        peer.sendall(raw)
+        peer.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert not answer or answer.startswith(
+        (b"HTTP/1.1 4", b"HTTP/1.1 200 ") if b"/livez" in raw or b"models" in raw else b"HTTP/1.1 4"
+    )
+    assert httpx.get(f"{gate.url}/livez").status_code == 200
 
 
 def honest(gate: Gate) -> int:

@@ -138,12 +138,18 @@ async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
     return read, refused
 
 
-@settings(max_examples=EXAMPLES)
-@given(st.integers(0, 2**32))
-def test_a_hundred_thousand_bodies(seed: int) -> None:
-    read, refused = asyncio.run(read_all(bodies(seed), b"application/json"))
-    assert read + refused == BODIES_AN_EXAMPLE
-    assert read > 0 and refused > 0  # it exercises both
+def test_a_hundred_thousand_bodies() -> None:
+    totals = [0, 0]
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.integers(0, 2**32))
+    def some(seed: int) -> None:
+        read, refused = asyncio.run(read_all(bodies(seed), b"application/json"))
+        totals[0] += read
+        totals[1] += refused
+
+    some()
+    assert sum(totals) >= 100_000 and min(totals) > 5_000  # it exercises both
 
 
 @settings(max_examples=300)
