@@ -12,7 +12,17 @@ from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
 
 __version__ = "0.1.0"
 
-_CLIENT = ("AsyncClient", "AsyncJob", "Client", "Event", "Job", "run", "run_sync", "submit_async")
+_CLIENT = (
+    "AsyncClient",
+    "AsyncJob",
+    "Client",
+    "Event",
+    "Job",
+    "SegmindClient",
+    "run",
+    "run_sync",
+    "submit_async",
+)
 
 __all__ = [*_CLIENT, "ImagedError", "InferenceFailed", "InferenceTimeout", "__version__"]
 

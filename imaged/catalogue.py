@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from imaged.params import ImageParams
+from imaged.params import KNOBS, ImageParams, Knob
 
 MICRO = Path(__file__).parent / "checkpoints" / "micro"
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -23,6 +23,7 @@ class Model:
     title: str
     checkpoint: Path
     price_micros: int = STANDARD_PRICE  # of one picture of 1024 x 1024 at 25 UNet calls
+    knobs: tuple[Knob, ...] = KNOBS  # an alias may take wider ranges
 
     @property
     def checkpoint_name(self) -> str:

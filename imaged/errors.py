@@ -6,8 +6,9 @@ ImagedError
 │   ├── BadParameter    400      ├── KeyInvalid      401      ├── NoCredits        406
 │   ├── UnknownModel    404      ├── UnknownRequest  404      ├── BodyTooLarge     413
 │   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
-│   ├── TooFast         429      ├── HeadersTooLarge 431      ├── IdempotencyMismatch 409
-│   ├── UnknownWebhook  404      ├── TooManyWebhooks 409
+│   ├── ModelForbidden  403      ├── ModelRetired    410      ├── HeadersTooLarge  431
+│   ├── TooFast         429      ├── UnknownWebhook  404      ├── TooManyWebhooks  409
+│   ├── IdempotencyMismatch 409
 │   └── Unavailable     503, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
@@ -77,6 +78,18 @@ class UnknownModel(Refused):
     code, status = "unknown_model", 404
 
 
+class ModelForbidden(Refused):
+    """This key may not use this model."""
+
+    code, status = "model_forbidden", 403
+
+
+class ModelRetired(Refused):
+    """This model is not served any more."""
+
+    code, status = "model_retired", 410
+
+
 class UnknownRequest(Refused):
     """Request not found"""
 
@@ -102,7 +115,7 @@ class BodyTooSlow(Refused):
 
 
 class WrongContentType(Refused):
-    """Invalid content type: send application/json"""
+    """Invalid content type: send application/json or multipart/form-data"""
 
     code, status = "wrong_content_type", 406
 

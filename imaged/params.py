@@ -91,13 +91,29 @@ KNOBS: tuple[Knob, ...] = (
         "How strongly to follow the prompt.",
         1,
         15,
-        aliases=("guidance",),
+        aliases=("guidance", "cfg_scale"),
     ),
     Knob("seed", "integer", -1, "Seed of the first picture; -1 draws one.", -1, 999999999999999),
     Knob("img_width", "integer", 1024, "Width in pixels.", 512, 2048, 8, aliases=("width",)),
     Knob("img_height", "integer", 1024, "Height in pixels.", 512, 2048, 8, aliases=("height",)),
     Knob("base64", "boolean", False, "Answer with base64 text instead of a file."),
+    Knob(
+        "output_format",
+        "choice",
+        "jpeg",
+        "The file's format; a PNG carries its parameters as text.",
+        choices=("jpeg", "png"),
+    ),
 )
+
+#: What the engine can do, knob by knob; an alias or another dialect may allow so much.
+WIDEST: Mapping[str, tuple[int, int]] = {
+    "samples": (1, 4),
+    "num_inference_steps": (4, 150),
+    "guidance_scale": (0, 30),
+    "img_width": (256, 2048),
+    "img_height": (256, 2048),
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class ImageParams:
     img_width: int = 1024
     img_height: int = 1024
     base64: bool = False
+    output_format: str = "jpeg"
 
     @property
     def unet_calls(self) -> int:

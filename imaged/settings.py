@@ -35,6 +35,11 @@ class Settings:
     rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
     checker: str = ""  # of finished pictures: package.module:callable or a URL, see worker/check.py
     webhook_networks: str = ""  # open to webhooks beside public addresses: 10.0.0.0/8,fd00::/8
+    aliases: Path = Path()  # more slugs, see aliases.toml; empty: DATA/aliases.toml if it exists
+    cors: str = ""  # origins of web pages that may call, separated by commas, or *; empty: none
+    history_s: float = 31 * 86_400.0  # what was asked and what it cost is listed so long; 0: not
+    connections: int = 4000  # open at a time
+    connections_per_address: int = 1000  # likewise, of one client address
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **given: Any) -> Settings:
@@ -52,6 +57,14 @@ class Settings:
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
         return settings
+
+    @property
+    def aliases_file(self) -> Path | None:
+        """The operator's aliases, if there are any."""
+        if self.aliases != Path():
+            return self.aliases
+        own = self.data / "aliases.toml"
+        return own if own.exists() else None
 
     @property
     def database(self) -> str:

@@ -36,7 +36,7 @@ def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for knob in reversed(KNOBS):
-        if knob.name not in ("prompt", "base64"):
+        if knob.name not in ("prompt", "base64", "output_format"):
             command = knob_option(knob)(command)
     return command
 
@@ -71,7 +71,7 @@ def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
 
     from imaged.engine.engine import Engine
     from imaged.engine.load import load
-    from imaged.worker.deliver import encode_jpeg
+    from imaged.worker.deliver import encode_jpeg, encode_png
 
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
     engine = Engine(load(model.checkpoint))
@@ -89,10 +89,7 @@ def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
     for k, picture in enumerate(outcome.pictures):
         path = _output_path(output, picture.seed, k, len(outcome.pictures))
         if path.suffix.lower() == ".png":
-            from PIL import Image
-
-            size = (picture.width, picture.height)
-            Image.frombytes("RGB", size, picture.rgb).save(path)
+            path.write_bytes(encode_png(picture, params, model.checkpoint_name))
         else:
             path.write_bytes(encode_jpeg(picture))
         click.echo(f"{path}  seed {picture.seed}")

@@ -33,8 +33,11 @@ def keys() -> None:
     show_default=True,
     help="Submits a minute.",
 )
+@click.option("--model", "models", multiple=True, help="May use this slug only; may be repeated.")
 @data_option
-def keys_create(name: str, credits_usd: float, rpm: int, data: Path | None) -> None:
+def keys_create(
+    name: str, credits_usd: float, rpm: int, models: tuple[str, ...], data: Path | None
+) -> None:
     """Make a key and print it. It is shown this once."""
     from imaged.store import keys as table
 
@@ -47,6 +50,7 @@ def keys_create(name: str, credits_usd: float, rpm: int, data: Path | None) -> N
             name=name,
             rpm=rpm,
             credits_micros=round(credits_usd * MICROS),
+            models=models,
         )
     click.echo(key)
 

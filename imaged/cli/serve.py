@@ -17,8 +17,6 @@ from imaged.errors import CommandError
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from imaged.store.db import Database
 
 FIRST_CREDITS_USD = 100.0
@@ -38,6 +36,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
     The first start makes an API key, prints it once and keeps it in DATA/first-key.
     """
+    from imaged.gateway import listen
     from imaged.worker.check import load_check
     from imaged.worker.supervisor import Supervisor
 
@@ -46,7 +45,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
     with store(given.data) as (_, db):
         load_check(given.checker)  # before any worker: a wrong setting ends the start here
-        server = _server(given)
+        server = listen.server(given)
         _greet(given, _first_key(given, db))
         supervisor = Supervisor(given, db)
         supervisor.start()
@@ -56,27 +55,6 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
                 raise CommandError("the gateway could not start")
         finally:
             supervisor.stop(grace_s=25)
-
-
-def _server(settings: Settings) -> uvicorn.Server:
-    """The gateway's, not yet running; a setting that is wrong ends the start here."""
-    import uvicorn
-
-    from imaged.gateway.app import build_app
-    from imaged.gateway.rules import statement
-
-    config = uvicorn.Config(
-        build_app(settings, stopping=lambda: server.should_exit),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-        server_header=False,
-        headers=[("x-safety", statement(settings))],  # also where no app of ours answers
-    )
-    server = uvicorn.Server(config)
-    return server
 
 
 @main.command()

@@ -13,6 +13,7 @@ from httpx_sse import EventSource
 
 from imaged.client import calls
 from imaged.client.events import Event, Stream, outcome, progress_bar
+from imaged.client.result import AsyncResult
 from imaged.errors import InferenceTimeout
 
 
@@ -27,8 +28,8 @@ class AsyncJob:
     async def status(self) -> dict[str, Any]:
         return calls.read(await self._client.http.get(self.status_url))
 
-    async def result(self) -> dict[str, Any]:
-        return calls.read(await self._client.http.get(self.response_url))
+    async def result(self) -> AsyncResult:
+        return AsyncResult(calls.read(await self._client.http.get(self.response_url)))
 
     async def cancel(self) -> dict[str, Any]:
         return calls.read(await self._client.http.delete(self.response_url))
@@ -58,7 +59,7 @@ class AsyncJob:
         interval: float = calls.INTERVAL_S,
         *,
         progress: bool = False,
-    ) -> dict[str, Any]:
+    ) -> AsyncResult:
         """The result, once there is one; raises InferenceFailed or InferenceTimeout.
 
         With `progress`, a bar on stderr.
@@ -73,7 +74,7 @@ class AsyncJob:
         outcome(body)
         return await self.result()
 
-    async def _wait_with_bar(self, timeout: float) -> dict[str, Any]:
+    async def _wait_with_bar(self, timeout: float) -> AsyncResult:
         with progress_bar() as bar:
             async for event in self.events(timeout):
                 bar.show(event)
@@ -88,21 +89,26 @@ class AsyncClient:
         self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
     ) -> None:
         self.origin = calls.origin(base_url)
-        self.http = httpx.AsyncClient(headers=calls.headers(api_key), timeout=timeout)
+        self.http = httpx.AsyncClient(
+            base_url=self.origin,
+            headers=calls.headers(api_key),
+            timeout=timeout,
+            transport=calls.transport(),
+        )
 
     async def submit_async(self, slug: str, **params: Any) -> AsyncJob:
         """Queue a job and return at once."""
-        response = await self.http.post(f"{self.origin}/v2/{slug}", json=params)
+        response = await self.http.post(f"/v2/{slug}", **calls.submit(params))
         return AsyncJob(self, calls.read(response))
 
-    async def run(self, slug: str, **params: Any) -> dict[str, Any]:
+    async def run(self, slug: str, **params: Any) -> AsyncResult:
         """Queue a job and wait for its result."""
         return await (await self.submit_async(slug, **params)).wait()
 
     async def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
         response = await self.http.post(
-            f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S
+            f"/v1/{slug}", timeout=calls.TIMEOUT_S, **calls.submit(params)
         )
         if not response.is_success:
             raise calls.problem(response)

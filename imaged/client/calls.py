@@ -1,12 +1,18 @@
-"""Every call built and every answer read; no I/O, shared by both clients."""
+"""Every call built and every answer read; no I/O, shared by both clients.
+
+What may be sent again: reads and cancels, and a submit that carries an Idempotency-Key, which
+makes the second a repetition of the first. Nothing else is ever sent twice.
+"""
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from httpx_retries import Retry, RetryTransport
 
 from imaged.errors import ImagedError
 
@@ -14,6 +20,38 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 INTERVAL_S = 1.0
 TIMEOUT_S = 600.0
 FINAL = ("COMPLETED", "FAILED")
+
+LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+READS = Retry(
+    total=4,
+    backoff_factor=0.2,
+    allowed_methods=("GET", "HEAD", "DELETE"),
+    status_forcelist=(502, 503),
+    retry_on_exceptions=LOST,
+    total_timeout=30,
+)
+SUBMITS = Retry(
+    total=4,
+    backoff_factor=0.2,
+    allowed_methods=("POST",),
+    status_forcelist=(502, 503),
+    retry_on_exceptions=LOST,
+    total_timeout=30,
+)
+
+
+def transport() -> RetryTransport:
+    """Sends reads again when they were lost on the way."""
+    return RetryTransport(retry=READS)
+
+
+def submit(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a submit's POST: its body, and the header that lets it be sent again."""
+    return {
+        "json": dict(params),
+        "headers": {"idempotency-key": uuid.uuid4().hex},
+        "extensions": {"retry": SUBMITS},
+    }
 
 
 def origin(url: str | None) -> str:

@@ -15,7 +15,9 @@ import httpx
 from httpx_sse import EventSource
 
 from imaged.client import calls
+from imaged.client.account import Accounts, Generations, Models
 from imaged.client.events import Event, Stream, outcome, progress_bar
+from imaged.client.result import Result
 from imaged.errors import InferenceTimeout
 
 
@@ -31,9 +33,9 @@ class Job:
         """The status body: QUEUED, PROCESSING (with step and steps), COMPLETED or FAILED."""
         return calls.read(self._client.http.get(self.status_url))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The result body; complete once the status is COMPLETED."""
-        return calls.read(self._client.http.get(self.response_url))
+        return Result(calls.read(self._client.http.get(self.response_url)))
 
     def cancel(self) -> dict[str, Any]:
         """End the job, wherever it is; the status body after that."""
@@ -67,7 +69,7 @@ class Job:
         interval: float = calls.INTERVAL_S,
         *,
         progress: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Result:
         """The result, once there is one. Seconds. With `progress`, a bar on stderr shows the steps
         as the server tells of them, and `interval` does not matter.
 
@@ -83,7 +85,7 @@ class Job:
         outcome(body)
         return self.result()
 
-    def _wait_with_bar(self, timeout: float) -> dict[str, Any]:
+    def _wait_with_bar(self, timeout: float) -> Result:
         with progress_bar() as bar:
             for event in self.events(timeout):
                 bar.show(event)
@@ -98,19 +100,27 @@ class Client:
         self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
     ) -> None:
         self.origin = calls.origin(base_url)
-        self.http = httpx.Client(headers=calls.headers(api_key), timeout=timeout)
+        self.http = httpx.Client(
+            base_url=self.origin,
+            headers=calls.headers(api_key),
+            timeout=timeout,
+            transport=calls.transport(),
+        )
+        self.models = Models(self.http)
+        self.generations = Generations(self.http)
+        self.accounts = Accounts(self.http)
 
     def submit_async(self, slug: str, **params: Any) -> Job:
         """Queue a job and return at once."""
-        return Job(self, calls.read(self.http.post(f"{self.origin}/v2/{slug}", json=params)))
+        return Job(self, calls.read(self.http.post(f"/v2/{slug}", **calls.submit(params))))
 
-    def run(self, slug: str, **params: Any) -> dict[str, Any]:
+    def run(self, slug: str, **params: Any) -> Result:
         """Queue a job and wait for its result."""
         return self.submit_async(slug, **params).wait()
 
     def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
-        response = self.http.post(f"{self.origin}/v1/{slug}", json=params, timeout=calls.TIMEOUT_S)
+        response = self.http.post(f"/v1/{slug}", timeout=calls.TIMEOUT_S, **calls.submit(params))
         if not response.is_success:
             raise calls.problem(response)
         return response
@@ -125,6 +135,8 @@ class Client:
         self.close()
 
 
+SegmindClient = Client  # the vendor's name, so that `import imaged as segmind` runs its code
+
 _default: Client | None = None
 
 
@@ -134,7 +146,7 @@ def _client() -> Client:
     return _default
 
 
-def run(slug: str, **params: Any) -> dict[str, Any]:
+def run(slug: str, **params: Any) -> Result:
     """Queue a job with the default client and wait for its result."""
     return _client().run(slug, **params)
 

@@ -7,18 +7,46 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from imaged.gateway.access import keyed, public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
 from imaged.store import ledger
+from imaged.store.keys import Key
 
 
-async def user_credits(request: Request) -> Response:
-    """GET /v1/get-user-credits"""
-    gateway = Gateway.of(request)
-    key = await gateway.admission.key(request.headers.get("x-api-key"))
+@keyed
+async def user_credits(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /v1/get-user-credits: what is left on the key, in dollars."""
+    left, _ = await asyncio.to_thread(_money, gateway, key)
+    return JSONResponse({"credits": left, "free-credits": 0.0})
 
-    def read() -> int:
-        with gateway.db.read() as connection:
-            return ledger.free(connection, key.id)
 
-    return JSONResponse({"credits": dollars(await asyncio.to_thread(read)), "free-credits": 0.0})
+@keyed
+async def credits(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /v1/credits: left and used, in the words of the MCP server."""
+    left, used = await asyncio.to_thread(_money, gateway, key)
+    return JSONResponse({"data": {"credits": {"remaining": left, "used": used}}})
+
+
+@keyed
+async def current(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /api/auth/authenticate: who the key is."""
+    left, used = await asyncio.to_thread(_money, gateway, key)
+    return JSONResponse(
+        {"user_id": str(key.id), "name": key.name, "credits": left, "credits_used": used}
+    )
+
+
+@public
+async def health(_: Request) -> Response:
+    """GET /v1/health: the event loop turns."""
+    return JSONResponse({"status": "ok"})
+
+
+def _money(gateway: Gateway, key: Key) -> tuple[float, float]:
+    """Dollars: free, and settled so far."""
+    with gateway.db.read() as connection:
+        return (
+            dollars(ledger.free(connection, key.id)),
+            dollars(ledger.used(connection, key.id)),
+        )

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
+from imaged.aliases import Aliases
 from imaged.catalogue import Model, price_micros
-from imaged.errors import KeyInvalid, KeyMissing, UnknownModel
+from imaged.errors import KeyInvalid, KeyMissing, ModelForbidden, ModelRetired, UnknownModel
 from imaged.gateway.rules import REASON, REFUSAL, Rules
 from imaged.gateway.terms import fingerprint
 from imaged.jobs import NO_TERMS, Terms, new_job_id
 from imaged.params import ImageParams
-from imaged.store import keys, models, queue
+from imaged.store import keys, limits, models, queue
 from imaged.store.db import Database
 from imaged.store.keys import Key
 from imaged.store.writer import Writer
@@ -30,9 +31,14 @@ HIGHEST_SEED = 999_999_999_999_999
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job that stands for a request; `replayed` if an earlier request had made it."""
+    """A job that stands for a request; `replayed` if an earlier request had made it, `params`
+    with the seed drawn.
+    """
 
     job_id: str
+    key: Key
+    params: ImageParams
+    share: limits.Share
     replayed: bool
 
 
@@ -40,9 +46,15 @@ class Admission:
     """Keys and catalogue as this gateway knows them, and the way into the queue."""
 
     def __init__(
-        self, db: Database, writer: Writer, secret: bytes, rules: Rules, retention_s: float
+        self,
+        db: Database,
+        writer: Writer,
+        secret: bytes,
+        aliases: Aliases,
+        rules: Rules,
+        retention_s: float,
     ) -> None:
-        self._db, self._writer, self._secret = db, writer, secret
+        self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
         self._rules, self._retention_s = rules, retention_s
         self._keys: dict[str, tuple[float, Key]] = {}
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
@@ -70,12 +82,25 @@ class Admission:
             self._catalogue = (time.monotonic() + FRESH_S, offered)
         return offered
 
-    async def model(self, slug: str) -> Model:
-        """The model of this slug; raises UnknownModel."""
-        model = (await self.catalogue()).get(slug)
+    async def model(self, slug: str, key: Key) -> Model:
+        """What this key gets under this slug or alias.
+
+        Raises UnknownModel, ModelRetired or ModelForbidden.
+        """
+        if slug in self._aliases.retired:
+            raise ModelRetired(f"This model is not served any more: {self._aliases.retired[slug]}")
+        offered = await self.catalogue()
+        target, knobs = self._aliases.ranges.get(slug, (slug, None))
+        model = offered.get(slug) or offered.get(target)
         if model is None:
             raise UnknownModel()
-        return model
+        if key.models is not None and not {slug, model.slug} & key.models:
+            raise ModelForbidden()
+        return replace(model, knobs=knobs) if knobs and model.slug != slug else model
+
+    def aliases_of(self, slug: str) -> list[str]:
+        """Other slugs under which this one is served."""
+        return [alias for alias, (target, _) in self._aliases.ranges.items() if target == slug]
 
     async def admit(
         self, key: Key, model: Model, params: ImageParams, terms: Terms = NO_TERMS
@@ -95,7 +120,7 @@ class Admission:
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
 
-        def put(connection: sa.Connection) -> str:
+        def put(connection: sa.Connection) -> queue.Placed:
             now = time.time()
             placed = queue.put(
                 connection,
@@ -107,12 +132,12 @@ class Admission:
                 now=now,
                 terms=terms,
             )
-            if refused and placed == job_id:
+            if refused and placed.job_id == job_id:
                 queue.refuse(connection, job_id, REASON, REFUSAL, now, self._retention_s)
             return placed
 
         placed = await asyncio.wrap_future(self._writer.submit(put))
-        return Admitted(placed, replayed=placed != job_id)
+        return Admitted(placed.job_id, key, params, placed.share, placed.job_id != job_id)
 
     async def _refused(self, prompt: str) -> bool:
         """Whether a rule refuses this prompt; the log names the rule, never the prompt."""

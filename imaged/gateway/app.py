@@ -10,13 +10,25 @@ from collections.abc import AsyncIterator, Callable
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import account, events, images, ops, replies, webhooks
+from imaged.gateway import (
+    account,
+    events,
+    history,
+    images,
+    openai,
+    openapi,
+    ops,
+    replies,
+    sdapi,
+    webhooks,
+)
+from imaged.gateway.access import public, route
 from imaged.gateway.middleware import Guard
 from imaged.gateway.state import Gateway
 from imaged.gateway.status import Status
@@ -25,29 +37,79 @@ from imaged.settings import Settings
 log = logging.getLogger(__name__)
 
 
+@public
 async def read_only(_: Request) -> Response:
     """Takes a POST to a fixed path before /v1/{slug} takes its last word for a model."""
     raise HTTPException(405, headers={"allow": "GET, HEAD"})
 
 
+FIXED = ("models", "get-user-credits", "credits", "health")
+HISTORY = "/inference-request/request-history"
+
 ROUTES = [
-    Route("/livez", ops.livez),
-    Route("/readyz", ops.readyz),
-    Route("/files/{name}", images.file),
-    Route("/v1/models", ops.list_models),
-    Route("/v1/get-user-credits", account.user_credits),
-    Route("/v1/requests/{job_id}", images.poll),
-    Route("/v2/requests/{job_id}", images.OwnRequest),
-    Route("/v2/requests/{job_id}/events", events.events),
-    *(Route(f"/v1/{name}", read_only, methods=["POST"]) for name in ("models", "get-user-credits")),
-    Route("/webhook/get", webhooks.listing),
-    Route("/webhook/add", webhooks.add, methods=["POST"]),
-    Route("/webhook/update", webhooks.update, methods=["POST"]),
-    Route("/webhook/inactive", webhooks.inactive),
-    Route("/webhook/dispatch-logs", webhooks.dispatch_logs),
-    Route("/v1/{slug}", images.create, methods=["POST"]),
-    Route("/v2/{slug}", images.submit, methods=["POST"]),
+    route("/livez", ops.livez),
+    route("/readyz", ops.readyz),
+    route("/openapi.json", openapi.openapi),
+    route("/docs", openapi.page),
+    route("/files/{name}", images.file),
+    route("/v1/models", ops.list_models),
+    route("/v1/get-user-credits", account.user_credits),
+    route("/v1/credits", account.credits),
+    route("/v1/health", account.health),
+    route("/v1/requests/{job_id}", images.poll),
+    route("/v2/requests/{job_id}", images.OwnRequest),
+    route("/v2/requests/{job_id}/events", events.events),
+    *(route(f"/v1/{name}", read_only, methods=["POST"]) for name in FIXED),
+    route("/v1/{slug}", images.create, methods=["POST"]),
+    route("/v2/{slug}", images.submit, methods=["POST"]),
+    route("/webhook/get", webhooks.listing),
+    route("/webhook/add", webhooks.add, methods=["POST"]),
+    route("/webhook/update", webhooks.update, methods=["POST"]),
+    route("/webhook/inactive", webhooks.inactive),
+    route("/webhook/dispatch-logs", webhooks.dispatch_logs),
+    route("/inference-model-information/list", history.model_list),
+    route("/inference-request/recent-generations", history.recent),
+    route("/inference-request/generations", history.generations),
+    route(HISTORY, history.request_history),
+    route(HISTORY + "/{request_id}", history.request_record),
+    route("/api/auth/authenticate", account.current),
+    route("/openai/v1/images/generations", openai.generations, methods=["POST"]),
+    route("/openai/v1/models", openai.list_models),
+    route("/openai/v1/models/{slug}", openai.one_model),
+    route("/sdapi/v1/txt2img", sdapi.txt2img, methods=["POST"]),
+    route("/sdapi/v1/samplers", sdapi.samplers),
+    route("/sdapi/v1/schedulers", sdapi.schedulers),
+    route("/sdapi/v1/scripts", sdapi.scripts),
+    route("/sdapi/v1/sd-models", sdapi.sd_models),
+    route("/sdapi/v1/options", sdapi.options),
+    route("/sdapi/v1/progress", sdapi.progress),
 ]
+
+#: What a web page may send, beside what it always may, and what it may see of the answer.
+CORS_HEADERS = (
+    "access-control-allow-origin",  # the npm client sends it
+    "authorization",
+    "cancel-after",
+    "content-type",
+    "idempotency-key",
+    "last-event-id",
+    "x-api-key",
+)
+CORS_EXPOSED = (
+    "idempotent-replayed",
+    "retry-after",
+    "x-checkpoint",
+    "x-cost",
+    "x-generation-time",
+    "x-output-metadata",
+    "x-output-urls",
+    "x-rate-limit-limit",
+    "x-rate-limit-remaining",
+    "x-rate-limit-reset-at-utc",
+    "x-remaining-credits",
+    "x-request-id",
+    "x-seed-value",
+)
 
 
 def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
@@ -81,7 +143,21 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
     app.state.gateway = gateway
-    return Guard(Status(app, gateway), settings.max_body)
+    return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
+
+
+def _cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """Lets web pages of these origins call; without any, no answer says a word of it."""
+    allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
+    if not allowed:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=allowed,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=CORS_HEADERS,
+        expose_headers=CORS_EXPOSED,
+    )
 
 
 async def _known(_: Request, problem: Exception) -> Response:

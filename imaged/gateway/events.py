@@ -27,7 +27,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from imaged.gateway import replies
-from imaged.gateway.images import own_job
+from imaged.gateway.access import owned
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import read_wait
@@ -78,17 +78,16 @@ class Event:
         return f"event: {self.kind}\nid: {self.seen}\ndata: {json.dumps(self.data)}\n\n"
 
 
-async def events(request: Request) -> Response:
+@owned
+async def events(request: Request, gateway: Gateway, job: Job) -> Response:
     """The stream, or 204 for a client that has seen its end: EventSource stops at that."""
-    gateway = Gateway.of(request)
-    job = await own_job(request, gateway)
     wait_s = read_wait(request.query_params.get("wait") or str(LIFE_S), LIFE_S)
     seen = Seen.read(request.headers.get("last-event-id"))
     if job.state.final and seen.state == replies.wire_state(job):
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream", headers=HEADERS)
-    return Stream(follow(gateway, job.id, gateway.links(request), seen, wait_s))
+    return Stream(follow(gateway, job, gateway.links(request), seen, wait_s))
 
 
 class Stream(StreamingResponse):
@@ -109,14 +108,14 @@ class Stream(StreamingResponse):
 
 
 async def follow(
-    gateway: Gateway, job_id: str, links: Links, seen: Seen, wait_s: float
+    gateway: Gateway, first: Job, links: Links, seen: Seen, wait_s: float
 ) -> AsyncGenerator[str]:
     """The chunks of the stream until the job, `wait_s` or the server has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     spoke = begun = time.monotonic()
     try:
         while time.monotonic() < begun + wait_s and not gateway.stopping():
-            job = await gateway.board.job(job_id)
+            job = await gateway.board.again(first)
             if job is None:
                 return
             for event in news(job, await _new_preview(gateway, job, seen), seen, links):
@@ -155,4 +154,4 @@ async def _new_preview(gateway: Gateway, job: Job, seen: Seen) -> Preview | None
         return None
     if (job.epoch, job.preview_call) == (seen.epoch, seen.preview):
         return None
-    return await gateway.board.preview(job.id)
+    return await gateway.board.preview(job)

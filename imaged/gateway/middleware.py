@@ -12,6 +12,8 @@ from imaged.gateway import replies
 BODY_S = 30.0  # to receive a whole body
 DRAINED = 32 * 1024 * 1024  # of an oversized body we read so much, so that its sender sees why
 MAX_HEADERS = 65_536  # bytes of all names and values
+MAX_FIELDS = 100
+CLOSE = {"connection": "close"}  # what is left of the body is nobody's next request
 
 
 class Guard:
@@ -21,9 +23,13 @@ class Guard:
         self._app, self._max_body = app, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _size(scope) > MAX_HEADERS:
-            problem: ImagedError = HeadersTooLarge(f"The headers are over {MAX_HEADERS} bytes.")
-            await replies.error(problem)(scope, receive, send)
+        if scope["type"] == "http" and (
+            _size(scope) > MAX_HEADERS or len(scope["headers"]) > MAX_FIELDS
+        ):
+            problem: ImagedError = HeadersTooLarge(
+                f"The headers are over {MAX_HEADERS} bytes or {MAX_FIELDS} fields."
+            )
+            await replies.error(problem, CLOSE)(scope, receive, send)
             return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self._app(scope, receive, send)
@@ -32,13 +38,13 @@ class Guard:
             async with asyncio.timeout(BODY_S):
                 body = await self._read(receive)
         except TimeoutError:
-            await replies.error(BodyTooSlow())(scope, receive, send)
+            await replies.error(BodyTooSlow(), CLOSE)(scope, receive, send)
             return
         except ConnectionAbortedError:  # the sender went away in the middle: nobody asked for this
             return
         if body is None:
             problem = BodyTooLarge(f"The body is larger than {self._max_body} bytes.")
-            await replies.error(problem)(scope, receive, send)
+            await replies.error(problem, CLOSE)(scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
 

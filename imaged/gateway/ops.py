@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue import MICRO
+from imaged.gateway.access import public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
-from imaged.params import KNOBS
-from imaged.store import queue
+from imaged.params import Knob
+from imaged.store import history, queue
 from imaged.store.schema import workers
 
 log = logging.getLogger(__name__)
@@ -22,13 +24,15 @@ log = logging.getLogger(__name__)
 CHORES_S = 2.0
 
 
+@public
 async def livez(_: Request) -> Response:
-    """The event loop turns."""
+    """GET /livez: the event loop turns."""
     return JSONResponse({"status": "ok"})
 
 
+@public
 async def readyz(request: Request) -> Response:
-    """200 when the store answers and at least one worker holds a checkpoint."""
+    """GET /readyz: 200 when the store answers and at least one worker holds a checkpoint."""
     gateway = Gateway.of(request)
 
     def fresh_workers() -> int:
@@ -47,35 +51,38 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, 200 if count else 503)
 
 
+@public
 async def list_models(request: Request) -> Response:
     """GET /v1/models: what can be asked for, by whose weights, at what price."""
-    offered = await Gateway.of(request).admission.catalogue()
-    parameters = [
-        {
-            "name": k.name,
-            "type": k.kind,
-            "default": k.default,
-            "required": k.required,
-            "allowed": k.allowed,
-            "description": k.text,
-        }
-        for k in KNOBS
-    ]
+    admission = Gateway.of(request).admission
+    offered = await admission.catalogue()
     return JSONResponse(
         {
             "models": [
                 {
                     "slug": m.slug,
+                    "aliases": admission.aliases_of(m.slug),
                     "title": m.title,
                     "checkpoint": m.checkpoint_name,
                     "stand_in": m.checkpoint == MICRO and m.slug != "micro",
                     "price_1024px_25_steps": dollars(m.price_micros),
-                    "parameters": parameters,
+                    "parameters": [_parameter(knob) for knob in m.knobs],
                 }
                 for m in offered.values()
             ]
         }
     )
+
+
+def _parameter(knob: Knob) -> dict[str, Any]:
+    return {
+        "name": knob.name,
+        "type": knob.kind,
+        "default": knob.default,
+        "required": knob.required,
+        "allowed": knob.allowed,
+        "description": knob.text,
+    }
 
 
 async def chores(gateway: Gateway) -> None:
@@ -104,6 +111,9 @@ def _chores_once(gateway: Gateway) -> None:
             run_s=s.run_s,
             retention_s=s.retention_s,
         )
+        if s.history_s > 0:
+            history.keep(connection, now)
+        history.forget(connection, now - s.history_s)
         gone = queue.expire(connection, now)
     for job in gone:  # after the commit: no row may point to a missing file
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from imaged.errors import ImagedError, TooFast
 from imaged.jobs import Job, Preview, State
 from imaged.store import blobs
+from imaged.store.limits import Share
 
 #: What made a picture, as results name it (worker/deliver.py).
 STAMP = ("checkpoint", "determinism", "engine", "device")
@@ -36,22 +38,49 @@ class Links:
 
     def file(self, job: Job, name: str) -> str:
         assert job.expires_at is not None
-        query = blobs.sign(self.secret, name, int(job.expires_at))
-        return f"{self.origin}/files/{name}?{query}"
+        return self.signed(name, int(job.expires_at))
+
+    def signed(self, name: str, expires_at: int) -> str:
+        """A link to a picture file that works for anyone until `expires_at`."""
+        return f"{self.origin}/files/{name}?{blobs.sign(self.secret, name, expires_at)}"
 
 
 def dollars(micros: int) -> float:
     return micros / 1_000_000
 
 
+def utc(at: float) -> str:
+    """Seconds since 1970 -> ISO 8601 in UTC."""
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def media_type(name: str) -> str:
+    """Of a picture file, by its ending."""
+    return "image/png" if name.endswith(".png") else "image/jpeg"
+
+
+def share_headers(share: Share) -> dict[str, str]:
+    """What the key may still submit, and when it may submit all of it again."""
+    return {
+        "x-rate-limit-limit": str(share.limit),
+        "x-rate-limit-remaining": str(share.left),
+        "x-rate-limit-reset-at-utc": utc(share.full_at),
+    }
+
+
+def reset_headers(problem: TooFast) -> dict[str, str]:
+    """When the key may ask again."""
+    return {
+        "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
+        "x-rate-limit-reset-at-utc": utc(problem.reset_at),
+    }
+
+
 def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Response:
     """`{"error": text, "code": word}` under the error's status."""
     extra = dict(headers or {})
     if isinstance(problem, TooFast):
-        extra["retry-after"] = str(max(1, round(problem.reset_in_s)))
-        extra["x-rate-limit-reset-at-utc"] = datetime.fromtimestamp(
-            problem.reset_at, UTC
-        ).isoformat()
+        extra.update(reset_headers(problem))
     return JSONResponse(error_body(problem), problem.status or 500, headers=extra)
 
 
@@ -66,8 +95,9 @@ def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
     return JSONResponse(body, headers={"x-request-id": job_id})
 
 
-def marked(answer: Response, replayed: bool) -> Response:
-    """The answer, which says when it tells of an earlier request's job."""
+def marked(answer: Response, share: Share, replayed: bool) -> Response:
+    """The answer to a submit: what the key has left, and whether it tells of an earlier job."""
+    answer.headers.update(share_headers(share))
     if replayed:
         answer.headers["idempotent-replayed"] = "true"
     return answer
@@ -120,7 +150,7 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
         url = links.file(job, image["name"])
         entry = {
             "url": url,
-            "content_type": "image/jpeg",
+            "content_type": media_type(image["name"]),
             "file_name": image["name"],
             "file_size": image["bytes"],
             "width": image["width"],
@@ -172,10 +202,11 @@ def metrics(job: Job) -> dict[str, float]:
 
 def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
     """The answer of v1: the first picture's bytes, or JSON with all when base64 was asked."""
+    assert job.result is not None
     headers = v1_headers(job, links)
     if not job.params.base64:
-        return Response(files[0], media_type="image/jpeg", headers=headers)
-    assert job.result is not None
+        kind = media_type(job.result["images"][0]["name"])
+        return Response(files[0], media_type=kind, headers=headers)
     texts = [base64.b64encode(content).decode() for content in files]
     body = {
         "image": texts[0] if len(texts) == 1 else texts,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from imaged import aliases
+from imaged.errors import UnknownRequest
 from imaged.gateway.admit import Admission
 from imaged.gateway.dispatch import Dispatcher
 from imaged.gateway.reach import Reach
 from imaged.gateway.replies import Links
 from imaged.gateway.rules import Rules
 from imaged.gateway.wait import Board
+from imaged.jobs import Job, State
 from imaged.settings import Settings
 from imaged.store import keys
 from imaged.store.blobs import Blobs
@@ -46,7 +50,14 @@ class Gateway:
             db,
             Blobs(settings.blobs),
             writer,
-            Admission(db, writer, secret, rules, settings.retention_s),
+            Admission(
+                db,
+                writer,
+                secret,
+                aliases.load(settings.aliases_file),
+                rules,
+                settings.retention_s,
+            ),
             Board(db),
             stopping,
             reach,
@@ -63,6 +74,17 @@ class Gateway:
         """URLs under the configured public address, else under the request's own origin."""
         origin = self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
         return Links(origin.rstrip("/"), self.secret)
+
+    async def files(self, job: Job) -> list[bytes]:
+        """The pictures of a job that is COMPLETED; of another, none."""
+        if job.state is not State.COMPLETED or job.result is None:
+            return []
+        names = [image["name"] for image in job.result["images"]]
+        files = await asyncio.to_thread(lambda: [self.blobs.read(name) for name in names])
+        found = [content for content in files if content is not None]
+        if len(found) < len(names):  # it expired a moment ago
+            raise UnknownRequest(f"Request {job.id} not found")
+        return found
 
     def close(self) -> None:
         self.reach.close()

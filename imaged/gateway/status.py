@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import sqlalchemy as sa
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imaged.errors import BadParameter, ImagedError, Unavailable, UnknownRequest, WrongMethod
+from imaged.errors import BadParameter, ImagedError, Unavailable, WrongMethod
 from imaged.gateway import replies
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
@@ -53,17 +53,13 @@ class Status:
         key = await gateway.admission.key(headers.get(b"x-api-key"))
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         wait_s, with_preview = _wait_s(query), _with_preview(query)
-        job = await gateway.board.job(job_id)
-        if job is not None and job.key_id == key.id and wait_s and not job.state.final:
-            job = await gateway.board.settled(job_id, wait_s)
-        if job is None or job.key_id != key.id:
-            raise UnknownRequest(f"Request {job_id[:64]} not found")
+        job = await gateway.board.settled(key, job_id, wait_s)
         origin = gateway.settings.public_url.rstrip("/") or (
             f"{scope['scheme']}://{headers.get(b'host', 'localhost')}"
         )
         code, body = replies.status(job, Links(origin, gateway.secret))
         if with_preview and job.state is State.PROCESSING and job.preview_call:
-            made = await gateway.board.preview(job_id)
+            made = await gateway.board.preview(job)
             body.update({"preview": replies.preview(made)} if made else {})
         return code, body
 

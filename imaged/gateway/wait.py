@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from imaged.errors import BadParameter
+from imaged.errors import BadParameter, UnknownRequest
 from imaged.jobs import Job, Preview
 from imaged.store import progress, queue
 from imaged.store.db import Database
+from imaged.store.keys import Key
 
 T = TypeVar("T")
 TICK_S = 0.05  # how often a waiting request looks
@@ -35,21 +36,31 @@ class Board:
         self._jobs = _Gathered(self._read)
         self._previews = _Gathered(self._read_previews)
 
-    async def job(self, job_id: str) -> Job | None:
-        """The job as the store has it now, or None."""
-        return await self._jobs.get(job_id)
+    async def job(self, key: Key, job_id: str) -> Job:
+        """The key's job as the store has it now.
 
-    async def preview(self, job_id: str) -> Preview | None:
+        Raises UnknownRequest; a job of another key is as unknown as none.
+        """
+        job = await self._jobs.get(job_id)
+        if job is None or job.key_id != key.id:
+            raise UnknownRequest(f"Request {job_id[:64]} not found")
+        return job
+
+    async def again(self, job: Job) -> Job | None:
+        """A job in hand as the store has it now; None once it is forgotten."""
+        return await self._jobs.get(job.id)
+
+    async def preview(self, job: Job) -> Preview | None:
         """The newest preview of a running job, or None."""
-        return await self._previews.get(job_id)
+        return await self._previews.get(job.id)
 
-    async def settled(self, job_id: str, wait_s: float) -> Job | None:
-        """The job when it has ended, or as it stands after `wait_s` seconds."""
+    async def settled(self, key: Key, job_id: str, wait_s: float) -> Job:
+        """The key's job when it has ended, or as it stands after `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
-        job = await self.job(job_id)
-        while job and not job.state.final and time.monotonic() < deadline:
+        job = await self.job(key, job_id)
+        while not job.state.final and time.monotonic() < deadline:
             await self.tick()
-            job = await self.job(job_id)
+            job = await self.job(key, job_id)
         return job
 
     async def tick(self) -> None:

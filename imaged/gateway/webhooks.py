@@ -17,52 +17,54 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from imaged.errors import BadParameter, MalformedBody, UnknownWebhook, WrongContentType
+from imaged.gateway.access import keyed
 from imaged.gateway.state import Gateway
 from imaged.store import webhooks
+from imaged.store.keys import Key
 from imaged.store.webhooks import TYPES, Event, Webhook
 
 T = TypeVar("T")
 DISPATCH = {"WAITING": "PENDING", "DELIVERED": "DELIVERED", "DEAD": "FAILED"}
 
 
-async def listing(request: Request) -> Response:
+@keyed
+async def listing(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/get"""
-    gateway, key_id = await _asking(request)
-    mine = await _read(gateway, lambda c: webhooks.of_key(c, key_id))
+    mine = await _read(gateway, lambda c: webhooks.of_key(c, key.id))
     return JSONResponse({"webhooks": [shown(webhook) for webhook in mine]})
 
 
-async def add(request: Request) -> Response:
+@keyed
+async def add(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /webhook/add; the answer alone shows the secret."""
-    gateway, key_id = await _asking(request)
     url, types, _ = await _subscription(request, gateway)
-    webhook = await _write(gateway, lambda c: webhooks.add(c, key_id, url, types, time.time()))
+    webhook = await _write(gateway, lambda c: webhooks.add(c, key.id, url, types, time.time()))
     secret = webhooks.secret_of(gateway.secret, webhook.id)
     return JSONResponse({**shown(webhook), "secret": secret})
 
 
-async def update(request: Request) -> Response:
+@keyed
+async def update(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /webhook/update"""
-    gateway, key_id = await _asking(request)
     url, types, body = await _subscription(request, gateway)
     webhook_id = _id(body.get("webhook_id"))
-    changed = await _write(gateway, lambda c: webhooks.update(c, key_id, webhook_id, url, types))
+    changed = await _write(gateway, lambda c: webhooks.update(c, key.id, webhook_id, url, types))
     return JSONResponse(shown(changed))
 
 
-async def inactive(request: Request) -> Response:
+@keyed
+async def inactive(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/inactive?webhook_id=: the vendor's way to delete one."""
-    gateway, key_id = await _asking(request)
     webhook_id = _id(request.query_params.get("webhook_id"))
-    await _write(gateway, lambda c: webhooks.deactivate(c, key_id, webhook_id, time.time()))
+    await _write(gateway, lambda c: webhooks.deactivate(c, key.id, webhook_id, time.time()))
     return JSONResponse({"webhook_id": webhook_id, "is_active": False})
 
 
-async def dispatch_logs(request: Request) -> Response:
+@keyed
+async def dispatch_logs(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/dispatch-logs?webhook_id=: the newest hundred, for a week."""
-    gateway, key_id = await _asking(request)
     webhook_id = _id(request.query_params.get("webhook_id"))
-    log = await _read(gateway, lambda c: webhooks.log_of(c, key_id, webhook_id))
+    log = await _read(gateway, lambda c: webhooks.log_of(c, key.id, webhook_id))
     return JSONResponse({"webhook_id": webhook_id, "logs": [logged(event) for event in log]})
 
 
@@ -89,12 +91,6 @@ def logged(event: Event) -> dict[str, Any]:
         "created_at": _time(event.created_at),
         "next_attempt_at": _time(event.due_at) if event.state == "WAITING" else None,
     }
-
-
-async def _asking(request: Request) -> tuple[Gateway, int]:
-    """The gateway and the id of the key that asks; it sees and changes only its own."""
-    gateway = Gateway.of(request)
-    return gateway, (await gateway.admission.key(request.headers.get("x-api-key"))).id
 
 
 async def _read(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:

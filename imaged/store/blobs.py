@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imaged.errors import CommandError
 
-NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.jpeg")
+NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.(jpeg|png)")
 
 
 class Blobs:

@@ -23,7 +23,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.sqlite = url.startswith("sqlite")
-        self.engine = _sqlite_engine(url) if self.sqlite else sa.create_engine(url)
+        self.engine = (
+            _sqlite_engine(url) if self.sqlite else sa.create_engine(url, hide_parameters=True)
+        )
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -85,7 +87,9 @@ def _sqlite_engine(url: str) -> sa.Engine:
 
     if sqlite.sqlite_version_info < WAL_RESET_FIXED:
         raise CommandError(f"SQLite {sqlite.sqlite_version} is too old: 3.51.3 or newer is needed")
-    engine = sa.create_engine(url, module=sqlite, connect_args={"timeout": 30})
+    engine = sa.create_engine(
+        url, module=sqlite, connect_args={"timeout": 30}, hide_parameters=True
+    )  # prompts have no place in a log
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(raw: Any, _: Any) -> None:

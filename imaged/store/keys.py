@@ -8,6 +8,7 @@ import hmac
 import os
 import secrets
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Key:
 
     id: int
     name: str
+    models: frozenset[str] | None = None  # the slugs it may use; None: all
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,12 @@ def create(
     name: str,
     credits_micros: int,
     rpm: int = DEFAULT_RPM,
+    models: Collection[str] = (),
 ) -> str:
-    """Make a key and grant its credits; the returned text is shown this once."""
+    """Make a key and grant its credits; the returned text is shown this once.
+
+    `models` are the slugs it may use, all when empty.
+    """
     key = "SG_" + secrets.token_hex(16)
     made = connection.execute(
         api_keys.insert().values(
@@ -94,6 +100,7 @@ def create(
             bucket=rpm,
             bucket_at=now,
             tag=0.0,
+            models=sorted(models) or sa.null(),
         )
     )
     key_id = made.inserted_primary_key[0] if made.inserted_primary_key else 0
@@ -105,11 +112,13 @@ def create(
 def find(connection: sa.Connection, secret: bytes, key: str) -> Key | None:
     """The key's holder, or None if there is no such key or it was revoked."""
     row = connection.execute(
-        sa.select(api_keys.c.id, api_keys.c.name).where(
+        sa.select(api_keys.c.id, api_keys.c.name, api_keys.c.models).where(
             api_keys.c.hash == hash_key(secret, key), api_keys.c.revoked_at.is_(None)
         )
     ).first()
-    return Key(row.id, row.name) if row else None
+    if row is None:
+        return None
+    return Key(row.id, row.name, frozenset(row.models) if row.models else None)
 
 
 def rows(connection: sa.Connection) -> list[KeyRow]:

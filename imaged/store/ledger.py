@@ -78,6 +78,16 @@ def free(connection: sa.Connection, key_id: int) -> int:
     )
 
 
+def used(connection: sa.Connection, key_id: int) -> int:
+    """What the key was charged so far."""
+    total = sa.func.coalesce(sa.func.sum(table.c.amount_micros), 0)
+    return int(
+        connection.execute(
+            sa.select(total).where(table.c.key_id == key_id, table.c.kind == "settle")
+        ).scalar_one()
+    )
+
+
 def audit(connection: sa.Connection) -> list[str]:
     """What does not add up, in words; empty when every key's columns equal its rows."""
     sums = (

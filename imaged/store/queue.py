@@ -7,7 +7,7 @@ it claimed; when the job has moved on since, the write does nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,14 @@ _FIELDS = frozenset(Job.__dataclass_fields__)
 # -- the gateway's side ---------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Placed:
+    """The job that stands for a request, and what its key may still submit."""
+
+    job_id: str
+    share: limits.Share
+
+
 def put(
     connection: sa.Connection,
     *,
@@ -38,11 +46,11 @@ def put(
     cost_micros: int,
     now: float,
     terms: Terms = NO_TERMS,
-) -> str:
+) -> Placed:
     """Take a place in the queue and hold its price, or raise TooFast or NoCredits.
 
-    Returns the job's id; under an Idempotency-Key that was used before nothing happens and it is
-    the first job's id (or IdempotencyMismatch is raised).
+    Under an Idempotency-Key that was used before nothing happens and the place is the first
+    job's (or IdempotencyMismatch is raised).
 
     The place is fair between keys: each key has a clock that its jobs' cost moves on, never
     behind the wall clock (start-time fair queueing; a dollar counts as a thousand seconds).
@@ -51,8 +59,8 @@ def put(
         sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
     ).one()
     if (first := repeats.find(connection, key_id, terms, now)) is not None:
-        return first
-    tag = limits.hold(connection, key, job_id, cost_micros, now)
+        return Placed(first, limits.share(key, now))
+    tag, share = limits.hold(connection, key, job_id, cost_micros, now)
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -70,7 +78,7 @@ def put(
             cancel_at=terms.cancel_after_s and now + terms.cancel_after_s,
         )
     )
-    return job_id
+    return Placed(job_id, share)
 
 
 def read(connection: sa.Connection, ids: Collection[str]) -> dict[str, Job]:

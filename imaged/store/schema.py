@@ -22,6 +22,7 @@ api_keys = sa.Table(
     sa.Column("bucket", sa.Float, nullable=False),
     sa.Column("bucket_at", sa.Float, nullable=False),
     sa.Column("tag", sa.Float, nullable=False),
+    sa.Column("models", sa.JSON),  # the slugs it may use; null: all
     sa.CheckConstraint("reserved_micros >= 0", name="reserved_not_negative"),
     sa.CheckConstraint("balance_micros >= reserved_micros", name="nothing_overspent"),
 )
@@ -107,6 +108,23 @@ sa.Index(
 )
 sa.Index("by_expiry", jobs.c.expires_at)
 sa.Index("by_key", jobs.c.key_id, jobs.c.created_at)
+
+#: What was asked for and what it cost, copied from `jobs` when a row there is forgotten.
+history = sa.Table(
+    "history",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Integer, sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("params", sa.JSON, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("error", sa.Text),
+)
+sa.Index("history_by_key", history.c.key_id, history.c.created_at)
+sa.Index("history_by_age", history.c.created_at)
 
 #: UNet calls made so far and the newest preview of a running job, a JPEG made after the call
 #: `preview_call`; written about once a second, may be lost.

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imaged import __version__
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
 from imaged.errors import ImagedError, JobFailed
+from imaged.infotext import infotext
 from imaged.jobs import Job
+from imaged.params import ImageParams
 from imaged.settings import Settings
 from imaged.store import queue
 from imaged.store.blobs import Blobs
@@ -50,13 +53,13 @@ class Delivery:
             self.fail(job, outcome.error)
             return
         try:
-            jpegs = [self._checked(picture) for picture in outcome.pictures]
+            files = [self._checked(job, picture, stamp) for picture in outcome.pictures]
         except JobFailed as refusal:  # of any picture, before one of them is written
             self.fail(job, refusal)
             return
         images = [
-            self._keep(job, k, picture, jpeg)
-            for k, (picture, jpeg) in enumerate(zip(outcome.pictures, jpegs, strict=True))
+            self._keep(job, k, picture, content)
+            for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True))
         ]
         result = {
             "images": images,
@@ -83,14 +86,16 @@ class Delivery:
                 self._retention_s,
             )
 
-    def _checked(self, picture: Picture) -> bytes:
-        """The picture as JPEG; raises JobFailed if it may not be shown."""
-        jpeg = encode_jpeg(picture)
-        judge(self._check, picture, jpeg)
-        return jpeg
+    def _checked(self, job: Job, picture: Picture, stamp: Stamp) -> bytes:
+        """The picture's file; raises JobFailed if it may not be shown."""
+        png = job.params.output_format == "png"
+        if not png or self._check:
+            jpeg = encode_jpeg(picture)
+            judge(self._check, picture, jpeg)
+        return encode_png(picture, job.params, stamp.checkpoint) if png else jpeg
 
     def _keep(self, job: Job, k: int, picture: Picture, content: bytes) -> dict[str, int | str]:
-        name = f"{job.id}-{job.epoch}-{k}.jpeg"
+        name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
         self._blobs.put(name, content)
         return {
             "name": name,
@@ -119,4 +124,14 @@ def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     """A small picture's JPEG, at quality 80: a few kilobytes."""
     buffer = io.BytesIO()
     Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()
+
+
+def encode_png(picture: Picture, params: ImageParams, checkpoint: str) -> bytes:
+    """PNG with the parameters in a text chunk, as A1111 writes them."""
+    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+    text = PngInfo()
+    text.add_text("parameters", infotext(params, picture.seed, checkpoint))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()

@@ -21,6 +21,7 @@ from imaged.jobs import Held, Job
 from imaged.settings import Settings
 from imaged.store import keys, queue
 from imaged.store.db import Database
+from imaged.store.keys import Key
 from tests.unit.test_store import KEEP_S, SECRET, put, worker
 
 IMAGE = {"name": "0" * 32 + "-1-0.jpeg", "seed": 1, "bytes": 3, "width": 512, "height": 512}
@@ -363,7 +364,7 @@ def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.Mon
             async def watch(k: int) -> None:
                 await asyncio.sleep(0.002 * k)  # they come one after the other
                 asked.clear()
-                await board.settled(job_ids[k], 0.5)
+                await board.settled(Key(place.key_id, "t"), job_ids[k], 0.5)
 
             async def all_of_them() -> None:
                 await asyncio.gather(*(watch(k) for k in range(40)))

@@ -70,7 +70,7 @@ class AnyOrder(RuleBasedStateMachine):
                     cost_micros=cost,
                     now=now,
                     terms=terms,
-                )
+                ).job_id
                 if refused and placed == job_id:
                     queue.refuse(c, job_id, "content_policy", "text", now, KEEP_S)
         except NoCredits:

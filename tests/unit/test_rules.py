@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from imaged.aliases import Aliases
 from imaged.catalogue import BUILT_IN, MICRO
 from imaged.errors import CommandError
 from imaged.gateway import minors
@@ -238,7 +239,7 @@ CANARY = "zebracanary"
 
 def admit_refused(db: Database, key_id: int, terms: Terms) -> str:
     writer = Writer(db)
-    admission = Admission(db, writer, SECRET, Rules(), retention_s=60.0)
+    admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), retention_s=60.0)
     params = ImageParams(f"naked child {CANARY}", negative_prompt=CANARY)
     try:
         admitted = asyncio.run(admission.admit(Key(key_id, "t"), BUILT_IN[0], params, terms))

@@ -33,7 +33,7 @@ def order(c: sa.Connection, key_id: int, terms: Terms, now: float = 1.0) -> str:
         cost_micros=10,
         now=now,
         terms=terms,
-    )
+    ).job_id
 
 
 def ordered(db: Database, key_id: int, terms: Terms, now: float = 1.0) -> str:

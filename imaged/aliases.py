@@ -1,0 +1,97 @@
+"""Other names for models: slugs that clients of the original know, each with its own ranges."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imaged.catalogue import SLUG
+from imaged.errors import BadParameter, CommandError
+from imaged.params import KNOBS, WIDEST, Knob
+
+SHIPPED = Path(__file__).parent / "aliases.toml"
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """`ranges`: alias -> the slug that is served and the knobs as this alias takes them;
+    `retired`: slug -> what to tell those who still ask for it.
+    """
+
+    ranges: Mapping[str, tuple[str, tuple[Knob, ...]]]
+    retired: Mapping[str, str]
+
+
+def load(own: Path | None) -> Aliases:
+    """The shipped aliases and, over them, those of the operator's file; raises CommandError."""
+    ranges: dict[str, tuple[str, tuple[Knob, ...]]] = {}
+    retired: dict[str, str] = {}
+    for path in (SHIPPED, own):
+        if path is None:
+            continue
+        tables = _tables(path)
+        for slug, table in tables.get("alias", {}).items():
+            ranges[_slug(path, slug)] = _alias(path, slug, table)
+        for slug, text in tables.get("retired", {}).items():
+            retired[_slug(path, slug)] = str(text)
+    return Aliases(ranges, retired)
+
+
+def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
+    """The knobs with the widest ranges that the engine can do."""
+    return tuple(
+        replace(knob, low=WIDEST[knob.name][0], high=WIDEST[knob.name][1])
+        if knob.name in WIDEST
+        else knob
+        for knob in knobs
+    )
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path} cannot be read: {error}") from error
+    unknown = set(tables) - {"alias", "retired"}
+    if unknown or not all(isinstance(table, dict) for table in tables.values()):
+        raise CommandError(f"{path} should hold the tables [alias.SLUG] and [retired] only")
+    return tables
+
+
+def _slug(path: Path, slug: str) -> str:
+    if not SLUG.fullmatch(slug):
+        raise CommandError(f"{path}: a slug is lower-case letters, digits, '.', '_' and '-'")
+    return slug
+
+
+def _alias(path: Path, slug: str, table: Any) -> tuple[str, tuple[Knob, ...]]:
+    if not isinstance(table, dict) or not isinstance(table.get("model"), str):
+        raise CommandError(f'{path}: [alias.{slug}] should name its model = "..."')
+    unknown = set(table) - set(WIDEST) - {"model"}
+    if unknown:
+        raise CommandError(f"{path}: [alias.{slug}] may set {', '.join(WIDEST)} and no other")
+    knobs = tuple(_ranged(path, slug, knob, table.get(knob.name, {})) for knob in KNOBS)
+    return table["model"], knobs
+
+
+def _ranged(path: Path, slug: str, knob: Knob, table: Any) -> Knob:
+    if table == {}:
+        return knob
+    low, high = WIDEST[knob.name]
+    where = f"{path}: {knob.name} of [alias.{slug}]"
+    numbers = isinstance(table, dict) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in table.values()
+    )
+    if not numbers or set(table) - {"low", "high", "default"}:
+        raise CommandError(f"{where} should be numbers under low, high and default")
+    ranged = replace(knob, **table)
+    assert ranged.low is not None and ranged.high is not None
+    if not low <= ranged.low <= ranged.high <= high:
+        raise CommandError(f"{where} should stay between {low} and {high}")
+    try:
+        return replace(ranged, default=ranged.read(ranged.default))
+    except BadParameter as problem:
+        raise CommandError(f"{where}: the default {problem.detail}") from None

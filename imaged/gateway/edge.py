@@ -1,0 +1,176 @@
+"""The socket's side of a connection: how long it may take, how much it may send, how many it
+may be. uvicorn has no deadline for a request that never arrives; this adds one.
+
+A connection that has not brought its headers, or its body, in time is cut off; so is one that
+does not read its answer. When an address, or the server, has too many connections, the one that
+has kept us waiting longest for its request makes room for the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from imaged.errors import HeadersTooLarge, ImagedError
+from imaged.gateway import replies
+from imaged.gateway.middleware import BODY_S, MAX_HEADERS
+
+SWEEP_S = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, and connections open at a time."""
+
+    connections: int = 4000
+    per_address: int = 1000
+    headers_s: float = 10.0  # from the first byte, or from connecting, to the last header
+    body_s: float = BODY_S + 5  # the app answers 408 first
+    send_s: float = 30.0  # to read an answer, and a second more for every `bytes_per_s` of it
+    bytes_per_s: float = 4096.0
+
+
+class Doors:
+    """The open connections of one server."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open: dict[str, set[Edge]] = {}
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, connection: Edge) -> bool:
+        """Let a connection in, if need be in another's place; False if there is no room."""
+        same = self._open.get(connection.address, set())
+        if len(same) >= self.limits.per_address and not self._make_room(same):
+            return False
+        if self._count >= self.limits.connections and not self._make_room(self._all()):
+            return False
+        self._open.setdefault(connection.address, set()).add(connection)
+        self._count += 1
+        if self._timer is None:
+            self._timer = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+        return True
+
+    def leave(self, connection: Edge) -> None:
+        """Forget a connection; one that was never let in is nothing to forget."""
+        same = self._open.get(connection.address)
+        if same is not None and connection in same:
+            same.discard(connection)
+            self._count -= 1
+            if not same:
+                del self._open[connection.address]
+
+    def _make_room(self, connections: set[Edge]) -> bool:
+        waited_for = [c for c in connections if c.due is not None]
+        if not waited_for:
+            return False
+        slowest = min(waited_for, key=lambda c: c.since)
+        self.leave(slowest)
+        slowest.cut()
+        return True
+
+    def _all(self) -> set[Edge]:
+        return {connection for same in self._open.values() for connection in same}
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in self._all():
+            if connection.overdue(now):
+                connection.cut()
+        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._count else None
+
+
+class Edge(HttpToolsProtocol):
+    """uvicorn's protocol with deadlines. `due` is when what we wait for must be here (seconds
+    of the loop's clock), None while the caller waits for us.
+    """
+
+    doors: Doors
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        self.since = self.loop.time()
+        self.due: float | None = None
+        self._read_by: float | None = None  # when the answer must have been read
+        self._head = 0  # bytes of headers so far
+        self._in_head, self._refused = True, False
+        self._running: Any = None  # the request that the app has in hand
+        self._wait(self.doors.limits.headers_s)
+        if not self.doors.enter(self):
+            self.cut()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.doors.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        if self.due is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait(self.doors.limits.headers_s)
+        super().data_received(data)
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEADERS:
+                self._refuse(HeadersTooLarge(f"The headers are over {MAX_HEADERS} bytes."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head, self._in_head = 0, True
+        if self.due is None:
+            self._wait(self.doors.limits.headers_s)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._wait(self.doors.limits.body_s)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.due = None
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def overdue(self, now: float) -> bool:
+        """True if the caller is too slow, in sending or in reading."""
+        waiting = self.transport.get_write_buffer_size()
+        if not waiting:
+            self._read_by = None
+        elif self._read_by is None:
+            limits = self.doors.limits
+            self._read_by = now + limits.send_s + waiting / limits.bytes_per_s
+        return any(by is not None and now > by for by in (self.due, self._read_by))
+
+    def cut(self) -> None:
+        """End the connection at once, whatever is still unsent."""
+        for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True  # what the app still says goes nowhere
+        self.transport.abort()
+
+    def _wait(self, seconds: float) -> None:
+        self.since = self.loop.time()
+        self.due = self.since + seconds
+
+    def _refuse(self, problem: ImagedError) -> None:
+        """Answer before the app could; what still comes is thrown away until the deadline."""
+        self._refused = True
+        content = json.dumps(replies.error_body(problem)).encode()
+        head = (
+            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[problem.status or 400] + head.encode() + content)
+
+
+def protocol(limits: Limits) -> type[Any]:
+    """The protocol class of one server, for uvicorn's `http`."""
+    return type("Edge", (Edge,), {"doors": Doors(limits)})

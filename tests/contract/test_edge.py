@@ -1,0 +1,304 @@
+"""Slow, silent and many connections; keys that must not be logged."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from imaged.gateway import edge, listen, middleware
+from imaged.gateway.edge import Limits
+from tests.conftest import Server, imaged
+from tests.contract.gate import Gate
+
+SLOW = 500
+HONEST = 60
+QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1e6)
+HEAD = b"POST /v2/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture
+def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gateway with short deadlines and room for 100 connections of an address."""
+    monkeypatch.setattr(
+        listen,
+        "Limits",
+        lambda **caps: dataclasses.replace(QUICK, connections=caps["connections"], per_address=100),
+    )
+    monkeypatch.setattr(middleware, "BODY_S", 1.0)
+    (tmp_path / "data").mkdir()
+    with Gate(tmp_path / "data").running() as running:
+        yield running
+
+
+def connect(gate: Gate) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5)
+    made.setblocking(False)
+    return made
+
+
+def closed_after(peer: socket.socket, limit_s: float, trickle: bytes = b"") -> float:
+    """Seconds until the server ends the connection while we send a byte now and then."""
+    start = time.monotonic()
+    while time.monotonic() - start < limit_s:
+        try:
+            if trickle:
+                peer.send(trickle)
+            if peer.recv(65536) == b"":
+                return time.monotonic() - start
+        except BlockingIOError:
+            pass
+        except OSError:
+            return time.monotonic() - start
+        time.sleep(0.05)
+    return limit_s
+
+
+@pytest.mark.parametrize(
+    ("first", "trickle"),
+    [
+        (b"", b""),  # says nothing
+        (b"", b"\r\n"),  # blank lines for ever
+        (b"GET /livez HTTP/1.1\r\nx-a: ", b"a"),  # a header that never ends
+        (HEAD + b"content-length: 1000\r\n\r\n", b"a"),  # a body that never ends
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n", b"a"),
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # after a first, whole request
+    ],
+)
+def test_slow_senders_are_cut_off(hasty: Gate, first: bytes, trickle: bytes) -> None:
+    with connect(hasty) as peer:
+        peer.send(first)
+        assert closed_after(peer, 15, trickle) < 15
+
+
+def test_slow_readers_are_cut_off(hasty: Gate) -> None:
+    """Hundreds of answers asked for in one breath, and none of them read."""
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", hasty.settings.port))
+        ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+        peer.setblocking(False)
+        assert cut_while_sending(peer, ask * 100, 15) < 15
+
+
+def cut_while_sending(peer: socket.socket, content: bytes, limit_s: float) -> float:
+    """Seconds until sending fails, without ever reading."""
+    start = time.monotonic()
+    while time.monotonic() - start < limit_s:
+        try:
+            peer.send(content)
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:
+            break
+    return time.monotonic() - start
+
+
+def test_endless_headers_are_refused_before_they_end(hasty: Gate) -> None:
+    with connect(hasty) as peer:
+        peer.setblocking(True)
+        peer.sendall(b"GET /livez HTTP/1.1\r\nx-a: " + b"a" * 200_000)
+        answer = peer.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in answer
+        peer.setblocking(False)
+        assert closed_after(peer, 15, b"a" * 1000) < 15
+
+
+def test_too_many_headers_are_refused(hasty: Gate) -> None:
+    many = {f"x-{n}": "1" for n in range(101)}
+    assert httpx.get(f"{hasty.url}/livez", headers=many).status_code == 431
+
+
+POST = b"POST /v2/x HTTP/1.1\r\nhost: x\r\n"
+RAW = [
+    b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+    b"\x00" * 100,
+    b"x\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nname with space: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nx-api-key: \xff\xfe\r\n\r\n",
+    b"GET / HTTP/1.1\r\nx: a\x00b\r\n\r\n",
+    b"GET / HTTP/1.1\r\n folded: x\r\n\r\n",
+    b"GET http://elsewhere.example/v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET //elsewhere.example/%2e%2e/ HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"CONNECT elsewhere.example:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+    POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    POST + b"content-length: -1\r\n\r\n",
+    POST + b"content-length: 99999999999999999999999\r\n\r\n",
+    POST + b"content-length: 0x10\r\n\r\n",
+    POST + b"transfer-encoding: gzip\r\n\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    POST + b"transfer-encoding: chunked\r\n\r\n-1\r\n",
+]
+
+
+@pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[-30:]))
+def test_odd_bytes_end_in_4xx_or_nothing(gate: Gate, raw: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5) as peer:
+        peer.sendall(raw)
+        peer.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert not answer or answer.startswith(
+        (b"HTTP/1.1 4", b"HTTP/1.1 200 ") if b"/livez" in raw or b"models" in raw else b"HTTP/1.1 4"
+    )
+    assert httpx.get(f"{gate.url}/livez").status_code == 200
+
+
+def honest(gate: Gate) -> int:
+    """How many of HONEST whole requests, each on its own connection, are answered."""
+    fine = 0
+    for _ in range(HONEST):
+        with suppress(httpx.TransportError):
+            fine += httpx.get(f"{gate.url}/v1/models", timeout=5).status_code == 200
+    return fine
+
+
+def attack(gate: Gate) -> int:
+    """Honest requests that were answered among SLOW half-sent ones from the same address."""
+    with ExitStack() as stack:
+        for n in range(SLOW):
+            with suppress(OSError):  # cut off already
+                peer = stack.enter_context(connect(gate))
+                peer.send(HEAD + (b"content-length: 100\r\n\r\n" if n % 2 else b"x-slow: "))
+        return honest(gate)
+
+
+def test_an_honest_client_among_500_slow_ones(hasty: Gate) -> None:
+    assert attack(hasty) >= 0.99 * HONEST
+
+
+def test_mutant_without_making_room(hasty: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were newcomers refused instead, the slow ones would keep everybody out."""
+    monkeypatch.setattr(edge.Doors, "_make_room", lambda self, connections: False)
+    monkeypatch.setattr(edge.Edge, "overdue", lambda self, now: False)
+    monkeypatch.setattr(middleware, "BODY_S", 60.0)
+    assert attack(hasty) < 0.5 * HONEST
+
+
+class Peer:
+    """A connection as the doors see it, from an address, waited for since a time or served."""
+
+    def __init__(self, address: str, since: float, *, served: bool = False) -> None:
+        self.address, self.since, self.due = address, since, None if served else since + 10
+        self.loop, self.was_cut = asyncio.new_event_loop(), False
+        self.loop.close()
+
+    def cut(self) -> None:
+        self.was_cut = True
+
+
+def test_who_makes_room() -> None:
+    doors: Any = edge.Doors(Limits(connections=3, per_address=2))
+    doors._timer = object()  # no sweeps here
+    served, slow, slower = Peer("a", 1, served=True), Peer("a", 3), Peer("b", 2)
+    assert all(doors.enter(peer) for peer in (served, slow, slower))
+    assert doors.enter(Peer("a", 4))  # its address is full: the slow one of that address goes
+    assert (served.was_cut, slow.was_cut, slower.was_cut) == (False, True, False)
+    assert doors.enter(Peer("c", 5, served=True))  # all is full: the slowest of all goes
+    assert slower.was_cut and not served.was_cut
+    doors.leave(slower)  # a second time, as its connection ends: no harm
+    busy = [Peer(str(n), 6, served=True) for n in range(3)]
+    doors = edge.Doors(Limits(connections=3, per_address=2))
+    doors._timer = object()
+    assert all(doors.enter(peer) for peer in busy)
+    assert not doors.enter(Peer("d", 7))  # nobody who is served makes room
+    for peer in busy:
+        doors.leave(peer)
+    assert doors._count == 0 and doors._open == {} and doors.enter(Peer("d", 8))
+
+
+def test_caps_are_settings(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    gate = Gate(tmp_path / "data", connections=7, connections_per_address=3)
+    doors = listen.config(gate.settings).http.doors  # type: ignore[union-attr]
+    assert (doors.limits.connections, doors.limits.per_address) == (7, 3)
+    gate.database.close()
+
+
+# -- keys in logs -----------------------------------------------------------------------------
+
+
+def provoke(url: str, key: str) -> None:
+    """Requests with this key in every place, some of which end in errors."""
+    with httpx.Client(base_url=url, headers={"x-api-key": key}) as client:
+        client.get("/v1/get-user-credits")
+        client.get(f"/v1/get-user-credits?api_key={key}")
+        client.post("/v1/none", json={"prompt": key})
+        client.post("/v1/micro", content=b"{", headers={"content-type": "application/json"})
+        client.post("/v2/micro", json={"prompt": "x", "seed": key})
+        client.get(f"/v2/requests/{key}")
+        client.get(f"/files/{key}")
+        client.get("/openai/v1/models", headers={"authorization": f"Bearer {key}"})
+        client.get("/sdapi/v1/options", headers={"authorization": f"Basic {key}"})
+    port = httpx.URL(url).port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
+        peer.sendall(f"GET /{key} NO\r\nx-api-key: {key}\r\n\r\n".encode())
+        peer.recv(1000)
+
+
+def test_keys_are_not_in_the_servers_log(tmp_path: Path) -> None:
+    """The command as people run it, at its most talkative, without a worker."""
+    talkative = {"IMAGED_WORKERS": "0", "IMAGED_LOG": "DEBUG"}
+    server = Server(tmp_path / "data", environ=talkative).start(ready=False)
+    for _ in range(600):
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/livez").status_code == 200:
+                break
+        time.sleep(0.05)
+    made = imaged("keys", "create", "--data", str(server.data)).stdout.strip()
+    wrong = "SG_" + os.urandom(16).hex()
+    for key in (made, wrong):
+        provoke(server.url, key)
+    server.stop()
+    log = (tmp_path / "data.log").read_text()
+    assert "Invalid HTTP request" in log  # something was logged
+    assert made.startswith("SG_") and made not in log and wrong not in log
+
+
+def logged_keys(gate: Gate, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Lines of any logger, at any level, that hold a key."""
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger="imaged"), caplog.at_level("DEBUG", "uvicorn"):
+        provoke(gate.url, gate.key)
+    return [line for line in caplog.text.splitlines() if gate.key in line]
+
+
+def test_mutant_key_in_log(
+    gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imaged.gateway import admit
+
+    assert logged_keys(gate, caplog) == []
+    right = admit.Admission.key
+
+    async def careless(self: Any, header: str | None) -> Any:
+        logging.getLogger("imaged.gateway").info("asked with %s", header)
+        return await right(self, header)
+
+    monkeypatch.setattr(admit.Admission, "key", careless)
+    assert logged_keys(gate, caplog) != []
+
+
+def test_no_log_call_can_hold_a_header() -> None:
+    """No file of the gateway hands headers, keys or bodies to a logger."""
+    for path in Path(edge.__file__).parent.glob("*.py"):
+        for call in re.findall(r"\blog\w*\.\w+\(.*", path.read_text()):
+            assert not re.search(r"header|key|body|prompt|query", call), (path.name, call)

@@ -1,0 +1,195 @@
+"""The hostile table against the running server, and any bytes against the readers in process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from imaged import params
+from imaged.errors import ImagedError
+from imaged.gateway import images, openai, sdapi
+from imaged.params import KNOBS
+from tests.contract.gate import Gate
+from tests.contract.hostile import CASES, Case
+
+ASCII = "".join(map(chr, range(33, 127)))
+
+
+def answers(gate: Gate, cases: list[Case]) -> list[str]:
+    """The cases that were not answered as they should be, and how they were."""
+    wrong, key = [], gate.make_key(credits=0.0, rpm=1_000_000)
+    with gate.client(key) as client:
+        for case in cases:
+            headers = {k: v.encode() for k, v in case.headers.items()}
+            url = httpx.URL(gate.url).copy_with(raw_path=quote(case.path, safe=ASCII).encode())
+            try:
+                answer = client.request(case.method, url, content=case.content, headers=headers)
+            except httpx.TransportError as error:
+                wrong.append(f"{case.name}: {type(error).__name__}")
+                continue
+            named = case.method == "HEAD" or bool(answer.json()["error"])
+            if answer.status_code not in case.allowed or not named:
+                wrong.append(f"{case.name}: {answer.status_code} {answer.text[:80]}")
+        assert client.get("/v1/get-user-credits").json()["credits"] == 0.0
+    return wrong
+
+
+def test_the_hostile_table(gate: Gate) -> None:
+    assert len(CASES) >= 400
+    assert answers(gate, CASES) == []
+
+
+def test_mutant_nan_body(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that take what Python's own conversions take are seen by the table."""
+    numbers = [case for case in CASES if "NaN" in case.name and "=" in case.name]
+    assert answers(gate, numbers) == []
+    monkeypatch.setitem(params._READERS, "number", lambda _, value: float(value))
+    monkeypatch.setitem(params._READERS, "integer", lambda _, value: int(value))
+    wrong = answers(gate, numbers)
+    assert any("guidance_scale=NaN: 406" in line for line in wrong)  # would have been queued
+    assert any("=NaN: 500" in line for line in wrong)
+
+
+# -- any bytes --------------------------------------------------------------------------------
+
+BODIES_AN_EXAMPLE, EXAMPLES = 250, 400
+NAMES = [name for knob in KNOBS for name in (knob.name, *knob.aliases)]
+VALUES = [
+    *(None, True, False, 0, -1, 1, 4, 25, 512, 1024, 2**63, 10**40, -0.0, 7.5, 1e308, 5e-324),
+    *(
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "25",
+        "1e999",
+        "NaN",
+        "\0",
+        "\ud800",
+        "é",
+        "Euler a",
+        "png",
+    ),
+    *([], {}, [1], {"a": []}),
+]
+PIECES = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b'"',
+    b"\\u",
+    b"\\",
+    b"\x00",
+    b"\xff",
+    b"1e9",
+    b"-",
+    b"NaN",
+]
+
+
+def bodies(seed: int) -> list[bytes]:
+    """Objects of known names and odd values, some of them then broken at random places."""
+    dice = random.Random(seed)
+    found = []
+    for _ in range(BODIES_AN_EXAMPLE):
+        names = dice.choices(NAMES, k=dice.randrange(6))
+        given = {"prompt": "x", **{name: dice.choice(VALUES) for name in names}}
+        content = json.dumps(given).encode()
+        for _ in range(dice.choice((0, 0, 1, 2, 5))):
+            at = dice.randrange(len(content) + 1)
+            content = content[:at] + dice.choice(PIECES) + content[at + dice.randrange(3) :]
+        found.append(content)
+    return found
+
+
+def request(content: bytes, kind: bytes) -> Request:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    headers = [(b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    return Request(scope, receive)
+
+
+async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
+    """How many were read and refused; anything but our own 4xx is raised."""
+    read = refused = 0
+    for content in contents:
+        try:
+            found, _ = await images.read_body(request(content, kind))
+            json.dumps(found.as_dict(), allow_nan=False).encode()  # what the store and answers do
+            read += 1
+        except ImagedError as problem:
+            assert problem.status is not None and 400 <= problem.status < 500
+            json.dumps(problem.detail).encode()
+            refused += 1
+    return read, refused
+
+
+def test_a_hundred_thousand_bodies() -> None:
+    totals = [0, 0]
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.integers(0, 2**32))
+    def some(seed: int) -> None:
+        read, refused = asyncio.run(read_all(bodies(seed), b"application/json"))
+        totals[0] += read
+        totals[1] += refused
+
+    some()
+    assert sum(totals) >= 100_000 and min(totals) > 5_000  # it exercises both
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"application/json", b"multipart/form-data; boundary=b"]),
+)
+def test_any_bytes(content: bytes, kind: bytes) -> None:
+    around = [content, b"--b\r\n" + content + b"\r\n--b--", b'{"prompt": "x", ' + content + b"}"]
+    asyncio.run(read_all(around, kind))
+
+
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+THEIRS = st.dictionaries(
+    st.sampled_from(
+        [
+            *("prompt", "n", "size", "model", "quality", "stream", "background", "response_format"),
+            *("sampler_name", "scheduler", "batch_size", "n_iter", "eta", "override_settings"),
+            *("alwayson_scripts", "styles", "enable_hr", "cfg_scale", "seed", "steps", "width"),
+        ]
+    ),
+    JSONS,
+    max_size=5,
+)
+
+
+@settings(max_examples=500)
+@given(THEIRS)
+def test_any_words_of_the_other_dialects(given_: dict[str, Any]) -> None:
+    from imaged.gateway import dialect
+
+    for neutral, read in ((openai.NEUTRAL, openai._params), (sdapi.NEUTRAL, sdapi._params)):
+        try:
+            dialect.refuse_unless(given_, neutral)
+            sdapi._no_scripts(given_)
+            sdapi._slug(given_)
+            read(given_)
+        except ImagedError as problem:
+            assert problem.status == 400

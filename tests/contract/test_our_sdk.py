@@ -1,0 +1,199 @@
+"""Our SDK: the vendor's verbs and names, pictures, and sending again without asking twice."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from httpx_retries import RetryTransport
+
+import imaged
+from imaged.client import calls
+from imaged.client import client as module
+from tests.contract.gate import Gate
+
+REQUEST = json.loads((Path(__file__).parents[2] / "demo" / "request.json").read_text())
+
+RUN = """
+import segmind
+result = segmind.run(model, **body)
+print(result["status"])
+print(result.get("output"))
+print(result["metrics"]["inference_time"])
+"""
+WAIT = """
+from segmind import SegmindClient, InferenceFailed, InferenceTimeout
+client = SegmindClient()
+job = client.submit_async(model, **body)
+print(job.request_id)
+try:
+    result = job.wait(timeout=600, interval=1.0)
+except InferenceTimeout as e:
+    print("still running:", e.request_id)
+except InferenceFailed as e:
+    print("failed:", e.detail)
+else:
+    print(result["status"])
+"""
+
+
+@pytest.fixture
+def environment(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What stands in a user's shell; and ours under the vendor's name."""
+    monkeypatch.setenv("IMAGED_URL", gate.url)
+    monkeypatch.setenv("SEGMIND_API_KEY", gate.key)
+    monkeypatch.setattr(module, "_default", None)
+    monkeypatch.setitem(sys.modules, "segmind", imaged)
+    yield
+    if module._default is not None:
+        module._default.close()
+
+
+def printed(code: str, **body: Any) -> list[str]:
+    out, names = io.StringIO(), {"model": REQUEST["model"], "body": {**REQUEST["body"], **body}}
+    with redirect_stdout(out):
+        exec(code, names)
+    if "client" in names:
+        names["client"].close()  # type: ignore[attr-defined]
+    return out.getvalue().splitlines()
+
+
+def test_the_pages_first_sample(environment: None, gate: Gate) -> None:
+    status, output, seconds = printed(RUN)
+    assert (status, seconds) == ("COMPLETED", "0.25")
+    assert httpx.get(output).status_code == 200
+
+
+def test_the_pages_second_sample(environment: None) -> None:
+    job_id, status = printed(WAIT)
+    assert len(job_id) == 32 and status == "COMPLETED"
+    assert printed(WAIT, prompt="fail: content policy")[1] == "failed: content policy"
+
+
+def test_pictures_and_files(gate: Gate, tmp_path: Path) -> None:
+    small = {"img_width": 512, "img_height": 512}
+    with imaged.Client(gate.key, gate.url) as client:
+        one = client.run(gate.slug, prompt="x", **small)
+        two = client.run(gate.slug, prompt="x", samples=2, base64=True, **small)
+    assert isinstance(one, dict) and [image.size for image in one.images()] == [(512, 512)]
+    assert one.save(tmp_path / "house.jpg") == [tmp_path / "house.jpg"]
+    assert two.save(tmp_path / "two.jpg") == [tmp_path / "two-0.jpg", tmp_path / "two-1.jpg"]
+    [kept] = one.save(tmp_path)
+    assert kept.name == one["images"][0]["file_name"]
+    assert kept.read_bytes() == (tmp_path / "house.jpg").read_bytes() != b""
+    gone = type(one)({"images": [{**one["images"][0], "url": one["output"] + "0"}]})
+    with pytest.raises(imaged.ImagedError, match="no such file"):
+        gone.images()
+
+
+def test_pictures_without_blocking(gate: Gate, tmp_path: Path) -> None:
+    async def main() -> Any:
+        async with imaged.AsyncClient(gate.key, gate.url) as client:
+            result = await (await client.submit_async(gate.slug, prompt="x")).wait(interval=0.02)
+            answer = await client.run_sync(gate.slug, prompt="x")
+            return await result.images(), await result.save(tmp_path / "a.jpg"), answer
+
+    images, [path], answer = asyncio.run(main())
+    assert images[0].size == (1024, 1024) and path.stat().st_size > 0
+    assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_the_vendors_other_verbs(gate: Gate) -> None:
+    with imaged.Client(gate.make_key(), gate.url) as client:
+        result = client.run(gate.slug, prompt="x")
+        [row] = client.generations.list()["data"]
+        assert row["request_id"] == result["request_id"]
+        assert client.generations.recent(gate.slug)["data"] == [row]
+        assert client.generations.get(row["request_id"])["model_status"] == "COMPLETED"
+        assert client.generations.history(status="FAILED")["data"] == []
+        assert client.accounts.current()["credits"] > 0
+        assert client.models.list()
+        with pytest.raises(imaged.ImagedError, match="not found"):
+            client.generations.get("0" * 32)
+
+
+# -- sending again ----------------------------------------------------------------------------
+
+
+class Lossy(httpx.BaseTransport):
+    """Delivers every request and loses the first answers, or never delivers at all."""
+
+    def __init__(self, losses: int, lose: Callable[[httpx.Response], httpx.Response]) -> None:
+        self.losses, self.lose = losses, lose
+        self.sent: list[httpx.Request] = []
+        self._real = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(request)
+        answer = self._real.handle_request(request)
+        if len(self.sent) > self.losses:
+            return answer
+        answer.close()
+        return self.lose(answer)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def lost(_: httpx.Response) -> httpx.Response:
+    raise httpx.ReadError("the connection broke")
+
+
+def busy(_: httpx.Response) -> httpx.Response:
+    return httpx.Response(503, json={"error": "busy"})
+
+
+def over(gate: Gate, lossy: Lossy, monkeypatch: pytest.MonkeyPatch) -> imaged.Client:
+    monkeypatch.setattr(
+        calls, "transport", lambda: RetryTransport(transport=lossy, retry=calls.READS)
+    )
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return imaged.Client(gate.key, gate.url)
+
+
+@pytest.mark.parametrize("lose", [lost, busy])
+def test_reads_are_sent_again(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Any], Any]
+) -> None:
+    lossy = Lossy(3, lose)
+    with over(gate, lossy, monkeypatch) as client:
+        assert client.models.list()
+    assert [request.method for request in lossy.sent] == ["GET"] * 4
+
+
+@pytest.mark.parametrize("lose", [lost, busy])
+def test_a_submit_is_sent_again_under_the_same_key(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Any], Any]
+) -> None:
+    lossy = Lossy(2, lose)
+    with over(gate, lossy, monkeypatch) as client:
+        client.submit_async(gate.slug, prompt="x")
+        client.submit_async(gate.slug, prompt="x")
+    used = [request.headers["idempotency-key"] for request in lossy.sent]
+    assert len(used) == 4 and used[0] == used[1] == used[2] != used[3]
+    assert {request.content for request in lossy.sent} == {lossy.sent[0].content}
+
+
+def test_a_post_without_a_key_is_never_sent_again(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: a submit that lost its header, and with it the leave to be repeated."""
+    lossy = Lossy(2, lost)
+    with over(gate, lossy, monkeypatch) as client, pytest.raises(httpx.ReadError):
+        client.http.post(f"/v2/{gate.slug}", json={"prompt": "x"})
+    assert len(lossy.sent) == 1
+
+
+def test_refusals_are_not_sent_again(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    lossy = Lossy(0, lost)
+    with over(gate, lossy, monkeypatch) as client, pytest.raises(imaged.ImagedError):
+        client.submit_async(gate.slug, prompt="x", samples=9)
+    assert len(lossy.sent) == 1

@@ -1,0 +1,98 @@
+"""Infotext is read back by the grammar of A1111's readers, whatever stands in the prompt."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imaged.engine.decode import Picture
+from imaged.infotext import infotext
+from imaged.params import ImageParams
+from imaged.worker.deliver import encode_png
+
+NAME = re.compile(r"\w[\w /-]*")
+
+
+def pairs(line: str) -> dict[str, str]:
+    """`Name: value, Name: "quoted, value"` -> values by name; empty if the line is not that."""
+    found: dict[str, str] = {}
+    rest = line
+    while rest:
+        name, colon, rest = rest.partition(":")
+        if not colon or not NAME.fullmatch(name.strip()):
+            return {}
+        rest = rest.strip()
+        if rest.startswith('"'):
+            value, end = json.JSONDecoder().raw_decode(rest)
+            rest = rest[end:].removeprefix(",")
+        else:
+            value, _, rest = rest.partition(",")
+        found[name.strip()] = value
+    return found
+
+
+def read_back(text: str) -> dict[str, str]:
+    """What readers of this text do: lines are stripped; the last holds pairs, at least three, or
+    is prompt; one that begins with `Negative prompt:` begins the negative prompt.
+    """
+    lines = [line.strip() for line in text.strip().split("\n")]
+    last = pairs(lines[-1])
+    if len(last) >= 3:
+        lines.pop()
+    at = next((n for n, line in enumerate(lines) if line.startswith("Negative prompt:")), None)
+    prompt, negative = (lines, []) if at is None else (lines[:at], lines[at:])
+    if negative:
+        negative[0] = negative[0].removeprefix("Negative prompt:").strip()
+    return {"Prompt": "\n".join(prompt), "Negative": "\n".join(negative), **last}
+
+
+HOSTILE = [
+    'a "quoted" house, with: colons, (weights:1.3)',
+    "two\nlines\n\nand a third",
+    "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1",
+    "house\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1",
+    "back\\slash, \\(escaped\\)",
+    "снег, 雪, ❄",
+    "Size: 1x1",
+]
+
+
+@pytest.mark.parametrize("prompt", HOSTILE)
+@pytest.mark.parametrize("negative", [None, *HOSTILE])
+def test_hostile_prompts_come_back(prompt: str, negative: str | None) -> None:
+    params = ImageParams(prompt, negative, scheduler="DPM Multi", guidance_scale=7.5)
+    found = read_back(infotext(params, 5, 'a "model", v: 2'))
+    assert found["Prompt"] == prompt
+    assert found["Negative"] == (negative or "")
+    assert (found["Steps"], found["CFG scale"], found["Seed"]) == ("25", "7.5", "5")
+    assert (found["Sampler"], found["Size"]) == ("DPM++ 2M", "1024x1024")
+    assert found["Model"] == 'a "model", v: 2'
+
+
+def test_a_heading_inside_a_prompt_stays_in_the_prompt() -> None:
+    for prompt in ("a\nNegative prompt: b", "Negative prompt: b", "Negative prompt: a\nb"):
+        found = read_back(infotext(ImageParams(prompt, "c"), 5, "micro"))
+        assert found["Negative"] == "c"
+        assert found["Prompt"].lstrip(",").split() == prompt.split()
+
+
+@given(st.text(min_size=1), st.text())
+def test_any_prompt_keeps_its_words_and_the_pairs(prompt: str, negative: str) -> None:
+    found = read_back(infotext(ImageParams(prompt, negative), 5, "micro"))
+    assert found["Seed"] == "5" and found["Model"] == "micro"
+    assert found["Prompt"].lstrip(",").split() == prompt.lstrip(",").split()
+
+
+def test_a_png_carries_it_and_its_pixels() -> None:
+    rgb = bytes(range(256)) * 3 * 3
+    picture = Picture(rgb[: 16 * 16 * 3], 16, 16, 5)
+    content = encode_png(picture, ImageParams("снег\nи лёд"), "micro")
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.tobytes()) == ("PNG", picture.rgb)
+        assert read_back(str(image.info["parameters"]))["Prompt"] == "снег\nи лёд"
