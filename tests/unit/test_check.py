@@ -25,7 +25,7 @@ from imaged.settings import Settings
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker import check, deliver
-from imaged.worker.deliver import Delivery
+from imaged.worker.deliver import Delivery, Stamp
 from tests.conftest import imaged
 from tests.unit.test_store import audit, claim, free, get, make_key, put, worker
 
@@ -55,7 +55,7 @@ def delivered(db: Database, tmp_path: Path, checker: str, *pixels: bytes) -> tup
     folder = tmp_path / "files"
     delivery = Delivery(db, Blobs(f"file://{folder}"), "w", Settings(checker=checker))
     pictures = tuple(Picture(rgb, 8, 8, seed) for seed, rgb in enumerate(pixels))
-    delivery.deliver(job, Outcome(job_id, pictures, None, 1.0), "micro")
+    delivery.deliver(job, Outcome(job_id, pictures, None, 1.0), Stamp("micro", "exact", "CPU"))
     done = get(db, job_id)
     assert free(db, key_id) == (990 if done.state is State.COMPLETED else 1000)
     assert audit(db) == []
