@@ -114,5 +114,5 @@ def test_without_node_ci_fails_and_others_are_told(monkeypatch: pytest.MonkeyPat
         installed()
 
 
-def test_the_lock_names_no_registry() -> None:
+def test_the_lock_names_no_host() -> None:
     assert '"resolved"' not in (NODE / "package-lock.json").read_text()
