@@ -1,7 +1,8 @@
 """imaged, the image daemon: a self-hosted text-to-image service for SDXL checkpoints.
 
 The client's names are here: `run`, `run_sync`, `submit_async`, `Client`, `AsyncClient`, `Job`,
-`Event` and the errors. They are loaded at first use, so that importing the package costs nothing.
+`Event`, `models`, `generations`, `accounts` and the errors. They are loaded at first use, so that
+importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ _CLIENT = (
     "submit_async",
 )
 
-__all__ = [*_CLIENT, "ImagedError", "InferenceFailed", "InferenceTimeout", "__version__"]
+_GROUPS = ("accounts", "generations", "models")  # of the default client
+
+SegmindError = ImagedError  # the vendor's name, so that `import imaged as segmind` runs its code
+
+__all__ = [
+    *_CLIENT,
+    *_GROUPS,
+    "ImagedError",
+    "InferenceFailed",
+    "InferenceTimeout",
+    "SegmindError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +53,8 @@ def __getattr__(name: str) -> Any:
         from imaged.client import client
 
         return getattr(client, name)
+    if name in _GROUPS:
+        from imaged.client import client
+
+        return getattr(client.default(), name)
     raise AttributeError(name)

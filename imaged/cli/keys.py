@@ -68,6 +68,8 @@ def keys_list(data: Path | None) -> None:
     )
     for row in rows:
         state = "revoked" if row.revoked_at else "active"
+        if row.models:
+            state += f", for {', '.join(row.models)} only"
         free = (row.balance_micros - row.reserved_micros) / MICROS
         click.echo(
             f"{row.id:>4}  {row.hint:<12} {row.name:<16} {free:>12.6f} "

@@ -140,7 +140,8 @@ SegmindClient = Client  # the vendor's name, so that `import imaged as segmind` 
 _default: Client | None = None
 
 
-def _client() -> Client:
+def default() -> Client:
+    """The client of the module's functions, made at first use from the environment."""
     global _default
     _default = _default or Client()
     return _default
@@ -148,14 +149,14 @@ def _client() -> Client:
 
 def run(slug: str, **params: Any) -> Result:
     """Queue a job with the default client and wait for its result."""
-    return _client().run(slug, **params)
+    return default().run(slug, **params)
 
 
 def run_sync(slug: str, **params: Any) -> httpx.Response:
     """One blocking call with the default client."""
-    return _client().run_sync(slug, **params)
+    return default().run_sync(slug, **params)
 
 
 def submit_async(slug: str, **params: Any) -> Job:
     """Queue a job with the default client."""
-    return _client().submit_async(slug, **params)
+    return default().submit_async(slug, **params)

@@ -43,6 +43,7 @@ class KeyRow:
     rpm: int
     created_at: float
     revoked_at: float | None
+    models: list[str] | None  # the slugs it may use; None: all
 
 
 def load_secret(data: Path) -> bytes:

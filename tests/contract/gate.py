@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
@@ -25,7 +24,7 @@ from imaged.settings import Settings
 from imaged.store import keys, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
-from imaged.worker.deliver import Delivery
+from imaged.worker.deliver import Delivery, Stamp
 from tests.conftest import SLUG, free_port
 
 PAINTER = "painter"
@@ -77,7 +76,7 @@ class Gate:
 
     @contextmanager
     def running(self) -> Iterator[Gate]:
-        server = uvicorn.Server(listen.config(self.settings))
+        server = listen.server(self.settings)
         threads = [threading.Thread(target=server.run), threading.Thread(target=self._paint)]
         for thread in threads:
             thread.start()
@@ -129,7 +128,8 @@ class Gate:
             for k in range(job.params.samples)
         ]
         outcome = Outcome(job.id, tuple(pictures), None, 0.25)
-        Delivery(self.database, self._blobs, PAINTER, self.settings).deliver(job, outcome, "grey")
+        stamp = Stamp("grey", "exact", "CPU")
+        Delivery(self.database, self._blobs, PAINTER, self.settings).deliver(job, outcome, stamp)
 
 
 class _Chores:

@@ -89,6 +89,10 @@ def test_a_key_for_some_models(gate: Gate) -> None:
     by_alias = imaged(
         "keys", "create", "--model", "sketch", "--data", str(gate.settings.data)
     ).stdout.strip()
+    assert (
+        "active, for sketch only"
+        in imaged("keys", "list", "--data", str(gate.settings.data)).stdout
+    )
     with gate.client(limited) as client:
         assert client.post("/v2/micro", json={"prompt": "x"}).status_code == 200
         for version in ("v1", "v2"):

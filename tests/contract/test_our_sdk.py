@@ -78,6 +78,13 @@ def test_the_pages_second_sample(environment: None) -> None:
     assert printed(WAIT, prompt="fail: content policy")[1] == "failed: content policy"
 
 
+def test_the_modules_groups_and_names(environment: None) -> None:
+    assert imaged.SegmindClient is imaged.Client and imaged.SegmindError is imaged.ImagedError
+    assert imaged.models.list() and imaged.accounts.current()["credits"] > 0
+    request_id = imaged.run(REQUEST["model"], prompt="x")["request_id"]
+    assert imaged.generations.get(request_id)["model_status"] == "COMPLETED"
+
+
 def test_pictures_and_files(gate: Gate, tmp_path: Path) -> None:
     small = {"img_width": 512, "img_height": 512}
     with imaged.Client(gate.key, gate.url) as client:

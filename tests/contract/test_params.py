@@ -13,6 +13,7 @@ from imaged.catalogue import MICRO
 from imaged.engine.samplers import table
 from imaged.errors import CommandError
 from imaged.params import KNOBS, SCHEDULERS, WIDEST, unet_calls
+from tests.conftest import Server
 from tests.contract.gate import Gate
 
 FORMS = [
@@ -144,6 +145,18 @@ def test_aliases_have_their_own_defaults(gate: Gate) -> None:
         rows = client.get("/inference-request/request-history").json()["data"]
     steps = [row["request_body"]["num_inference_steps"] for row in rows]
     assert steps == [6, 8] and rows[0]["model_name"] == gate.slug
+
+
+def test_the_engine_makes_the_smallest_with_every_sampler(server: Server) -> None:
+    small = {"num_inference_steps": 4, "img_width": 256, "img_height": 256, "seed": 5}
+    with server.client() as client:
+        ids = []
+        for n, scheduler in enumerate(SCHEDULERS):
+            body = {**small, "scheduler": scheduler, "guidance_scale": (0, 1, 2, 30)[n % 4]}
+            made = client.post("/v2/sdxl-lightning", json={"prompt": "a house", **body})
+            ids.append(made.json()["request_id"])
+        ended = [server.wait(job_id) for job_id in ids]
+    assert {body["status"] for body in ended} == {"COMPLETED"}
 
 
 def test_the_widest_ranges_are_what_samplers_can_do() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from segmind import SegmindClient
 
+from tests.contract.conftest import PAGE
 from tests.contract.curl import curl
 from tests.contract.gate import Gate
 
@@ -136,7 +137,31 @@ def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
         answer = client.post(f"/v1/{hasty.slug}", json={"prompt": "run"})
         assert (answer.status_code, answer.json()["code"]) == (504, "still_running")
         job = client.get(f"/v2/requests/{answer.headers['x-request-id']}/status")
-        assert job.json()["status"] == "PROCESSING"
+        assert job.json()["status"] in ("QUEUED", "PROCESSING")
+
+
+def test_web_pages(gate: Gate, tmp_path: Path) -> None:
+    """The pages that IMAGED_CORS names may read answers and their headers; by default none may."""
+    (tmp_path / "data").mkdir()
+    with Gate(tmp_path / "data").running() as closed:
+        for running, page, allowed in (
+            (gate, PAGE, PAGE),
+            (gate, "https://other.example", None),
+            (closed, PAGE, None),
+        ):
+            headers = {"origin": page}
+            with running.client() as client:
+                made = client.post(f"/v1/{running.slug}", json={"prompt": "x"}, headers=headers)
+                job = f"/v2/requests/{made.headers['x-request-id']}"
+                asked = [client.get(p, headers=headers) for p in (job, f"{job}/status", "/none")]
+            for answer in (made, *asked):
+                assert answer.headers.get("access-control-allow-origin") == allowed
+            if allowed:
+                shown = made.headers["access-control-expose-headers"].lower()
+                assert "x-remaining-credits" in shown and "x-seed-value" in shown
+        preflight = {"origin": PAGE, "access-control-request-method": "POST"}
+        refused = httpx.options(f"{closed.url}/v1/{closed.slug}", headers=preflight)
+    assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (405, False)
 
 
 # -- money and rates --------------------------------------------------------------------------

@@ -57,6 +57,15 @@ def test_submit(gate: Gate) -> None:
     assert answer.headers["x-request-id"] == body["request_id"]
 
 
+def test_every_submit_is_a_job_of_its_own(gate: Gate) -> None:
+    first, second = gate.submit("hold", seed=5), gate.submit("hold", seed=5)
+    assert first != second
+    with gate.client() as client:
+        client.delete(f"/v2/requests/{first}")
+    states = [ask(gate, job_id)["status"].json()["status"] for job_id in (first, second)]
+    assert states == ["FAILED", "QUEUED"]
+
+
 def test_links_have_the_public_origin(gate: Gate) -> None:
     with gate.client() as client:
         answer = client.post(
