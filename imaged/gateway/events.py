@@ -80,7 +80,10 @@ class Event:
 
 @owned
 async def events(request: Request, gateway: Gateway, job: Job) -> Response:
-    """The stream, or 204 for a client that has seen its end: EventSource stops at that."""
+    """GET /v2/requests/{id}/events: a job's life as it happens, as server-sent events.
+
+    204 for a client that has seen the end of the stream: EventSource stops at that.
+    """
     wait_s = read_wait(request.query_params.get("wait") or str(LIFE_S), LIFE_S)
     seen = Seen.read(request.headers.get("last-event-id"))
     if job.state.final and seen.state == replies.wire_state(job):

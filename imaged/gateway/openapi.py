@@ -15,16 +15,25 @@ import imaged
 from imaged.errors import ImagedError, Refused, StillRunning, Unavailable
 from imaged.gateway import history
 from imaged.gateway.access import VERBS, marks, public
+from imaged.gateway.events import LIFE_S
 from imaged.gateway.status import LONGEST_WAIT_S
+from imaged.gateway.terms import CANCEL_AFTER, IDEMPOTENCY_KEY, LONGEST_CANCEL_S
 from imaged.params import KNOBS, Knob
 
 STATUS = "/v2/requests/{job_id}/status"
+EVENTS = "/v2/requests/{job_id}/events"
 WORKS = ("/v1/{slug}", "/v2/{slug}")
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: What is read of a query, by path.
 QUERIES: dict[str, dict[str, Any]] = {
-    STATUS: {"wait": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S}},
+    STATUS: {
+        "wait": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S},
+        "preview": {"enum": ["0", "1"]},
+    },
+    EVENTS: {"wait": {"type": "number", "minimum": 0, "maximum": LIFE_S}},
+    "/webhook/inactive": {"webhook_id": {"type": "string"}},
+    "/webhook/dispatch-logs": {"webhook_id": {"type": "string"}},
     "/files/{name}": {"exp": {"type": "string"}, "sig": {"type": "string"}},
     "/inference-request/recent-generations": {"model_name": {"type": "string"}},
     "/inference-request/generations": {
@@ -43,6 +52,19 @@ QUERIES: dict[str, dict[str, Any]] = {
         "sort_by": {"enum": list(history.ORDERS)},
         "sort_order": {"enum": ["asc", "desc"]},
     },
+}
+
+
+#: Which headers of a request matter, by path.
+HEADERS: dict[str, dict[str, Any]] = {
+    **{
+        path: {
+            IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
+            CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
+        }
+        for path in WORKS
+    },
+    EVENTS: {"Last-Event-ID": {"type": "string"}},
 }
 
 
@@ -151,6 +173,7 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
     schemes = ["key", *([dialect] if dialect else [])]
     named = [(name, "path", {"type": "string"}) for name in re.findall(r"{(\w+)}", path)]
     named += [(name, "query", kind) for name, kind in QUERIES.get(path, {}).items()]
+    named += [(name, "header", kind) for name, kind in HEADERS.get(path, {}).items()]
     operation: dict[str, Any] = {
         "summary": summary,
         "operationId": f"{verb}{re.sub(r'[^a-z0-9]+', '_', path.lower()).rstrip('_')}",
@@ -176,6 +199,8 @@ def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {}}}
     if path in (WORKS[0], "/files/{name}"):
         content |= {"image/jpeg": binary, "image/png": binary}
+    if path == EVENTS:
+        content = {"text/event-stream": {"schema": {"type": "string"}}}
     if path == "/docs":
         content = {"text/html": {"schema": {"type": "string"}}}
     refusals = [kind for kind in _refusals(Refused) if _may(kind, verb, mark)]
@@ -184,6 +209,8 @@ def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
         text = (kind.__doc__ or "").strip().split("\n")[0]
         before = found.get(str(kind.status), {}).get("description", "")
         found[str(kind.status)] = _refusal(f"{before} {text}".strip())
+    if path == EVENTS:
+        found["204"] = {"description": "Last-Event-ID is the stream's last: there is no more."}
     if mark == "owner":
         found["422"] = _refusal("The job ran and FAILED; the body is the job's.")
     found["default"] = _refusal("Refused, with the reason.")
@@ -201,7 +228,10 @@ def _may(kind: type[ImagedError], verb: str, mark: str) -> bool:
     if kind.status == 401:
         return mark != "public"
     if verb == "post":
-        return kind.status not in (404, 405, 431) or kind.code == "unknown_model"
+        return kind.status not in (404, 405, 431) or kind.code in (
+            "unknown_model",
+            "unknown_webhook",
+        )
     return kind.code == ("unknown_request" if mark == "owner" else "") or (
         issubclass(kind, Unavailable) and kind is not StillRunning
     )

@@ -14,7 +14,7 @@ from imaged.jobs import Terms
 from imaged.params import ImageParams
 
 IDEMPOTENCY_KEY, CANCEL_AFTER = "Idempotency-Key", "Cancel-After"
-LONGEST_WAIT_S = 86_400
+LONGEST_CANCEL_S = 86_400
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
@@ -50,8 +50,8 @@ def _cancel_after_s(given: list[str]) -> float | None:
     if not given:
         return None
     seconds = float(given[0]) if len(given) == 1 and _SECONDS.fullmatch(given[0]) else 0.0
-    if not 0 < seconds <= LONGEST_WAIT_S:
+    if not 0 < seconds <= LONGEST_CANCEL_S:
         raise BadParameter(
-            CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {LONGEST_WAIT_S}"
+            CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {LONGEST_CANCEL_S}"
         )
     return seconds

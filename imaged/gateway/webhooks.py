@@ -29,14 +29,14 @@ DISPATCH = {"WAITING": "PENDING", "DELIVERED": "DELIVERED", "DEAD": "FAILED"}
 
 @keyed
 async def listing(request: Request, gateway: Gateway, key: Key) -> Response:
-    """GET /webhook/get"""
+    """GET /webhook/get: the key's webhooks."""
     mine = await _read(gateway, lambda c: webhooks.of_key(c, key.id))
     return JSONResponse({"webhooks": [shown(webhook) for webhook in mine]})
 
 
 @keyed
 async def add(request: Request, gateway: Gateway, key: Key) -> Response:
-    """POST /webhook/add; the answer alone shows the secret."""
+    """POST /webhook/add: a new webhook; this answer alone shows its secret."""
     url, types, _ = await _subscription(request, gateway)
     webhook = await _write(gateway, lambda c: webhooks.add(c, key.id, url, types, time.time()))
     secret = webhooks.secret_of(gateway.secret, webhook.id)
@@ -45,7 +45,7 @@ async def add(request: Request, gateway: Gateway, key: Key) -> Response:
 
 @keyed
 async def update(request: Request, gateway: Gateway, key: Key) -> Response:
-    """POST /webhook/update"""
+    """POST /webhook/update: another URL or other events for a webhook."""
     url, types, body = await _subscription(request, gateway)
     webhook_id = _id(body.get("webhook_id"))
     changed = await _write(gateway, lambda c: webhooks.update(c, key.id, webhook_id, url, types))

@@ -228,7 +228,7 @@ def test_who_makes_room() -> None:
 def test_caps_are_settings(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     gate = Gate(tmp_path / "data", connections=7, connections_per_address=3)
-    doors = listen.config(gate.settings).http.doors  # type: ignore[union-attr]
+    doors = listen.server(gate.settings).config.http.doors  # type: ignore[union-attr]
     assert (doors.limits.connections, doors.limits.per_address) == (7, 3)
     gate.database.close()
 
@@ -301,4 +301,5 @@ def test_no_log_call_can_hold_a_header() -> None:
     """No file of the gateway hands headers, keys or bodies to a logger."""
     for path in Path(edge.__file__).parent.glob("*.py"):
         for call in re.findall(r"\blog\w*\.\w+\(.*", path.read_text()):
-            assert not re.search(r"header|key|body|prompt|query", call), (path.name, call)
+            handed = re.sub(r"\"[^\"]*\"", "", call)  # the fixed text may speak of them
+            assert not re.search(r"header|key|body|prompt|query", handed), (path.name, call)
