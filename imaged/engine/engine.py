@@ -131,17 +131,17 @@ class Engine:
     def tick(self) -> list[Outcome]:
         """At most one UNet call; returns the jobs that ended."""
         outcomes = self._start_newcomers()
-        now = time.monotonic()
         running = [r for job in self._jobs.values() for r in job.runs if not r.done]
-        chosen = choose(running, self._meter.cost, self._used_s, now, self._fits)
+        chosen = choose(running, self._meter.cost, self._used_s, time.monotonic(), self._fits)
+        began = time.monotonic()
         try:
             outputs = self._denoise(chosen) if chosen else []
         except torch.OutOfMemoryError as error:
             return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
-            self._after(run)
-        self._account(chosen, time.monotonic() - now)
+        self._account(chosen, time.monotonic() - began)
+        self._follow(chosen)
         return outcomes + self._decoded(wait_s=0.0 if chosen else PATIENCE_S)
 
     # -- the call -----------------------------------------------------------------------------
@@ -211,33 +211,47 @@ class Engine:
 
     # -- from latents to pictures ---------------------------------------------------------------
 
-    def _after(self, run: Run) -> None:
-        """What follows a call: a look at the picture now and then, its decoding at the end."""
-        job = self._jobs[run.job_id]
-        if run.done:
-            vae = self._in_float32()[1] if run.precise else self.nets.vae
-            latent = run.combine()
-            future = self._decoder.submit(decode, vae, latent, run.plan.seed)
-            self._decoding.append((run, future))
-        elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
+    def _follow(self, chosen: list[Run]) -> None:
+        """After a call: a look at a job's first picture now and then, a decoding at the end."""
+        for run in chosen:
+            job = self._jobs[run.job_id]
+            if run.done:
+                vae = self._in_float32()[1] if run.precise else self.nets.vae
+                future = self._decoder.submit(decode, vae, run.combine(), run.plan.seed)
+                self._decoding.append((run, future))
+            elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
+                self._look(job, run)
+
+    def _look(self, job: _Job, run: Run) -> None:
+        try:
             self._map = self._map or Map(self.nets.vae, self.nets.channels)
             job.preview = self._map(run.estimate(), run.call)
+        except torch.OutOfMemoryError:  # the picture needs the memory more
+            self.previews = False
 
     def _decoded(self, wait_s: float) -> list[Outcome]:
         """The jobs whose last picture has come out of the decoding thread."""
         if wait_s and self._decoding:
             wait([future for _, future in self._decoding], wait_s, "FIRST_COMPLETED")
-        ready = [pair for pair in self._decoding if pair[1].done()]
-        self._decoding = [pair for pair in self._decoding if not pair[1].done()]
-        return [outcome for run, future in ready for outcome in self._take(run, future)]
+        before, self._decoding, outcomes = self._decoding, [], []
+        for run, future in before:
+            if future.done():
+                outcomes += self._take(run, future)
+            else:
+                self._decoding.append((run, future))
+        return outcomes
 
     def _take(self, run: Run, future: Future[Picture]) -> list[Outcome]:
         job = self._jobs.get(run.job_id)
         if job is None or run not in job.runs:
             return []  # cancelled, or another sample of the job has failed
         error = future.exception()
-        if isinstance(error, JobFailed) and error.code == "nan_output" and self._again(run):
-            return []
+        if isinstance(error, JobFailed) and error.code == "nan_output":
+            try:
+                if self._again(run):
+                    return []
+            except torch.OutOfMemoryError as full:
+                error = full
         if error is not None:
             return self._end(run.job_id, error)
         job.pictures[run.plan.seed] = future.result()

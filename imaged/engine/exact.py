@@ -34,7 +34,10 @@ class Buckets:
         """
         bucket = fit(rows)
         if bucket > ALONE and (shape, bucket) not in self._agree:
-            self._agree[shape, bucket] = agrees(unet, bucket, example)
+            try:
+                self._agree[shape, bucket] = agrees(unet, bucket, example)
+            except torch.OutOfMemoryError:
+                self._agree[shape, bucket] = False
         return bucket == ALONE or self._agree[shape, bucket]
 
 

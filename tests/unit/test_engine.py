@@ -214,6 +214,24 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
     assert pictures[0] == pictures[1]
 
 
+def test_without_memory_for_a_second_try_or_a_look_only_that_is_lost(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("the device is full")
+
+    engine = Engine(overflowing(nets))
+    monkeypatch.setattr("imaged.engine.engine.Map", full)
+    monkeypatch.setattr(engine, "_in_float32", full)
+    engine.submit("x", replace(SMALL, num_inference_steps=6))
+    [outcome] = run(engine)
+    assert outcome.error is not None and outcome.error.code == "out_of_memory"
+    plain = Engine(nets)
+    plain.submit("y", replace(SMALL, num_inference_steps=6))
+    [outcome] = run(plain)
+    assert outcome.error is None
+
+
 def test_what_is_broken_in_float32_too_fails_after_one_more_try(
     nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
