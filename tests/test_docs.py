@@ -58,7 +58,8 @@ def test_readme_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
 
 
 def test_greeting_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
-    lines = server.log[server.log.index("  curl ") :]
+    said = (server.data.parent / f"{server.data.name}.log").read_text()
+    [lines] = re.findall(r"^  curl .*?\n\n", said, re.DOTALL | re.MULTILINE)
     subprocess.run(["bash", "-ec", lines], cwd=tmp_path, check=True, timeout=120)
     with Image.open(tmp_path / "house.jpg") as image:
         assert image.size == (512, 512)
