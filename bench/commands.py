@@ -5,6 +5,7 @@ from bench import (  # noqa: F401 (adds commands)
     exact,
     gpu,
     models,
+    polls,
     report,
     savings,
     single,

@@ -143,7 +143,7 @@ def async_server(
 @contextmanager
 def running(
     command: list[str], environ: dict[str, str], port: int, path: str, log: Path
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process from its start until it answers, and to its end."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
@@ -152,7 +152,7 @@ def running(
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}{path}", log)
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:

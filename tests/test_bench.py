@@ -212,7 +212,7 @@ def test_quick_figures_never_enter_the_document(build: Path, tmp_path: Path) -> 
 def test_the_document_has_a_place_for_every_benchmark() -> None:
     places = {match[1] for match in report.PLACE.findall(report.DOCUMENT.read_text())}
     parts = {f"gpu-{n}" for n in (0, 1, 3, 4, 5, 6, 7)}
-    assert places == {"single", "crowd", "waiting", "start", "exact", "savings", *parts}
+    assert places == {"single", "crowd", "waiting", "start", "exact", "savings", "polls", *parts}
 
 
 def test_commands_of_the_document_exist() -> None:
