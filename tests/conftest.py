@@ -23,6 +23,7 @@ hypothesis_settings.register_profile(
 )  # a busy machine is no failure, and a failure repeats
 hypothesis_settings.load_profile("steady")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # beside servers, waiting threads must not spin
 for name in [n for n in os.environ if n.startswith(("IMAGED_", "SEGMIND_"))]:
     del os.environ[name]  # a developer's own settings must not decide a test
 

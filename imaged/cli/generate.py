@@ -74,7 +74,7 @@ def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
     from imaged.worker.deliver import encode_jpeg, encode_png
 
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
-    engine = Engine(load(model.checkpoint))
+    engine = Engine(load(model.checkpoint), previews=False)
     engine.submit("cli", params)
     outcomes: list[Any] = []
     calls = params.unet_calls * params.samples

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 
@@ -70,31 +71,43 @@ def choose(
     used_s: Mapping[int, float],
     now: float,
     fits: Callable[[W, int], bool],
+    padded: Callable[[int], int] = int,
 ) -> list[W]:
     """The first in order, and those behind it that may join its call.
 
-    `fits(picture, rows)`: whether a call of the picture's shape may have so many rows. While few
-    pictures run, a newcomer may not make calls much longer: of two equal jobs one after the other,
-    none is later than if both shared a device that is busy anyway.
+    `fits(picture, rows)`: whether a call of the picture's shape may have so many rows;
+    `padded(rows)`: how many it will have in the end. While few pictures run, a newcomer may not
+    make calls much longer: of two equal jobs one after the other, none is later than if both
+    shared a device that is busy anyway.
     """
     if not running:
         return []
     first, *others = order(running, cost, used_s, now)
     chosen, rows = [first], first.rows
     for picture in (p for p in others if p.shape == first.shape):
-        if len(chosen) == MOST_PICTURES or not _pays(cost, rows, picture, len(running)):
+        if len(chosen) == MOST_PICTURES:
             break
-        if not fits(first, rows + picture.rows):
+        more = rows + picture.rows
+        work, longer = padded(rows) * first.pixels, padded(more) * first.pixels
+        if longer > work and not _pays(cost, work, longer, len(running)):
+            break
+        if not fits(first, more):  # last: it may have to try the device
             break
         chosen.append(picture)
-        rows += picture.rows
-    return chosen
+        rows = more
+    return _fullest(chosen, cost, padded)
 
 
-def _pays(cost: Cost, rows: int, picture: Waiting, running: int) -> bool:
-    """Whether a picture of this size should join a call of so many rows."""
-    call_s = cost.call_s(rows * picture.pixels)
-    longer_s = cost.call_s((rows + picture.rows) * picture.pixels)
-    if running <= FEW and longer_s > SLOWED * call_s:
+def _pays(cost: Cost, work: float, longer: float, running: int) -> bool:
+    """Whether a call should grow by a picture."""
+    call_s = cost.call_s(work)
+    if running <= FEW and cost.call_s(longer) > SLOWED * call_s:
         return False
     return cost.fixed_s > FIXED_SHARE * call_s
+
+
+def _fullest(chosen: list[W], cost: Cost, padded: Callable[[int], int]) -> list[W]:
+    """As many of them as make a row cheapest: two now and the third later, rather than padding."""
+    counts = list(accumulate(p.rows for p in chosen))
+    row_s = [cost.call_s(padded(rows) * chosen[0].pixels) / rows for rows in counts]
+    return chosen[: max(n + 1 for n, seconds in enumerate(row_s) if seconds == min(row_s))]

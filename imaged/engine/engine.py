@@ -81,13 +81,13 @@ class Engine:
         self._encoder = PromptEncoder(nets)
         self.unet = Unet(nets.unet, graphs=graphs)
         self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
-        self._map: Map | None = None
         self._buckets, self._meter = Buckets(), Meter()
         self._jobs: dict[str, _Job] = {}
         self._newcomers: list[tuple[str, ImageParams, int]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
         self._decoder = ThreadPoolExecutor(1, "decoder")
         self._decoding: list[tuple[Run, Future[Picture]]] = []
+        self._map = self._decoder.submit(Map, nets.vae, nets.channels) if previews else None
 
     @property
     def idle(self) -> bool:
@@ -132,7 +132,8 @@ class Engine:
         """At most one UNet call; returns the jobs that ended."""
         outcomes = self._start_newcomers()
         running = [r for job in self._jobs.values() for r in job.runs if not r.done]
-        chosen = choose(running, self._meter.cost, self._used_s, time.monotonic(), self._fits)
+        now = time.monotonic()
+        chosen = choose(running, self._meter.cost, self._used_s, now, self._fits, self._bucket)
         began = time.monotonic()
         try:
             outputs = self._denoise(chosen) if chosen else []
@@ -147,9 +148,12 @@ class Engine:
     # -- the call -----------------------------------------------------------------------------
 
     def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
-        rows = sum(r.rows for r in chosen)
-        bucket = fit(rows) if self.exact else rows
+        bucket = self._bucket(sum(r.rows for r in chosen))
         return denoise(self._unet(chosen[0].precise), chosen, bucket)
+
+    def _bucket(self, rows: int) -> int:
+        """The rows that a call of so many has in the end."""
+        return fit(rows) if self.exact else rows
 
     def _fits(self, run: Run, rows: int) -> bool:
         """Whether a call of this picture's shape may have so many rows."""
@@ -166,9 +170,10 @@ class Engine:
         """Who has used the device for how long; what calls cost."""
         if not chosen:
             return
-        self._meter.add(sum(r.rows * r.pixels for r in chosen), seconds)
+        rows = sum(r.rows for r in chosen)
+        self._meter.add(self._bucket(rows) * chosen[0].pixels, seconds)
         for run in chosen:
-            share = seconds * run.rows / sum(r.rows for r in chosen)
+            share = seconds * run.rows / rows
             run.served_s += seconds
             self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 
@@ -217,15 +222,15 @@ class Engine:
             job = self._jobs[run.job_id]
             if run.done:
                 vae = self._in_float32()[1] if run.precise else self.nets.vae
-                future = self._decoder.submit(decode, vae, run.combine(), run.plan.seed)
-                self._decoding.append((run, future))
+                self._decoding.append((run, self._decoder.submit(_finished, vae, run)))
             elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
                 self._look(job, run)
 
     def _look(self, job: _Job, run: Run) -> None:
+        """A preview, if the decoding thread has found out how latents look."""
         try:
-            self._map = self._map or Map(self.nets.vae, self.nets.channels)
-            job.preview = self._map(run.estimate(), run.call)
+            if self._map and self._map.done():
+                job.preview = self._map.result()(run.estimate(), run.call)
         except torch.OutOfMemoryError:  # the picture needs the memory more
             self.previews = False
 
@@ -279,18 +284,27 @@ class Engine:
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
         """The job's one outcome."""
         job = self._jobs.pop(job_id)
-        failure = _as_failure(error) if error else None
+        failure = _as_failure(error, self.unet.device.type) if error else None
         pictures = () if failure else tuple(p for _, p in sorted(job.pictures.items()))
         return [Outcome(job_id, pictures, failure, time.monotonic() - job.started)]
 
 
-def _as_failure(error: BaseException) -> ImagedError:
-    """An error of one job; a device error other than out of memory is not ours to survive."""
+def _finished(vae: Any, run: Run) -> Picture:
+    """The picture of a run that has made all its calls."""
+    return decode(vae, run.combine(), run.plan.seed)
+
+
+def _as_failure(error: BaseException, device: str) -> ImagedError:
+    """An error of one job; a device error other than out of memory is not ours to survive.
+
+    The libraries of a GPU (cuDNN, cuBLAS) report its errors as plain RuntimeErrors.
+    """
     if isinstance(error, ImagedError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return JobFailed("out_of_memory", "the device ran out of memory for this picture")
-    if isinstance(error, torch.AcceleratorError) or not isinstance(error, Exception):
+    of_the_device = torch.AcceleratorError if device == "cpu" else RuntimeError
+    if isinstance(error, of_the_device) or not isinstance(error, Exception):
         raise error
     log.error("a picture could not be made", exc_info=error)
     return JobFailed("engine_error", "the picture could not be made; the server's log says why")

@@ -55,7 +55,8 @@ class Graphs:
                 self._function(*memory)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another thread may decode meanwhile: its allocations are no part of the recording.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self._function(*memory)
 
         def replay() -> torch.Tensor:

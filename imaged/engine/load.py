@@ -71,8 +71,8 @@ def set_threads(threads: int) -> None:
 def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
     """Load a diffusers folder or a single file; raises CheckpointRefused with the reason.
 
-    float32 on the CPU; on a GPU bfloat16, which overflows no sooner than float32, and UNet and VAE
-    with their channels last, as its convolutions want them.
+    float32 on the CPU; on a GPU bfloat16, which overflows no sooner than float32. UNet and VAE have
+    their channels last, as the convolutions of either want them.
     """
     device = device or best_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -92,9 +92,8 @@ def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
         _check(nets)
         for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
             net.to(device).eval().requires_grad_(False)
-        if device.type == "cuda":
-            for net in (nets.unet, nets.vae):
-                net.to(memory_format=torch.channels_last)
+        for net in (nets.unet, nets.vae):
+            net.to(memory_format=torch.channels_last)
     except torch.OutOfMemoryError as error:
         raise CheckpointRefused(f"{checkpoint.name} does not fit into {device}'s memory") from error
     except _BROKEN as error:

@@ -17,7 +17,10 @@ import json
 import logging
 import re
 import ssl
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 Check = Callable[["Picture", bytes], str | None]
 
 TIMEOUT_S = 10.0  # of a service's whole answer
+LOCAL_TIMEOUT_S = 60.0  # of a function, which may run a net of its own
 LARGEST_REPLY = 65_536  # bytes
 LONGEST_REASON = 200
 _LOCAL = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -77,7 +81,25 @@ def _local(setting: str) -> Check:
         raise CommandError(f"IMAGED_CHECKER: {setting} cannot be loaded: {error!r}") from error
     if not callable(found):
         raise CommandError(f"IMAGED_CHECKER: {setting} is not callable")
-    return lambda picture, _: found(picture.rgb, picture.width, picture.height)
+    return lambda picture, _: _in_time(partial(found, picture.rgb, picture.width, picture.height))
+
+
+def _in_time(call: Callable[[], Any]) -> Any:
+    """What it returns; TimeoutError if that takes too long.
+
+    A thread cannot be ended from outside: one that hangs is left behind, and no picture waits
+    for it any longer.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="checker", daemon=True).start()
+    return outcome.result(LOCAL_TIMEOUT_S)
 
 
 def _service(url: str) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -79,7 +80,8 @@ class Worker:
         if self._model is None or self._model.checkpoint != model.checkpoint:
             if self._engine:
                 self._engine.close()
-            self._engine = self._model = None  # the old one leaves before the new one comes
+            self._engine = self._model = None
+            gc.collect()  # the old nets are in cycles, and leave before the new ones come
             log.info("loading %s", model.checkpoint_name)
             self._engine = Engine(
                 load(Path(model.checkpoint)),
@@ -112,6 +114,8 @@ class Worker:
         room = self.settings.slots - len(self._held)
         if any(job.attempts > 1 for job in mine):
             room = 0  # it runs by itself, see queue.claim
+        if len(self._leaving) >= self.settings.slots:
+            room = 0  # finished pictures lie in memory until they are checked and written
         if self.stopping or room <= 0 or not self._news:
             return []
         self._news = False

@@ -101,7 +101,7 @@ class Supervisor:
             self._bury(slot)
             quick = slot.quick_deaths + 1 if now - slot.started < 10 else 0
             slot.quick_deaths, slot.buried = quick, True
-            slot.restart_at = now + min(SLOWEST_RESTART_S, 0.1 * 2**quick)
+            slot.restart_at = now + min(SLOWEST_RESTART_S, 0.1 * 2 ** min(quick, 16))
         return self._spawn(slot.quick_deaths) if now >= slot.restart_at else slot
 
     def _bury(self, slot: _Slot) -> None:

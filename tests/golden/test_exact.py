@@ -19,14 +19,16 @@ from imaged.engine import engine as engine_module
 from imaged.engine.batching import Cost
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine, Outcome
+from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.params import SCHEDULERS, ImageParams
 
 CROWDS = 200
-PROMPTS = ("a red house", "a blue boat by the sea, dawn", "a woman, a green prairie " * 12)
+SIDES = {1: 256, 2: 128}  # by threads: at 128 px one thread has bits of its own for each row count
+PROMPTS = ("a red house", "a blue boat by the sea, dawn", "a woman, a green prairie " * 15)
 
 
-def pool(count: int) -> list[ImageParams]:
+def pool(count: int, side: int = 128) -> list[ImageParams]:
     """The jobs that crowds are made of; each is run alone once."""
     rng = random.Random(1)
     return [
@@ -38,8 +40,8 @@ def pool(count: int) -> list[ImageParams]:
             num_inference_steps=rng.randint(2, 3),
             guidance_scale=rng.choice((1.0, 4.5, 7.0)),
             seed=rng.randrange(1000),
-            img_width=rng.choice((128, 128, 128, 192)),
-            img_height=128,
+            img_width=rng.choice((side, side, side, side + 64)),
+            img_height=side,
         )
         for n in range(count)
     ]
@@ -116,7 +118,7 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
 
 
 def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
-    different, compared, shared = differing(nets, CROWDS, pool(26))
+    different, compared, shared = differing(nets, CROWDS, pool(26, SIDES[threads]))
     assert different == 0
     assert compared > 2 * CROWDS and shared > CROWDS
 
@@ -149,6 +151,12 @@ def wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "denoise", swapped)
 
 
+def test_the_crowds_mix_context_lengths(nets: Any) -> None:
+    encoder = PromptEncoder(nets)
+    lengths = {len(encoder.pair(prompt, None)[0].context) for prompt in PROMPTS}
+    assert lengths == {77, 154}
+
+
 @pytest.mark.parametrize("mutant", [unpadded, shared_generator, wrong_order])
 def test_mutants_are_seen(
     nets: Any, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None]
@@ -156,3 +164,15 @@ def test_mutants_are_seen(
     mutant(monkeypatch)
     different, _, _ = differing(nets, 4, pool(4))
     assert different > 0
+
+
+def test_without_grouping_by_context_a_mixed_call_is_impossible(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "shape", property(lambda run: run.plan.latent_shape))
+    engine = engine_of(nets)
+    for n, prompt in enumerate(PROMPTS[1:]):
+        engine.submit(str(n), replace(pool(1)[0], prompt=prompt, guidance_scale=4.0))
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        while not engine.idle:
+            engine.tick()

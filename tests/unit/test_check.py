@@ -42,6 +42,11 @@ def broken(rgb: bytes, width: int, height: int) -> str | None:
     raise RuntimeError("out of order")
 
 
+def hangs(rgb: bytes, width: int, height: int) -> str | None:
+    time.sleep(30)
+    return None
+
+
 def talks_nonsense(rgb: bytes, width: int, height: int) -> Any:
     return False
 
@@ -80,6 +85,14 @@ def test_a_checker_in_doubt_refuses(db: Database, tmp_path: Path, name: str) -> 
     job, files = delivered(db, tmp_path, f"{HERE}:{name}", BLUE)
     assert (job.state, job.reason, files) == (State.FAILED, "checker_unavailable", 0)
     assert "out of order" not in (job.error or "")
+
+
+def test_a_checker_that_hangs_refuses(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LOCAL_TIMEOUT_S", 0.1)
+    job, files = delivered(db, tmp_path, f"{HERE}:hangs", BLUE)
+    assert (job.state, job.reason, files) == (State.FAILED, "checker_unavailable", 0)
 
 
 def test_mutant_that_fails_open_is_seen(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 from imaged.catalogue import MICRO
 from imaged.engine.batching import Cost
 from imaged.engine.decode import decode
-from imaged.engine.engine import Engine, Outcome
+from imaged.engine.engine import Engine, Outcome, _as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
@@ -221,15 +223,17 @@ def test_without_memory_for_a_second_try_or_a_look_only_that_is_lost(
         raise torch.OutOfMemoryError("the device is full")
 
     engine = Engine(overflowing(nets))
-    monkeypatch.setattr("imaged.engine.engine.Map", full)
     monkeypatch.setattr(engine, "_in_float32", full)
+    engine._map = Future()
+    engine._map.set_exception(torch.OutOfMemoryError("the device is full"))
     engine.submit("x", replace(SMALL, num_inference_steps=6))
     [outcome] = run(engine)
     assert outcome.error is not None and outcome.error.code == "out_of_memory"
     plain = Engine(nets)
+    plain._map = engine._map
     plain.submit("y", replace(SMALL, num_inference_steps=6))
     [outcome] = run(plain)
-    assert outcome.error is None
+    assert outcome.error is None and not plain.previews
 
 
 def test_what_is_broken_in_float32_too_fails_after_one_more_try(
@@ -264,8 +268,39 @@ def test_other_device_errors_end_the_process(nets: Any, monkeypatch: pytest.Monk
                 run(engine)
 
 
+def test_a_gpu_library_reports_device_errors_as_plain_ones() -> None:
+    error = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        _as_failure(error, "cuda")
+    assert _as_failure(error, "cpu").code == "engine_error"
+    assert _as_failure(torch.OutOfMemoryError("full"), "cuda").code == "out_of_memory"
+
+
+def test_a_decoding_does_not_keep_others_waiting(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def slow(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        assert seed != 1 or gate.wait(60)
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", slow)
+    engine = Engine(nets)
+    engine.submit("first", replace(SMALL, num_inference_steps=2))
+    for _ in range(2):
+        assert engine.tick() == []
+    engine.submit("second", replace(SMALL, seed=2))
+    for _ in range(20):
+        assert engine.tick() == []
+    assert calls(engine) == {"first": (2, 2), "second": (20, 20)}
+    gate.set()
+    assert [o.job_id for o in run(engine)] == ["first", "second"]
+
+
 def test_previews_look_like_the_picture(nets: Any) -> None:
     engine = Engine(nets)
+    assert engine._map is not None and engine._map.result(60)
     engine.submit("x", replace(SMALL, prompt="a red house, noon", img_width=256, img_height=256))
     looks: dict[int, Any] = {}
     outcomes: list[Outcome] = []

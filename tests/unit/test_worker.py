@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,28 @@ def test_the_loop_goes_on_while_a_picture_is_written(
     bench.wait(lambda: len(list(bench.files.rglob(f"{lost}-*"))) == 1)
     [file] = bench.files.rglob(f"{lost}-*")
     assert file.name == f"{lost}-2-0.jpeg"
+
+
+def test_no_more_jobs_are_taken_than_pictures_can_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checker or a disk that is slower than the engine must not fill the memory."""
+    delivery, slots, gate = bench.worker.delivery, bench.worker.settings.slots, threading.Event()
+    deliver = delivery.deliver
+
+    def slow(*given: Any) -> None:
+        assert gate.wait(60)
+        deliver(*given)
+
+    monkeypatch.setattr(delivery, "deliver", slow)
+    quick = replace(SMALL, num_inference_steps=2)
+    ids = [bench.put(quick) for _ in range(3 * slots)]
+    bench.wait(lambda: len(bench.worker._leaving) >= slots and engine_of(bench).idle)
+    time.sleep(0.3)
+    waiting = sum(bench.job(job_id).state is State.QUEUED for job_id in ids)
+    assert waiting >= slots
+    gate.set()
+    bench.wait(lambda: all(bench.job(job_id).state is State.COMPLETED for job_id in ids))
 
 
 def test_results_say_what_made_them(bench: Bench) -> None:

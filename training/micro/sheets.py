@@ -42,7 +42,7 @@ REQUEST = ROOT / "demo" / "request.json"
 
 def generate(nets: Nets, jobs: list[ImageParams], desc: str) -> list[Image.Image]:
     """One picture for each job, a few jobs at a time."""
-    engine, pictures = Engine(nets), {}
+    engine, pictures = Engine(nets, previews=False), {}
     waiting = list(enumerate(jobs))
     at_once = 16 if nets.device.type == "cuda" else 4
     with tqdm(total=len(jobs), desc=desc) as bar:

@@ -39,6 +39,7 @@ class PromptEncoder:
         )
         self._zero_absent = nets.force_zeros_for_empty_prompt
         self._kept: OrderedDict[tuple[str, int], Encoded] = OrderedDict()
+        self._zeros: dict[int, Encoded] = {}  # by windows: the UNet keeps what it made of a text
 
     def pair(self, prompt: str, negative: str | None) -> tuple[Encoded, Encoded]:
         """Positive and negative, padded with empty windows to one context length.
@@ -49,9 +50,11 @@ class PromptEncoder:
         count = self._windows(prompt)
         if negative is None and self._zero_absent:
             positive = self._encode(prompt, count)
-            return positive, Encoded(
-                torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
-            )
+            if count not in self._zeros:
+                self._zeros[count] = Encoded(
+                    torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
+                )
+            return positive, self._zeros[count]
         count = max(count, self._windows(negative or ""))
         return self._encode(prompt, count), self._encode(negative or "", count)
 
