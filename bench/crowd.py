@@ -81,6 +81,7 @@ def _measure(
         ours = stack.enter_context(imaged_server(folder, data, effort.threads, CLIENTS)).picture
         lock = stack.enter_context(lock_server(folder, data, effort.threads)).picture
         first = requests(1, seed=99)[0]
+        rate(ours, requests(CLIENTS, seed=98))  # warm: which pictures may share calls is tried here
         another = ours(replace(first, seed=first.seed + 1))
         levels = agreement(ours(first), lock(first), another)
         rows = [_against(name, "FastAPI and a lock", ours, lock, target, amount, effort)]

@@ -34,8 +34,9 @@ def exact(names: tuple[str, ...], effort: Effort) -> None:
     """The determinism class `exact` against `close`, on one engine.
 
     Exact calls have 2, 4, 8 or 16 rows that were seen to give the same bits, and are padded to
-    these; close ones have as many rows as there are. Pictures a second of a crowd of eight with
-    mixed samplers and guidance, one of them without (a single row), and of one such picture alone.
+    these; close ones have as many rows as there are. Pictures a second of crowds of eight, five
+    and three with mixed samplers and guidance, the last of eight without (a single row), and of one
+    such picture alone.
     """
     import torch
 
@@ -56,6 +57,8 @@ def measure(name: str, nets: Any, effort: Effort) -> list[Row]:
     crowd = [job(n, effort.choose(20, 2)) for n in range(8)]
     cases: list[tuple[str, list[ImageParams], Policy]] = [
         ("a crowd of eight", crowd, at_once),
+        ("a crowd of five", crowd[:5], at_once),
+        ("a crowd of three", crowd[:3], at_once),
         ("one alone", crowd[:1], one_at_a_time),
         ("one alone at guidance 1", [replace(crowd[0], guidance_scale=1.0)], one_at_a_time),
     ]

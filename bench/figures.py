@@ -77,7 +77,7 @@ class Row:
             words.append(f"target {against_target(self.ratio, self.target)}")
         if self.limit is not None and self.ours is not None:
             low = self.better == "lower"
-            held = self.ours.median <= self.limit if low else self.ours.median >= self.limit
+            held = self.ours.high <= self.limit if low else self.ours.low >= self.limit
             words.append(f"target {'met' if held else 'missed'}")
         return ", ".join(words + ([self.note] if self.note else []))
 

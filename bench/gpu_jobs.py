@@ -98,7 +98,9 @@ def over_http(bench: Bench, effort: Effort) -> list[Row]:
     rows: list[Row] = []
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours = stack.enter_context(imaged_server(bench.folder, data, effort.threads)).picture
+        ours = stack.enter_context(
+            imaged_server(bench.folder, data, effort.threads, IMAGED_GRAPHS="on")
+        ).picture
         where = (bench.folder, data, effort.threads, device)
         peers = [("FastAPI and a lock", stack.enter_context(lock_server(*where)).picture)]
         if bench.diffusers is not None:

@@ -20,15 +20,17 @@ BODY = {
 }
 
 
+CONTENT = json.dumps(BODY).encode()
+HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(CONTENT)).encode()),
+]
+
+
 async def raw(scope: Any, receive: Any, send: Any) -> None:
     """Answers everything alike, without looking."""
-    content = json.dumps(BODY).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": CONTENT})
 
 
 def fastapi() -> Any:

@@ -72,15 +72,17 @@ class Imaged:
 
 
 @contextmanager
-def imaged_server(checkpoint: Path, data: Path, threads: int, slots: int = 8) -> Iterator[Imaged]:
-    """Our server with this checkpoint in a fresh data folder, ready."""
+def imaged_server(
+    checkpoint: Path, data: Path, threads: int, slots: int = 8, **more: str
+) -> Iterator[Imaged]:
+    """Our server with this checkpoint in a fresh data folder, ready; `more` are settings."""
     where = ("--data", str(data))
     imaged("models", "add", DEFAULT_SLUG, "--checkpoint", str(checkpoint), *where, threads=threads)
     rich = ("--credits", "1000000", "--rpm", "1000000")
     key = imaged("keys", "create", *rich, *where, threads=threads)
     port = free_port()
     command = ["-m", "imaged", "serve", *where, "--port", str(port)]
-    environ = environment(threads, IMAGED_SLOTS=str(slots), IMAGED_THREADS=str(threads))
+    environ = environment(threads, IMAGED_SLOTS=str(slots), IMAGED_THREADS=str(threads), **more)
     with (
         running(command, environ, port, "/readyz", data / "server.log"),
         _client(port, {"x-api-key": key}) as client,

@@ -426,6 +426,12 @@ def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Ima
     return contact_sheet(generate(nets, jobs, "samples"), list(prompts), columns=3, width=340)
 
 
+def scaled(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """A UNet that reads every text as if all of it weighed `scale` (decision 9)."""
+    sides = ("attn2.to_k.weight", "attn2.to_v.weight")
+    return {name: w * scale if name.endswith(sides) else w for name, w in weights.items()}
+
+
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=CHECKPOINT, show_default=True)
 @click.option(
@@ -440,13 +446,20 @@ def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Ima
     show_default=True,
     help="Of that copy in the mean.",
 )
+@click.option(
+    "--text-scale",
+    default=0.85,
+    show_default=True,
+    help="Of every text's keys and values: below 1, what weighs little counts for less.",
+)
 @click.pass_obj
-def export(options: Options, out: Path, mix: Path | None, share: float) -> None:
+def export(options: Options, out: Path, mix: Path | None, share: float, text_scale: float) -> None:
     """Write the averaged weights as a diffusers folder in half precision."""
     weights = earlier(options.work, "unet.pt", "unet")["average"]
     if mix is not None:  # what the last steps forgot of other sizes comes back
         before = earlier(mix.parent, mix.name, "unet")["average"]
         weights = {name: w.lerp(before[name], share) for name, w in weights.items()}
+    weights = scaled(weights, text_scale)
     for name, net in parts_of(options.work, weights).items():
         net.half().save_pretrained(out / name, safe_serialization=True)
     build_scheduler().save_pretrained(out / "scheduler")
