@@ -27,6 +27,7 @@ async def read(request: Request) -> dict[str, Any]:
 
 
 async def made(
+    request: Request,
     gateway: Gateway,
     key: Key,
     model: Model,
@@ -44,7 +45,8 @@ async def made(
         theirs = names.get(problem.field, problem.field)
         raise BadParameter(theirs, problem.detail.removeprefix(problem.field).strip()) from None
     admitted = await gateway.admission.admit(key, model, read)
-    job = await gateway.board.settled(key, admitted.job_id, gateway.settings.wait_s)
+    wait_s = gateway.settings.wait_s
+    job = await gateway.board.settled(key, admitted.job_id, wait_s, request.receive)
     if not job.state.final:
         raise StillRunning()
     if job.state is not State.COMPLETED:

@@ -103,7 +103,7 @@ async def _admit(request: Request, gateway: Gateway, key: Key) -> tuple[Admitted
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
     """The answer of v1 once the job has ended, or that it still runs."""
     job_id, wait_s = admitted.job_id, gateway.settings.wait_s
-    job = await gateway.board.settled(admitted.key, job_id, wait_s)
+    job = await gateway.board.settled(admitted.key, job_id, wait_s, request.receive)
     if not job.state.final:
         return replies.error(StillRunning(), {"x-request-id": job_id})
     if job.state is not State.COMPLETED:

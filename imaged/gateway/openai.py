@@ -63,7 +63,7 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     dialect.refuse_unless(given, NEUTRAL)
     slug = dialect.text(given, "model") or DEFAULT_SLUG
     model = await gateway.admission.model(slug, key)
-    job, files = await dialect.made(gateway, key, model, _params(given), NAMES)
+    job, files = await dialect.made(request, gateway, key, model, _params(given), NAMES)
     return JSONResponse(_answer(job, files, answer_with, gateway.links(request)))
 
 

@@ -96,7 +96,8 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     slug = _slug(given)
     params = _params(given)
     model = await gateway.admission.model(slug, key)
-    job, files = await dialect.made(gateway, key, model, params, {"guidance": "cfg_scale"})
+    names = {"guidance": "cfg_scale"}
+    job, files = await dialect.made(request, gateway, key, model, params, names)
     images = [base64.b64encode(content).decode() for content in files]
     shown = images if given.get("send_images", True) is not False else []
     return JSONResponse(
