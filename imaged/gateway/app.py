@@ -115,7 +115,8 @@ CORS_EXPOSED = (
 def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
     """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown.
 
-    Event streams end when `stopping` says so; a server that has to stop waits for them.
+    Event streams and waiting calls end when `stopping` says so; a server that has to stop waits
+    for them.
     """
     gateway = Gateway.open(settings, stopping)
 

@@ -48,7 +48,7 @@ async def made(
     wait_s = gateway.settings.wait_s
     job = await gateway.board.settled(key, admitted.job_id, wait_s, request.receive)
     if not job.state.final:
-        raise StillRunning()
+        raise StillRunning(job.id)
     if job.state is not State.COMPLETED:
         raise JobFailed(job.reason or "job_failed", job.error or "the job failed")
     return job, await gateway.files(job)

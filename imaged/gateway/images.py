@@ -105,7 +105,7 @@ async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Res
     job_id, wait_s = admitted.job_id, gateway.settings.wait_s
     job = await gateway.board.settled(admitted.key, job_id, wait_s, request.receive)
     if not job.state.final:
-        return replies.error(StillRunning(), {"x-request-id": job_id})
+        return replies.error(StillRunning(job_id))
     if job.state is not State.COMPLETED:
         return replies.failed(job, gateway.links(request))
     return replies.picture(job, gateway.links(request), await gateway.files(job))

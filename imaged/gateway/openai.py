@@ -17,7 +17,6 @@ from imaged.errors import (
     ImagedError,
     NoCredits,
     StillRunning,
-    TooFast,
     UnknownModel,
 )
 from imaged.gateway import dialect, replies
@@ -144,9 +143,7 @@ def _error(problem: ImagedError) -> Response:
         "param": problem.field if isinstance(problem, BadParameter) else None,
         "code": code,
     }
-    answer = JSONResponse({"error": body}, status)
-    if isinstance(problem, TooFast):
-        answer.headers.update(replies.reset_headers(problem))
+    answer = JSONResponse({"error": body}, status, headers=replies.error_headers(problem))
     if isinstance(problem, StillRunning | NoCredits):
         answer.headers["x-should-retry"] = "false"
     return answer

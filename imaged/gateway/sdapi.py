@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue import DEFAULT_SLUG
 from imaged.errors import BadParameter, ImagedError
-from imaged.gateway import dialect
+from imaged.gateway import dialect, replies
 from imaged.gateway.access import Endpoint, keyed
 from imaged.gateway.state import Gateway
 from imaged.infotext import A1111_NAMES, infotext
@@ -81,7 +81,8 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         except ImagedError as problem:
             text = problem.detail
             body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
-            return JSONResponse(body, problem.status or 500)
+            headers = replies.error_headers(problem)
+            return JSONResponse(body, problem.status or 500, headers=headers)
 
     return inner
 

@@ -33,8 +33,8 @@ def read_wait(text: str, longest_s: float) -> float:
 class Board:
     """What the store knows of jobs, for many who ask at once."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._db, self._stopping = db, stopping
         self._jobs = _Gathered(self._read)
         self._previews = _Gathered(self._read_previews)
 
@@ -57,8 +57,9 @@ class Board:
         return await self._previews.get(job.id)
 
     async def settled(self, key: Key, job_id: str, wait_s: float, receive: Receive) -> Job:
-        """The key's job when it has ended, or as it stands after `wait_s` seconds, or when the
-        caller whose request this is has hung up. The job itself goes on.
+        """The key's job when it has ended, or as it stands when waiting is over: after `wait_s`
+        seconds, when the caller of this request has hung up, or when the server is stopping. The
+        job itself goes on.
         """
         deadline = time.monotonic() + wait_s
         job = await self.job(key, job_id)
@@ -66,7 +67,9 @@ class Board:
             return job
         gone = asyncio.create_task(_hung_up(receive))
         try:
-            while not (job.state.final or gone.done()) and time.monotonic() < deadline:
+            while not job.state.final and time.monotonic() < deadline:
+                if gone.done() or self._stopping():
+                    break
                 await self.tick()
                 job = await self.job(key, job_id)
         finally:

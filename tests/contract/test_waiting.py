@@ -6,11 +6,14 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from imaged.gateway.wait import Board
+from imaged.store import queue
 from tests.conftest import SLUG
 from tests.contract.gate import Gate
 
@@ -65,6 +68,32 @@ def test_nobody_waits_for_a_caller_who_hung_up(
     with own.client() as client:  # and yet the job goes on
         rows = client.get("/inference-request/request-history").json()["data"]
     assert [row["model_status"] for row in rows] == ["PENDING"]
+
+
+def test_a_server_that_stops_lets_those_go_who_wait(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    gate = Gate(tmp_path / "data")
+    with ThreadPoolExecutor(len(WORKS) + 1) as pool, gate.running():
+        job_id = gate.submit("run")
+        polled = pool.submit(ask, gate, "GET", f"/v2/requests/{job_id}/status?wait=60")
+        called = [pool.submit(ask, gate, "POST", path) for path in WORKS]
+        until(lambda: jobs_of(gate) == 1 + len(WORKS))
+        time.sleep(0.5)
+    status = polled.result()
+    assert status.status_code == 200 and status.json()["status"] == "PROCESSING"
+    for answer in (future.result() for future in called):
+        assert answer.status_code == 504 and "still running" in answer.text
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+def ask(gate: Gate, method: str, path: str) -> httpx.Response:
+    with gate.client() as client:
+        return client.request(method, path, json={"prompt": "run"} if method == "POST" else None)
+
+
+def jobs_of(gate: Gate) -> int:
+    with gate.database.read() as c:
+        return len(queue.newest(c))
 
 
 def until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
