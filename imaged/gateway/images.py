@@ -43,7 +43,8 @@ async def create(request: Request, gateway: Gateway, key: Key) -> Response:
 async def result(request: Request, gateway: Gateway, job: Job) -> Response:
     """GET /v2/requests/{id}: the result body, complete once the job is COMPLETED."""
     encoded = await gateway.files(job) if job.params.base64 else []
-    return _json(*replies.result(job, gateway.links(request), encoded))
+    links = gateway.links(request)
+    return await asyncio.to_thread(lambda: _json(*replies.result(job, links, encoded)))
 
 
 @owned
@@ -108,7 +109,8 @@ async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Res
         return replies.error(StillRunning(job_id))
     if job.state is not State.COMPLETED:
         return replies.failed(job, gateway.links(request))
-    return replies.picture(job, gateway.links(request), await gateway.files(job))
+    files, links = await gateway.files(job), gateway.links(request)
+    return await asyncio.to_thread(replies.picture, job, links, files)
 
 
 async def read_body(

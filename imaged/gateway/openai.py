@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     slug = dialect.text(given, "model") or DEFAULT_SLUG
     model = await gateway.admission.model(slug, key)
     job, files = await dialect.made(request, gateway, key, model, _params(given), NAMES)
-    return JSONResponse(_answer(job, files, answer_with, gateway.links(request)))
+    return await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
 
 
 @spoken
@@ -97,14 +98,14 @@ def _params(given: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links) -> dict[str, Any]:
+def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links) -> Response:
     assert job.result is not None and job.finished_at is not None
     images = job.result["images"]
     if answer_with == "b64_json":
         data = [{"b64_json": base64.b64encode(content).decode()} for content in files]
     else:
         data = [{"url": links.file(job, image["name"])} for image in images]
-    return {
+    body = {
         "created": int(job.finished_at),
         "data": data,
         "output_format": job.params.output_format,
@@ -112,6 +113,7 @@ def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links
         "request_id": job.id,
         "seed": images[0]["seed"],
     }
+    return JSONResponse(body)
 
 
 def _model(slug: str, model: Model) -> dict[str, Any]:

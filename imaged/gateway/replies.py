@@ -1,4 +1,7 @@
-"""What an answer looks like: jobs and errors to bodies and headers. No I/O."""
+"""What an answer looks like: jobs and errors to bodies and headers. No I/O.
+
+Pictures in base64 are megabytes of text: answers that may hold them are made in a thread.
+"""
 
 from __future__ import annotations
 

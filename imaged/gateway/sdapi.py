@@ -99,11 +99,8 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     model = await gateway.admission.model(slug, key)
     names = {"guidance": "cfg_scale"}
     job, files = await dialect.made(request, gateway, key, model, params, names)
-    images = [base64.b64encode(content).decode() for content in files]
-    shown = images if given.get("send_images", True) is not False else []
-    return JSONResponse(
-        {"images": shown, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
-    )
+    shown = files if given.get("send_images", True) is not False else []
+    return await asyncio.to_thread(_answer, job, shown)
 
 
 @spoken
@@ -255,6 +252,13 @@ def _slug(given: Mapping[str, Any]) -> str:
     if not isinstance(settings, dict) or set(settings) - {"sd_model_checkpoint"}:
         raise BadParameter("override_settings", "may hold sd_model_checkpoint and no other")
     return dialect.text(settings, "sd_model_checkpoint") or DEFAULT_SLUG
+
+
+def _answer(job: Job, files: list[bytes]) -> Response:
+    images = [base64.b64encode(content).decode() for content in files]
+    return JSONResponse(
+        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
+    )
 
 
 def _info(job: Job) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tests.contract.gate import Gate
 
 SLOW = 500
 HONEST = 60
-QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1e6)
+QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1.0, longest_send_s=2.0)
 HEAD = b"POST /v2/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
@@ -91,6 +91,12 @@ def test_slow_readers_are_cut_off(hasty: Gate) -> None:
         ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
         peer.setblocking(False)
         assert cut_while_sending(peer, ask * 100, 15) < 15
+
+
+def test_a_large_answer_does_not_buy_hours() -> None:
+    limits = Limits()
+    assert limits.reading_s(0) == 30 and limits.reading_s(40_960) == 40
+    assert limits.reading_s(40_000_000) == 120
 
 
 def cut_while_sending(peer: socket.socket, content: bytes, limit_s: float) -> float:

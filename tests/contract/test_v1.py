@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -58,6 +59,25 @@ def test_base64(gate: Gate) -> None:
     assert not one.json().get("error")
     assert [picture(base64.b64decode(t)).format for t in two.json()["image"]] == ["JPEG"] * 2
     assert float(one.headers["x-remaining-credits"]) > 0
+
+
+def test_base64_is_made_beside_the_event_loop(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[bool] = []
+    encode = base64.b64encode
+
+    def watched(content: bytes) -> bytes:
+        encoded.append(asyncio._get_running_loop() is not None)
+        return encode(content)
+
+    monkeypatch.setattr(base64, "b64encode", watched)
+    with gate.client() as client:
+        plain = {"prompt": "x", "samples": 2, "base64": True}
+        made = client.post(f"/v1/{gate.slug}", json=plain)
+        client.get(f"/v2/requests/{made.headers['x-request-id']}")
+        asked = {"prompt": "x", "n": 2, "response_format": "b64_json"}
+        client.post("/openai/v1/images/generations", json=asked)
+        client.post("/sdapi/v1/txt2img", json={"prompt": "x", "batch_size": 2})
+    assert encoded == [False] * 8
 
 
 def test_png(gate: Gate) -> None:
