@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.errors import (
     BadParameter,
+    IdempotencyMismatch,
     ImagedError,
     NoCredits,
     StillRunning,
@@ -41,7 +42,9 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 def spoken(endpoint: Endpoint) -> Endpoint:
-    """Errors in OpenAI's shape; its clients do not send again what may still be running."""
+    """Errors in OpenAI's shape; its clients do not send again what cannot end otherwise, or what
+    may still be running.
+    """
 
     @wraps(endpoint)
     async def inner(request: Request) -> Response:
@@ -63,8 +66,9 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     dialect.refuse_unless(given, NEUTRAL)
     slug = dialect.text(given, "model") or DEFAULT_SLUG
     model = await gateway.admission.model(slug, key)
-    job, files = await dialect.made(request, gateway, key, model, _params(given), NAMES)
-    return await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
+    job, files, admitted = await dialect.made(request, gateway, key, model, _params(given), NAMES)
+    answer = await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
+    return replies.marked(answer, admitted.share, admitted.replayed)
 
 
 @spoken
@@ -146,6 +150,6 @@ def _error(problem: ImagedError) -> Response:
         "code": code,
     }
     answer = JSONResponse({"error": body}, status, headers=replies.error_headers(problem))
-    if isinstance(problem, StillRunning | NoCredits):
+    if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
         answer.headers["x-should-retry"] = "false"
     return answer

@@ -23,6 +23,7 @@ from imaged.params import KNOBS, Knob
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
 WORKS = ("/v1/{slug}", "/v2/{slug}")
+DIALECTS = ("/openai/v1/images/generations", "/sdapi/v1/txt2img")
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: What is read of a query, by path.
@@ -62,7 +63,7 @@ HEADERS: dict[str, dict[str, Any]] = {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
             CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
         }
-        for path in WORKS
+        for path in (*WORKS, *DIALECTS)
     },
     EVENTS: {"Last-Event-ID": {"type": "string"}},
 }

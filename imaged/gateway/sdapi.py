@@ -98,9 +98,10 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     params = _params(given)
     model = await gateway.admission.model(slug, key)
     names = {"guidance": "cfg_scale"}
-    job, files = await dialect.made(request, gateway, key, model, params, names)
+    job, files, admitted = await dialect.made(request, gateway, key, model, params, names)
     shown = files if given.get("send_images", True) is not False else []
-    return await asyncio.to_thread(_answer, job, shown)
+    answer = await asyncio.to_thread(_answer, job, shown)
+    return replies.marked(answer, admitted.share, admitted.replayed)
 
 
 @spoken

@@ -126,6 +126,38 @@ def test_openai_errors(client: openai.OpenAI, gate: Gate) -> None:
     assert isinstance(failed, openai.UnprocessableEntityError) and "content policy" in str(failed)
 
 
+class Lossy(httpx.HTTPTransport):
+    """Delivers every request, and loses the first answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[httpx.Response] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.answers.append(super().handle_request(request))
+        if len(self.answers) == 1:
+            self.answers[0].read()
+            raise httpx.ReadError("the connection broke")
+        return self.answers[-1]
+
+
+def test_openai_sends_again_and_is_charged_once(gate: Gate) -> None:
+    key, lossy = gate.make_key(credits=1.0), Lossy()
+    http = httpx.Client(transport=lossy)
+    with openai.OpenAI(api_key=key, base_url=f"{gate.url}/openai/v1", http_client=http) as client:
+        headers = {"Idempotency-Key": "one"}
+        made = client.images.generate(prompt="a house", extra_headers=headers)
+        first, second = lossy.answers
+        assert second.headers["idempotent-replayed"] == "true"
+        assert made.model_dump()["request_id"] == first.json()["request_id"]
+        assert "idempotent-replayed" not in first.headers
+        with pytest.raises(openai.ConflictError) as caught:
+            client.images.generate(prompt="a boat", extra_headers=headers)
+    assert caught.value.response.headers["x-should-retry"] == "false" and len(lossy.answers) == 3
+    with gate.client(key) as ours:
+        assert len(ours.get("/inference-request/request-history").json()["data"]) == 1
+
+
 # -- A1111 ------------------------------------------------------------------------------------
 
 
@@ -149,6 +181,18 @@ def test_a1111_pictures(webui: Any, gate: Gate) -> None:
     assert made.info["all_seeds"] == [5, 6] and made.info["sampler_name"] == "DPM++ 2M Karras"
     assert made.info["infotexts"][0] == made.image.info["parameters"]
     assert made.parameters["guidance_scale"] == 6.5
+
+
+def test_a1111_on_the_same_terms(gate: Gate) -> None:
+    url, key = f"{gate.url}/sdapi/v1/txt2img", gate.make_key()
+    headers = {"x-api-key": key, "idempotency-key": "one"}
+    first, second = (httpx.post(url, json={"prompt": "x"}, headers=headers) for _ in range(2))
+    assert first.content == second.content and "idempotent-replayed" not in first.headers
+    assert second.headers["idempotent-replayed"] == "true"
+    other = httpx.post(url, json={"prompt": "y"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
+    late = httpx.post(url, json={"prompt": "x"}, headers={"x-api-key": key, "cancel-after": "soon"})
+    assert late.status_code == 400 and late.json()["detail"].startswith("Cancel-After ")
 
 
 def test_a1111_around_it(webui: Any, gate: Gate) -> None:
