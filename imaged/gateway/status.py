@@ -6,6 +6,7 @@ Plain ASGI in front of the framework: no routing, no request object, one coalesc
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import read_wait
 from imaged.jobs import State
+
+log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
@@ -44,7 +47,11 @@ class Status:
         except ImagedError as problem:
             code, body = problem.status or 500, replies.error_body(problem)
         except sa.exc.OperationalError:
+            log.exception("the store did not answer")
             code, body = 503, replies.error_body(Unavailable())
+        except Exception:  # nobody behind this would make JSON of it
+            log.exception("unexpected")
+            code, body = 500, replies.error_body(ImagedError("Internal server error"))
         await _send_json(send, code, body)
 
     async def _answer(
