@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from segmind import SegmindClient
 
+from imaged.store import ledger
 from tests.contract.conftest import PAGE
 from tests.contract.curl import curl
 from tests.contract.gate import Gate
@@ -199,6 +200,14 @@ def test_only_success_is_charged(gate: Gate) -> None:
         data = client.get("/v1/credits").json()["data"]["credits"]
     assert left == {"credits": pytest.approx(1.0 - cost), "free-credits": 0.0}
     assert data == {"remaining": pytest.approx(1.0 - cost), "used": pytest.approx(cost)}
+
+
+def test_what_is_left_is_told_without_adding_up_what_was_used(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ledger, "used")
+    with gate.client(gate.make_key(credits=1.0)) as client:
+        assert client.get("/v1/get-user-credits").json()["credits"] == 1.0
 
 
 def test_the_price_is_held_while_a_job_is_open(gate: Gate) -> None:
