@@ -108,6 +108,7 @@ CORS_EXPOSED = (
     "x-rate-limit-reset-at-utc",
     "x-remaining-credits",
     "x-request-id",
+    "x-safety",
     "x-seed-value",
 )
 

@@ -168,11 +168,14 @@ class Edge(HttpToolsProtocol):
         """Answer before the app could; what still comes is thrown away until the deadline."""
         self._refused = True
         content = json.dumps(replies.error_body(problem)).encode()
-        head = (
-            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n"
-            "connection: close\r\n\r\n"
-        )
-        self.transport.write(STATUS_LINE[problem.status or 400] + head.encode() + content)
+        headers = [
+            *self.server_state.default_headers,  # as uvicorn puts them on every other answer
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[problem.status or 400] + head + b"\r\n" + content)
 
 
 def protocol(limits: Limits) -> type[Any]:

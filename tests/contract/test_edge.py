@@ -118,6 +118,7 @@ def test_endless_headers_are_refused_before_they_end(hasty: Gate) -> None:
         peer.sendall(b"GET /livez HTTP/1.1\r\nx-a: " + b"a" * 200_000)
         answer = peer.recv(65536)
         assert answer.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in answer
+        assert b"\r\nx-safety: prompt-rules=hard" in answer and b"\r\ndate: " in answer
         peer.setblocking(False)
         assert closed_after(peer, 15, b"a" * 1000) < 15
 
