@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from segmind import SegmindClient
 
+from imaged.gateway.rules import Rules
 from imaged.store import ledger
 from tests.contract.conftest import PAGE
 from tests.contract.curl import curl
@@ -236,3 +237,24 @@ def test_rates_are_told_and_kept(gate: Gate) -> None:
         at = datetime.fromisoformat(answer.headers["x-rate-limit-reset-at-utc"])
         assert time.time() < at.timestamp() < time.time() + 61
     assert {p.status_code for p in polls} == {200}  # polls are never limited
+
+
+def test_no_prompt_of_a_key_that_is_too_fast_is_judged(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, judge = list[str](), Rules.judge
+    monkeypatch.setattr(Rules, "judge", lambda self, text: judged.append(text) or judge(self, text))
+    with gate.client(gate.make_key(rpm=2)) as client:
+
+        def post(prompt: str, **headers: str) -> httpx.Response:
+            return client.post(f"/v2/{gate.slug}", json={"prompt": prompt}, headers=headers)
+
+        under = {"idempotency-key": "one"}
+        first, refused = post("a", **under), post("naked child")
+        repeat, late = post("a", **under), [post("c"), post("d", **{"idempotency-key": "two"})]
+        status = client.get(refused.json()["status_url"])
+    assert (status.status_code, status.json()["code"]) == (422, "content_policy")
+    assert repeat.text == first.text and repeat.headers["idempotent-replayed"] == "true"
+    assert [answer.status_code for answer in late] == [429, 429]
+    assert all(1 <= int(answer.headers["retry-after"]) <= 31 for answer in late)
+    assert judged == ["a", "naked child", "a"]
