@@ -144,7 +144,7 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
         },
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
-    app.state.gateway = gateway
+    app.state.gateway, app.state.described = gateway, openapi.Described.of(ROUTES)
     return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
 
 
