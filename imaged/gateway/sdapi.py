@@ -23,10 +23,9 @@ from imaged.gateway import dialect, replies
 from imaged.gateway.access import Endpoint, keyed
 from imaged.gateway.state import Gateway
 from imaged.infotext import A1111_NAMES, infotext
-from imaged.jobs import Job, State
+from imaged.jobs import Job
 from imaged.params import SCHEDULERS
-from imaged.store import history
-from imaged.store.history import Search
+from imaged.store import queue
 from imaged.store.keys import Key
 
 ANCESTRAL = ("Euler a", "DPM2 a Karras")
@@ -159,13 +158,11 @@ async def options(_: Request, gateway: Gateway, key: Key) -> Response:
 async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/progress: how far this key's oldest open job is."""
 
-    def oldest() -> tuple[list[str], int]:
-        search = Search(states=(State.QUEUED, State.PROCESSING), descending=False)
+    def still_open() -> list[str]:
         with gateway.db.read() as connection:
-            entries, total = history.find(connection, key.id, search, 0, 1)
-        return [entry.id for entry in entries], total
+            return queue.open_of(connection, key.id)
 
-    ids, total = await asyncio.to_thread(oldest)
+    ids = await asyncio.to_thread(still_open)
     job = await gateway.board.job(key, ids[0]) if ids else None
     steps = job.params.num_inference_steps if job else 0
     share = job.calls_done / job.unet_calls if job else 0.0
@@ -173,7 +170,7 @@ async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
         "skipped": False,
         "interrupted": False,
         "job": job.id if job else "",
-        "job_count": total,
+        "job_count": len(ids),
         "job_no": 0,
         "job_timestamp": _stamp(job.created_at) if job else "0",
         "sampling_step": int(share * steps),

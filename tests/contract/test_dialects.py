@@ -15,6 +15,7 @@ from PIL import Image
 
 from imaged.gateway.sdapi import OFFERED, SAMPLERS
 from imaged.params import SCHEDULERS
+from imaged.store import history
 from tests.contract.gate import Gate
 from tests.unit.test_infotext import read_back
 
@@ -216,6 +217,28 @@ def test_a1111_progress(gate: Gate) -> None:
     api.session.close()
     assert there["state"]["job_count"] == 1 and there["state"]["sampling_steps"] == 25
     assert 0 <= there["progress"] < 1 and there["state"]["job"] in url
+
+
+def test_a1111_progress_does_not_read_the_history(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(history, "find")
+    with gate.client(gate.make_key()) as client:
+        jobs = [client.post("/v2/micro", json={"prompt": "run"}).json() for _ in range(2)]
+        state = client.get("/sdapi/v1/progress").json()["state"]
+        for job in jobs:
+            client.delete(job["response_url"])
+    assert (state["job"], state["job_count"]) == (jobs[0]["request_id"], 2)
+
+
+def test_a1111_too_fast(gate: Gate) -> None:
+    key = gate.make_key(rpm=1)
+    asked = [
+        httpx.post(f"{gate.url}/sdapi/v1/txt2img", json={"prompt": "x"}, headers={"x-api-key": key})
+        for _ in range(2)
+    ]
+    assert [answer.status_code for answer in asked] == [200, 429]
+    assert 1 <= int(asked[1].headers["retry-after"]) <= 61
 
 
 def test_a1111_names_of_samplers() -> None:
