@@ -53,8 +53,7 @@ def sdk(
 
 def executed(sample: str) -> tuple[list[str], dict[str, Any]]:
     """What a sample prints, and its names."""
-    out: io.StringIO = io.StringIO()
-    names: dict[str, Any] = {}
+    out, names = io.StringIO(), dict[str, Any]()
     with redirect_stdout(out):
         exec(sample, names)
     if "client" in names:
