@@ -7,9 +7,25 @@ importing the package costs nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
+
+if TYPE_CHECKING:  # the same names for type checkers, which load nothing
+    from imaged.client.account import Accounts, Generations, Models
+    from imaged.client.aio import AsyncClient as AsyncClient
+    from imaged.client.aio import AsyncJob as AsyncJob
+    from imaged.client.client import Client as Client
+    from imaged.client.client import Job as Job
+    from imaged.client.client import SegmindClient as SegmindClient
+    from imaged.client.client import run as run
+    from imaged.client.client import run_sync as run_sync
+    from imaged.client.client import submit_async as submit_async
+    from imaged.client.events import Event as Event
+
+    accounts: Accounts
+    generations: Generations
+    models: Models
 
 __version__ = "0.1.0"
 
@@ -40,7 +56,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name in ("AsyncClient", "AsyncJob"):
         from imaged.client import aio
 
@@ -58,3 +74,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(client.default(), name)
     raise AttributeError(name)
+
+
+if not TYPE_CHECKING:  # to a type checker every name would be there, and be Any
+    __getattr__ = _load

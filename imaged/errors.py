@@ -184,6 +184,10 @@ class StillRunning(Unavailable):
 
     code, status = "still_running", 504
 
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        super().__init__()
+
 
 class JobFailed(ImagedError):
     """The job failed."""

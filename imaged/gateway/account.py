@@ -17,7 +17,7 @@ from imaged.store.keys import Key
 @keyed
 async def user_credits(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /v1/get-user-credits: what is left on the key, in dollars."""
-    left, _ = await asyncio.to_thread(_money, gateway, key)
+    left = await asyncio.to_thread(_left, gateway, key)
     return JSONResponse({"credits": left, "free-credits": 0.0})
 
 
@@ -41,6 +41,12 @@ async def current(request: Request, gateway: Gateway, key: Key) -> Response:
 async def health(_: Request) -> Response:
     """GET /v1/health: the event loop turns."""
     return JSONResponse({"status": "ok"})
+
+
+def _left(gateway: Gateway, key: Key) -> float:
+    """Dollars that are free."""
+    with gateway.db.read() as connection:
+        return dollars(ledger.free(connection, key.id))
 
 
 def _money(gateway: Gateway, key: Key) -> tuple[float, float]:

@@ -13,12 +13,19 @@ import sqlalchemy as sa
 
 from imaged.aliases import Aliases
 from imaged.catalogue import Model, price_micros
-from imaged.errors import KeyInvalid, KeyMissing, ModelForbidden, ModelRetired, UnknownModel
+from imaged.errors import (
+    KeyInvalid,
+    KeyMissing,
+    ModelForbidden,
+    ModelRetired,
+    TooFast,
+    UnknownModel,
+)
 from imaged.gateway.rules import REASON, REFUSAL, Rules
 from imaged.gateway.terms import fingerprint
 from imaged.jobs import NO_TERMS, Terms, new_job_id
 from imaged.params import ImageParams
-from imaged.store import keys, limits, models, queue
+from imaged.store import keys, limits, models, queue, repeats
 from imaged.store.db import Database
 from imaged.store.keys import Key
 from imaged.store.writer import Writer
@@ -58,6 +65,7 @@ class Admission:
         self._rules, self._retention_s = rules, retention_s
         self._keys: dict[str, tuple[float, Key]] = {}
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
+        self._turns: dict[int, float] = {}  # when a key may submit again, as last heard
 
     async def key(self, header: str | None) -> Key:
         """The holder of an `x-api-key` header; raises KeyMissing or KeyInvalid."""
@@ -116,6 +124,7 @@ class Admission:
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
+        await self._in_turn(key, terms)
         refused = await self._refused(params.prompt)
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
@@ -137,7 +146,21 @@ class Admission:
             return placed
 
         placed = await asyncio.wrap_future(self._writer.submit(put))
+        if len(self._turns) > 10_000:
+            self._turns.clear()
+        self._turns[key.id] = placed.share.next_at
         return Admitted(placed.job_id, key, params, placed.share, placed.job_id != job_id)
+
+    async def _in_turn(self, key: Key, terms: Terms) -> None:
+        """Raises TooFast for a key that is known to have nothing left, before a prompt of it is
+        judged; a repeat needs nothing. What counts is still the transaction that follows.
+        """
+        now, word = time.time(), terms.idempotency_key
+        wait_s = self._turns.get(key.id, now) - now
+        if wait_s <= 0:
+            return
+        if word is None or not await asyncio.to_thread(self._known, key, word):
+            raise TooFast(wait_s, now)
 
     async def _refused(self, prompt: str) -> bool:
         """Whether a rule refuses this prompt; the log names the rule, never the prompt."""
@@ -145,6 +168,10 @@ class Admission:
         if rule is not None:
             log.info("a prompt was refused by %s", rule)
         return rule is not None
+
+    def _known(self, key: Key, idempotency_key: str) -> bool:
+        with self._db.read() as connection:
+            return repeats.known(connection, key.id, idempotency_key)
 
     def _find(self, header: str) -> Key | None:
         with self._db.read() as connection:

@@ -108,6 +108,7 @@ CORS_EXPOSED = (
     "x-rate-limit-reset-at-utc",
     "x-remaining-credits",
     "x-request-id",
+    "x-safety",
     "x-seed-value",
 )
 
@@ -115,7 +116,8 @@ CORS_EXPOSED = (
 def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
     """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown.
 
-    Event streams end when `stopping` says so; a server that has to stop waits for them.
+    Event streams and waiting calls end when `stopping` says so; a server that has to stop waits
+    for them.
     """
     gateway = Gateway.open(settings, stopping)
 
@@ -142,7 +144,7 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
         },
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
-    app.state.gateway = gateway
+    app.state.gateway, app.state.described = gateway, openapi.Described.of(ROUTES)
     return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
 
 

@@ -12,7 +12,9 @@ from imaged.aliases import widened
 from imaged.catalogue import Model
 from imaged.errors import BadParameter, JobFailed, StillRunning, WrongContentType
 from imaged.gateway import body
+from imaged.gateway.admit import Admitted
 from imaged.gateway.state import Gateway
+from imaged.gateway.terms import read_terms
 from imaged.jobs import Job, State
 from imaged.params import read_params
 from imaged.store.keys import Key
@@ -27,13 +29,15 @@ async def read(request: Request) -> dict[str, Any]:
 
 
 async def made(
+    request: Request,
     gateway: Gateway,
     key: Key,
     model: Model,
     params: Mapping[str, Any],
     names: Mapping[str, str],
-) -> tuple[Job, list[bytes]]:
-    """Queue a job, wait for it, and its pictures; the ranges are the engine's, not the original's.
+) -> tuple[Job, list[bytes], Admitted]:
+    """Queue a job on the request's terms, wait for it, and its pictures; the ranges are the
+    engine's, not the original's.
 
     `names`: our parameter -> theirs, for refusals. Raises what admission raises, StillRunning,
     or JobFailed.
@@ -43,13 +47,15 @@ async def made(
     except BadParameter as problem:
         theirs = names.get(problem.field, problem.field)
         raise BadParameter(theirs, problem.detail.removeprefix(problem.field).strip()) from None
-    admitted = await gateway.admission.admit(key, model, read)
-    job = await gateway.board.settled(key, admitted.job_id, gateway.settings.wait_s)
+    terms = read_terms(request.headers)
+    admitted = await gateway.admission.admit(key, model, read, terms)
+    wait_s = gateway.settings.wait_s
+    job = await gateway.board.settled(key, admitted.job_id, wait_s, request.receive)
     if not job.state.final:
-        raise StillRunning()
+        raise StillRunning(job.id)
     if job.state is not State.COMPLETED:
         raise JobFailed(job.reason or "job_failed", job.error or "the job failed")
-    return job, await gateway.files(job)
+    return job, await gateway.files(job), admitted
 
 
 def refuse_unless(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:

@@ -126,7 +126,7 @@ class Dispatcher:
         the name in Host and in the certificate's check; no redirect is followed.
         """
         url = self._reach.check(parcel.url)
-        address = await self._reach.resolve(url)
+        address = await self._reach.resolve(url, parcel.key_id)
         body = json.dumps(message(parcel, self._origin), separators=(",", ":"))
         headers = {**self._signature(parcel, body), "host": url.netloc.decode("ascii")}
         request = httpx.Request(

@@ -32,6 +32,11 @@ class Limits:
     body_s: float = BODY_S + 5  # the app answers 408 first
     send_s: float = 30.0  # to read an answer, and a second more for every `bytes_per_s` of it
     bytes_per_s: float = 4096.0
+    longest_send_s: float = 120.0  # whatever its size
+
+    def reading_s(self, size: int) -> float:
+        """How long a caller may take to read what waits for it."""
+        return min(self.send_s + size / self.bytes_per_s, self.longest_send_s)
 
 
 class Doors:
@@ -145,8 +150,7 @@ class Edge(HttpToolsProtocol):
         if not waiting:
             self._read_by = None
         elif self._read_by is None:
-            limits = self.doors.limits
-            self._read_by = now + limits.send_s + waiting / limits.bytes_per_s
+            self._read_by = now + self.doors.limits.reading_s(waiting)
         return any(by is not None and now > by for by in (self.due, self._read_by))
 
     def cut(self) -> None:
@@ -164,11 +168,14 @@ class Edge(HttpToolsProtocol):
         """Answer before the app could; what still comes is thrown away until the deadline."""
         self._refused = True
         content = json.dumps(replies.error_body(problem)).encode()
-        head = (
-            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n"
-            "connection: close\r\n\r\n"
-        )
-        self.transport.write(STATUS_LINE[problem.status or 400] + head.encode() + content)
+        headers = [
+            *self.server_state.default_headers,  # as uvicorn puts them on every other answer
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[problem.status or 400] + head + b"\r\n" + content)
 
 
 def protocol(limits: Limits) -> type[Any]:

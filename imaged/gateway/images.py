@@ -43,7 +43,8 @@ async def create(request: Request, gateway: Gateway, key: Key) -> Response:
 async def result(request: Request, gateway: Gateway, job: Job) -> Response:
     """GET /v2/requests/{id}: the result body, complete once the job is COMPLETED."""
     encoded = await gateway.files(job) if job.params.base64 else []
-    return _json(*replies.result(job, gateway.links(request), encoded))
+    links = gateway.links(request)
+    return await asyncio.to_thread(lambda: _json(*replies.result(job, links, encoded)))
 
 
 @owned
@@ -103,12 +104,13 @@ async def _admit(request: Request, gateway: Gateway, key: Key) -> tuple[Admitted
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
     """The answer of v1 once the job has ended, or that it still runs."""
     job_id, wait_s = admitted.job_id, gateway.settings.wait_s
-    job = await gateway.board.settled(admitted.key, job_id, wait_s)
+    job = await gateway.board.settled(admitted.key, job_id, wait_s, request.receive)
     if not job.state.final:
-        return replies.error(StillRunning(), {"x-request-id": job_id})
+        return replies.error(StillRunning(job_id))
     if job.state is not State.COMPLETED:
         return replies.failed(job, gateway.links(request))
-    return replies.picture(job, gateway.links(request), await gateway.files(job))
+    files, links = await gateway.files(job), gateway.links(request)
+    return await asyncio.to_thread(replies.picture, job, links, files)
 
 
 async def read_body(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.errors import (
     BadParameter,
+    IdempotencyMismatch,
     ImagedError,
     NoCredits,
     StillRunning,
-    TooFast,
     UnknownModel,
 )
 from imaged.gateway import dialect, replies
@@ -41,7 +42,9 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 def spoken(endpoint: Endpoint) -> Endpoint:
-    """Errors in OpenAI's shape; its clients do not send again what may still be running."""
+    """Errors in OpenAI's shape; its clients do not send again what cannot end otherwise, or what
+    may still be running.
+    """
 
     @wraps(endpoint)
     async def inner(request: Request) -> Response:
@@ -63,8 +66,9 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     dialect.refuse_unless(given, NEUTRAL)
     slug = dialect.text(given, "model") or DEFAULT_SLUG
     model = await gateway.admission.model(slug, key)
-    job, files = await dialect.made(gateway, key, model, _params(given), NAMES)
-    return JSONResponse(_answer(job, files, answer_with, gateway.links(request)))
+    job, files, admitted = await dialect.made(request, gateway, key, model, _params(given), NAMES)
+    answer = await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
+    return replies.marked(answer, admitted.share, admitted.replayed)
 
 
 @spoken
@@ -98,14 +102,14 @@ def _params(given: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links) -> dict[str, Any]:
+def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links) -> Response:
     assert job.result is not None and job.finished_at is not None
     images = job.result["images"]
     if answer_with == "b64_json":
         data = [{"b64_json": base64.b64encode(content).decode()} for content in files]
     else:
         data = [{"url": links.file(job, image["name"])} for image in images]
-    return {
+    body = {
         "created": int(job.finished_at),
         "data": data,
         "output_format": job.params.output_format,
@@ -113,6 +117,7 @@ def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links
         "request_id": job.id,
         "seed": images[0]["seed"],
     }
+    return JSONResponse(body)
 
 
 def _model(slug: str, model: Model) -> dict[str, Any]:
@@ -144,9 +149,7 @@ def _error(problem: ImagedError) -> Response:
         "param": problem.field if isinstance(problem, BadParameter) else None,
         "code": code,
     }
-    answer = JSONResponse({"error": body}, status)
-    if isinstance(problem, TooFast):
-        answer.headers.update(replies.reset_headers(problem))
-    if isinstance(problem, StillRunning | NoCredits):
+    answer = JSONResponse({"error": body}, status, headers=replies.error_headers(problem))
+    if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
         answer.headers["x-should-retry"] = "false"
     return answer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 import imaged
@@ -23,6 +25,7 @@ from imaged.params import KNOBS, Knob
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
 WORKS = ("/v1/{slug}", "/v2/{slug}")
+DIALECTS = ("/openai/v1/images/generations", "/sdapi/v1/txt2img")
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: What is read of a query, by path.
@@ -62,25 +65,42 @@ HEADERS: dict[str, dict[str, Any]] = {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
             CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
         }
-        for path in WORKS
+        for path in (*WORKS, *DIALECTS)
     },
     EVENTS: {"Last-Event-ID": {"type": "string"}},
 }
 
 
+@dataclass(frozen=True)
+class Described:
+    """The document and the page, made once: anyone may ask for them, without a key."""
+
+    document: bytes
+    page: bytes
+
+    @classmethod
+    def of(cls, routes: Iterable[Any]) -> Described:
+        made = document(routes)
+        return cls(json.dumps(made).encode(), _page(made).encode())
+
+
 @public
 async def openapi(request: Request) -> Response:
     """GET /openapi.json: this API as an OpenAPI document."""
-    return JSONResponse(document(request.app.routes))
+    return Response(request.app.state.described.document, media_type="application/json")
 
 
 @public
 async def page(request: Request) -> Response:
     """GET /docs: the same as a page to read."""
+    return HTMLResponse(request.app.state.described.page)
+
+
+def _page(made: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td>{verb.upper()}</td><td><code>{html.escape(path)}</code></td>"
         f"<td>{html.escape(operation['summary'])}</td></tr>"
-        for path, operations in document(request.app.routes)["paths"].items()
+        for path, operations in made["paths"].items()
         for verb, operation in operations.items()
     ]
     knobs = [
@@ -88,7 +108,7 @@ async def page(request: Request) -> Response:
         f"<td>{html.escape(str(k.default))}</td><td>{html.escape(k.text)}</td></tr>"
         for k in KNOBS
     ]
-    return HTMLResponse(
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>imaged</title>"
         "<style>body{font:16px sans-serif;margin:2em}td{padding:.2em 1em .2em 0}</style>"
         f"<h1>imaged</h1><p>As a document: <a href=/openapi.json>openapi.json</a></p>"

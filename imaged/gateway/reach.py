@@ -12,8 +12,10 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
+from weakref import WeakValueDictionary
 
 import httpx
 
@@ -25,6 +27,7 @@ Lookup = Callable[..., Sequence[tuple[Any, ...]]]
 
 FIELD = "webhook_url"
 LONGEST = 2048
+THREADS, EACH = 32, 2  # look-ups at a time, for all API keys and for one
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
@@ -60,7 +63,8 @@ class Reach:
     ) -> None:
         self._networks, self._lookup = networks, lookup
         # Its own threads: a name server that is silent must not hold up the gateway's others.
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="resolve")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="resolve")
+        self._places: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
 
     @classmethod
     def load(cls, setting: str) -> Reach:
@@ -90,16 +94,13 @@ class Reach:
         self._check_host(host_of(url))
         return url
 
-    async def resolve(self, url: httpx.URL) -> str:
+    async def resolve(self, url: httpx.URL, key_id: int) -> str:
         """The address to connect to: the name looked up once, all of its addresses allowed.
 
         Raises UnsafeAddress, or OSError when there is no such name.
         """
         port = url.port or (443 if url.scheme == "https" else 80)
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, lambda: self._lookup(host_of(url), port, type=socket.SOCK_STREAM)
-        )
+        found = await self._found(host_of(url), port, key_id)
         addresses = [_address(entry[4][0]) for entry in found]
         if not addresses or not all(a is not None and self.allows(a) for a in addresses):
             raise UnsafeAddress()
@@ -111,6 +112,22 @@ class Reach:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _found(self, host: str, port: int, key_id: int) -> Sequence[tuple[Any, ...]]:
+        """What the system's resolver says. A look-up cannot be cut short: it keeps its thread, and
+        its place among those of the API key, until it ends, whoever still waits for it.
+        """
+        loop = asyncio.get_running_loop()
+        places = self._places.setdefault(key_id, asyncio.Semaphore(EACH))
+        await places.acquire()
+        asked = self._threads.submit(self._lookup, host, port, type=socket.SOCK_STREAM)
+
+        def leave(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended before the look-up
+                loop.call_soon_threadsafe(places.release)
+
+        asked.add_done_callback(leave)
+        return await asyncio.wrap_future(asked)
 
     def _check_host(self, host: str) -> None:
         address = _address(host)

@@ -1,4 +1,7 @@
-"""What an answer looks like: jobs and errors to bodies and headers. No I/O."""
+"""What an answer looks like: jobs and errors to bodies and headers. No I/O.
+
+Pictures in base64 are megabytes of text: answers that may hold them are made in a thread.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import ImagedError, TooFast
+from imaged.errors import ImagedError, StillRunning, TooFast
 from imaged.jobs import Job, Preview, State
 from imaged.store import blobs
 from imaged.store.limits import Share
@@ -68,19 +71,19 @@ def share_headers(share: Share) -> dict[str, str]:
     }
 
 
-def reset_headers(problem: TooFast) -> dict[str, str]:
-    """When the key may ask again."""
-    return {
-        "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
-        "x-rate-limit-reset-at-utc": utc(problem.reset_at),
-    }
+def error_headers(problem: ImagedError) -> dict[str, str]:
+    """When the key may ask again, or the job to come back for."""
+    if isinstance(problem, TooFast):
+        return {
+            "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
+            "x-rate-limit-reset-at-utc": utc(problem.reset_at),
+        }
+    return {"x-request-id": problem.request_id} if isinstance(problem, StillRunning) else {}
 
 
 def error(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Response:
     """`{"error": text, "code": word}` under the error's status."""
-    extra = dict(headers or {})
-    if isinstance(problem, TooFast):
-        extra.update(reset_headers(problem))
+    extra = {**(headers or {}), **error_headers(problem)}
     return JSONResponse(error_body(problem), problem.status or 500, headers=extra)
 
 

@@ -19,14 +19,13 @@ from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue import DEFAULT_SLUG
 from imaged.errors import BadParameter, ImagedError
-from imaged.gateway import dialect
+from imaged.gateway import dialect, replies
 from imaged.gateway.access import Endpoint, keyed
 from imaged.gateway.state import Gateway
 from imaged.infotext import A1111_NAMES, infotext
-from imaged.jobs import Job, State
+from imaged.jobs import Job
 from imaged.params import SCHEDULERS
-from imaged.store import history
-from imaged.store.history import Search
+from imaged.store import queue
 from imaged.store.keys import Key
 
 ANCESTRAL = ("Euler a", "DPM2 a Karras")
@@ -81,7 +80,8 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         except ImagedError as problem:
             text = problem.detail
             body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
-            return JSONResponse(body, problem.status or 500)
+            headers = replies.error_headers(problem)
+            return JSONResponse(body, problem.status or 500, headers=headers)
 
     return inner
 
@@ -96,12 +96,11 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     slug = _slug(given)
     params = _params(given)
     model = await gateway.admission.model(slug, key)
-    job, files = await dialect.made(gateway, key, model, params, {"guidance": "cfg_scale"})
-    images = [base64.b64encode(content).decode() for content in files]
-    shown = images if given.get("send_images", True) is not False else []
-    return JSONResponse(
-        {"images": shown, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
-    )
+    names = {"guidance": "cfg_scale"}
+    job, files, admitted = await dialect.made(request, gateway, key, model, params, names)
+    shown = files if given.get("send_images", True) is not False else []
+    answer = await asyncio.to_thread(_answer, job, shown)
+    return replies.marked(answer, admitted.share, admitted.replayed)
 
 
 @spoken
@@ -159,13 +158,11 @@ async def options(_: Request, gateway: Gateway, key: Key) -> Response:
 async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/progress: how far this key's oldest open job is."""
 
-    def oldest() -> tuple[list[str], int]:
-        search = Search(states=(State.QUEUED, State.PROCESSING), descending=False)
+    def still_open() -> list[str]:
         with gateway.db.read() as connection:
-            entries, total = history.find(connection, key.id, search, 0, 1)
-        return [entry.id for entry in entries], total
+            return queue.open_of(connection, key.id)
 
-    ids, total = await asyncio.to_thread(oldest)
+    ids = await asyncio.to_thread(still_open)
     job = await gateway.board.job(key, ids[0]) if ids else None
     steps = job.params.num_inference_steps if job else 0
     share = job.calls_done / job.unet_calls if job else 0.0
@@ -173,7 +170,7 @@ async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
         "skipped": False,
         "interrupted": False,
         "job": job.id if job else "",
-        "job_count": total,
+        "job_count": len(ids),
         "job_no": 0,
         "job_timestamp": _stamp(job.created_at) if job else "0",
         "sampling_step": int(share * steps),
@@ -253,6 +250,13 @@ def _slug(given: Mapping[str, Any]) -> str:
     if not isinstance(settings, dict) or set(settings) - {"sd_model_checkpoint"}:
         raise BadParameter("override_settings", "may hold sd_model_checkpoint and no other")
     return dialect.text(settings, "sd_model_checkpoint") or DEFAULT_SLUG
+
+
+def _answer(job: Job, files: list[bytes]) -> Response:
+    images = [base64.b64encode(content).decode() for content in files]
+    return JSONResponse(
+        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
+    )
 
 
 def _info(job: Job) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Gateway:
     writer: Writer
     admission: Admission
     board: Board
-    stopping: Callable[[], bool]  # the server waits for open answers to end
+    stopping: Callable[[], bool]  # the server waits for open answers to end; so they end soon
     reach: Reach
     dispatcher: Dispatcher
 
@@ -58,7 +58,7 @@ class Gateway:
                 rules,
                 settings.retention_s,
             ),
-            Board(db),
+            Board(db, stopping),
             stopping,
             reach,
             Dispatcher(db, writer, secret, reach, settings.public_url),

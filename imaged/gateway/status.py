@@ -6,6 +6,7 @@ Plain ASGI in front of the framework: no routing, no request object, one coalesc
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import read_wait
 from imaged.jobs import State
+
+log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
@@ -40,20 +43,26 @@ class Status:
             await replies.error(WrongMethod(), {"allow": "GET, HEAD"})(scope, receive, send)
             return
         try:
-            code, body = await self._answer(match[1], scope)
+            code, body = await self._answer(match[1], scope, receive)
         except ImagedError as problem:
             code, body = problem.status or 500, replies.error_body(problem)
         except sa.exc.OperationalError:
+            log.exception("the store did not answer")
             code, body = 503, replies.error_body(Unavailable())
+        except Exception:  # nobody behind this would make JSON of it
+            log.exception("unexpected")
+            code, body = 500, replies.error_body(ImagedError("Internal server error"))
         await _send_json(send, code, body)
 
-    async def _answer(self, job_id: str, scope: Scope) -> tuple[int, dict[str, Any]]:
+    async def _answer(
+        self, job_id: str, scope: Scope, receive: Receive
+    ) -> tuple[int, dict[str, Any]]:
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
         gateway = self._gateway
         key = await gateway.admission.key(headers.get(b"x-api-key"))
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         wait_s, with_preview = _wait_s(query), _with_preview(query)
-        job = await gateway.board.settled(key, job_id, wait_s)
+        job = await gateway.board.settled(key, job_id, wait_s, receive)
         origin = gateway.settings.public_url.rstrip("/") or (
             f"{scope['scheme']}://{headers.get(b'host', 'localhost')}"
         )

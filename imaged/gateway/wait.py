@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from starlette.types import Receive
+
 from imaged.errors import BadParameter, UnknownRequest
 from imaged.jobs import Job, Preview
 from imaged.store import progress, queue
@@ -31,8 +33,8 @@ def read_wait(text: str, longest_s: float) -> float:
 class Board:
     """What the store knows of jobs, for many who ask at once."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._db, self._stopping = db, stopping
         self._jobs = _Gathered(self._read)
         self._previews = _Gathered(self._read_previews)
 
@@ -54,13 +56,24 @@ class Board:
         """The newest preview of a running job, or None."""
         return await self._previews.get(job.id)
 
-    async def settled(self, key: Key, job_id: str, wait_s: float) -> Job:
-        """The key's job when it has ended, or as it stands after `wait_s` seconds."""
+    async def settled(self, key: Key, job_id: str, wait_s: float, receive: Receive) -> Job:
+        """The key's job when it has ended, or as it stands when waiting is over: after `wait_s`
+        seconds, when the caller of this request has hung up, or when the server is stopping. The
+        job itself goes on.
+        """
         deadline = time.monotonic() + wait_s
         job = await self.job(key, job_id)
-        while not job.state.final and time.monotonic() < deadline:
-            await self.tick()
-            job = await self.job(key, job_id)
+        if job.state.final or not wait_s:
+            return job
+        gone = asyncio.create_task(_hung_up(receive))
+        try:
+            while not job.state.final and time.monotonic() < deadline:
+                if gone.done() or self._stopping():
+                    break
+                await self.tick()
+                job = await self.job(key, job_id)
+        finally:
+            gone.cancel()
         return job
 
     async def tick(self) -> None:
@@ -77,6 +90,12 @@ class Board:
     def _read_previews(self, ids: list[str]) -> dict[str, Preview]:
         with self._db.read() as connection:
             return progress.previews(connection, ids)
+
+
+async def _hung_up(receive: Receive) -> None:
+    """Returns when the caller has gone away; a body that nobody wants is thrown away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Gathered(Generic[T]):

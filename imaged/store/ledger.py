@@ -12,6 +12,8 @@ from imaged.errors import CommandError
 from imaged.store.schema import api_keys
 from imaged.store.schema import ledger as table
 
+SETTLED = sa.text("ledger.kind = 'settle'")  # literal, so that the partial index is used
+
 
 def grant(connection: sa.Connection, key_id: int, amount_micros: int, now: float) -> None:
     """Give a key credits."""
@@ -82,9 +84,7 @@ def used(connection: sa.Connection, key_id: int) -> int:
     """What the key was charged so far."""
     total = sa.func.coalesce(sa.func.sum(table.c.amount_micros), 0)
     return int(
-        connection.execute(
-            sa.select(total).where(table.c.key_id == key_id, table.c.kind == "settle")
-        ).scalar_one()
+        connection.execute(sa.select(total).where(table.c.key_id == key_id, SETTLED)).scalar_one()
     )
 
 

@@ -20,6 +20,11 @@ class Share:
     left: int
     full_at: float  # seconds since 1970
 
+    @property
+    def next_at(self) -> float:
+        """From when on there is one to submit, in seconds since 1970; past if there is now."""
+        return self.full_at - (self.limit - 1) * 60 / self.limit
+
 
 def share(key: Any, now: float, taken: int = 0) -> Share:
     """The key's share once it has `taken` so many tokens."""

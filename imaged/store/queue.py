@@ -92,6 +92,13 @@ def newest(connection: sa.Connection, limit: int = 50) -> list[Job]:
     return [_job(row) for row in rows]
 
 
+def open_of(connection: sa.Connection, key_id: int) -> list[str]:
+    """The key's jobs that have not ended, the oldest first."""
+    still = jobs.c.state.in_((State.QUEUED, State.PROCESSING))
+    found = sa.select(jobs.c.id).where(jobs.c.key_id == key_id, still)
+    return list(connection.execute(found.order_by(jobs.c.created_at)).scalars())
+
+
 def depth(connection: sa.Connection) -> int:
     """Jobs that wait."""
     waiting = sa.select(sa.func.count()).select_from(jobs).where(QUEUED)

@@ -9,6 +9,12 @@ from imaged.jobs import Terms
 from imaged.store.schema import jobs
 
 
+def known(connection: sa.Connection, key_id: int, idempotency_key: str) -> bool:
+    """Whether a job was put under it; only `find` says whether it may be repeated."""
+    same = (jobs.c.key_id == key_id, jobs.c.idempotency_key == idempotency_key)
+    return connection.execute(sa.select(jobs.c.id).where(*same)).first() is not None
+
+
 def find(connection: sa.Connection, key_id: int, terms: Terms, now: float) -> str | None:
     """The id of the first job under these terms' key, or None; raises IdempotencyMismatch.
 

@@ -54,6 +54,13 @@ sa.Index(
     sqlite_where=sa.text("kind IN ('settle', 'release')"),
     postgresql_where=sa.text("kind IN ('settle', 'release')"),
 )
+sa.Index(
+    "charges_by_key",
+    ledger.c.key_id,
+    ledger.c.amount_micros,
+    sqlite_where=sa.text("kind = 'settle'"),
+    postgresql_where=sa.text("kind = 'settle'"),
+)
 
 #: One row a job until it expires.
 jobs = sa.Table(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from imaged.gateway.sdapi import OFFERED, SAMPLERS
 from imaged.params import SCHEDULERS
+from imaged.store import history
 from tests.contract.gate import Gate
 from tests.unit.test_infotext import read_back
 
@@ -126,6 +127,38 @@ def test_openai_errors(client: openai.OpenAI, gate: Gate) -> None:
     assert isinstance(failed, openai.UnprocessableEntityError) and "content policy" in str(failed)
 
 
+class Lossy(httpx.HTTPTransport):
+    """Delivers every request, and loses the first answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[httpx.Response] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.answers.append(super().handle_request(request))
+        if len(self.answers) == 1:
+            self.answers[0].read()
+            raise httpx.ReadError("the connection broke")
+        return self.answers[-1]
+
+
+def test_openai_sends_again_and_is_charged_once(gate: Gate) -> None:
+    key, lossy = gate.make_key(credits=1.0), Lossy()
+    http = httpx.Client(transport=lossy)
+    with openai.OpenAI(api_key=key, base_url=f"{gate.url}/openai/v1", http_client=http) as client:
+        headers = {"Idempotency-Key": "one"}
+        made = client.images.generate(prompt="a house", extra_headers=headers)
+        first, second = lossy.answers
+        assert second.headers["idempotent-replayed"] == "true"
+        assert made.model_dump()["request_id"] == first.json()["request_id"]
+        assert "idempotent-replayed" not in first.headers
+        with pytest.raises(openai.ConflictError) as caught:
+            client.images.generate(prompt="a boat", extra_headers=headers)
+    assert caught.value.response.headers["x-should-retry"] == "false" and len(lossy.answers) == 3
+    with gate.client(key) as ours:
+        assert len(ours.get("/inference-request/request-history").json()["data"]) == 1
+
+
 # -- A1111 ------------------------------------------------------------------------------------
 
 
@@ -151,6 +184,18 @@ def test_a1111_pictures(webui: Any, gate: Gate) -> None:
     assert made.parameters["guidance_scale"] == 6.5
 
 
+def test_a1111_on_the_same_terms(gate: Gate) -> None:
+    url, key = f"{gate.url}/sdapi/v1/txt2img", gate.make_key()
+    headers = {"x-api-key": key, "idempotency-key": "one"}
+    first, second = (httpx.post(url, json={"prompt": "x"}, headers=headers) for _ in range(2))
+    assert first.content == second.content and "idempotent-replayed" not in first.headers
+    assert second.headers["idempotent-replayed"] == "true"
+    other = httpx.post(url, json={"prompt": "y"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
+    late = httpx.post(url, json={"prompt": "x"}, headers={"x-api-key": key, "cancel-after": "soon"})
+    assert late.status_code == 400 and late.json()["detail"].startswith("Cancel-After ")
+
+
 def test_a1111_around_it(webui: Any, gate: Gate) -> None:
     assert set(webui.util_get_sampler_names()) == set(OFFERED)
     assert set(webui.util_get_model_names()) == {gate.slug, "micro"}
@@ -172,6 +217,28 @@ def test_a1111_progress(gate: Gate) -> None:
     api.session.close()
     assert there["state"]["job_count"] == 1 and there["state"]["sampling_steps"] == 25
     assert 0 <= there["progress"] < 1 and there["state"]["job"] in url
+
+
+def test_a1111_progress_does_not_read_the_history(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(history, "find")
+    with gate.client(gate.make_key()) as client:
+        jobs = [client.post("/v2/micro", json={"prompt": "run"}).json() for _ in range(2)]
+        state = client.get("/sdapi/v1/progress").json()["state"]
+        for job in jobs:
+            client.delete(job["response_url"])
+    assert (state["job"], state["job_count"]) == (jobs[0]["request_id"], 2)
+
+
+def test_a1111_too_fast(gate: Gate) -> None:
+    key = gate.make_key(rpm=1)
+    asked = [
+        httpx.post(f"{gate.url}/sdapi/v1/txt2img", json={"prompt": "x"}, headers={"x-api-key": key})
+        for _ in range(2)
+    ]
+    assert [answer.status_code for answer in asked] == [200, 429]
+    assert 1 <= int(asked[1].headers["retry-after"]) <= 61
 
 
 def test_a1111_names_of_samplers() -> None:

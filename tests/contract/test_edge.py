@@ -24,7 +24,7 @@ from tests.contract.gate import Gate
 
 SLOW = 500
 HONEST = 60
-QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1e6)
+QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1.0, longest_send_s=2.0)
 HEAD = b"POST /v2/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
@@ -93,6 +93,12 @@ def test_slow_readers_are_cut_off(hasty: Gate) -> None:
         assert cut_while_sending(peer, ask * 100, 15) < 15
 
 
+def test_a_large_answer_does_not_buy_hours() -> None:
+    limits = Limits()
+    assert limits.reading_s(0) == 30 and limits.reading_s(40_960) == 40
+    assert limits.reading_s(40_000_000) == 120
+
+
 def cut_while_sending(peer: socket.socket, content: bytes, limit_s: float) -> float:
     """Seconds until sending fails, without ever reading."""
     start = time.monotonic()
@@ -112,6 +118,7 @@ def test_endless_headers_are_refused_before_they_end(hasty: Gate) -> None:
         peer.sendall(b"GET /livez HTTP/1.1\r\nx-a: " + b"a" * 200_000)
         answer = peer.recv(65536)
         assert answer.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in answer
+        assert b"\r\nx-safety: prompt-rules=hard" in answer and b"\r\ndate: " in answer
         peer.setblocking(False)
         assert closed_after(peer, 15, b"a" * 1000) < 15
 

@@ -29,6 +29,13 @@ def test_it_is_served_and_whole(gate: Gate) -> None:
     assert all(path in page for _, path in OPERATIONS) and "http" not in page
 
 
+def test_it_is_made_once(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may ask for it, as often as they like."""
+    monkeypatch.delattr("imaged.gateway.openapi.document")
+    for path in ("/openapi.json", "/docs"):
+        assert httpx.get(f"{gate.url}{path}").status_code == 200
+
+
 def test_every_knob_is_in_it_and_its_bounds_are_the_servers() -> None:
     shown = DOCUMENT["components"]["schemas"]["Picture"]
     assert set(shown["properties"]) == {k.name for k in KNOBS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 from segmind import SegmindClient
 
+from imaged.gateway.rules import Rules
+from imaged.store import ledger
 from tests.contract.conftest import PAGE
 from tests.contract.curl import curl
 from tests.contract.gate import Gate
@@ -58,6 +61,25 @@ def test_base64(gate: Gate) -> None:
     assert not one.json().get("error")
     assert [picture(base64.b64decode(t)).format for t in two.json()["image"]] == ["JPEG"] * 2
     assert float(one.headers["x-remaining-credits"]) > 0
+
+
+def test_base64_is_made_beside_the_event_loop(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[bool] = []
+    encode = base64.b64encode
+
+    def watched(content: bytes) -> bytes:
+        encoded.append(asyncio._get_running_loop() is not None)
+        return encode(content)
+
+    monkeypatch.setattr(base64, "b64encode", watched)
+    with gate.client() as client:
+        plain = {"prompt": "x", "samples": 2, "base64": True}
+        made = client.post(f"/v1/{gate.slug}", json=plain)
+        client.get(f"/v2/requests/{made.headers['x-request-id']}")
+        asked = {"prompt": "x", "n": 2, "response_format": "b64_json"}
+        client.post("/openai/v1/images/generations", json=asked)
+        client.post("/sdapi/v1/txt2img", json={"prompt": "x", "batch_size": 2})
+    assert encoded == [False] * 8
 
 
 def test_png(gate: Gate) -> None:
@@ -158,7 +180,8 @@ def test_web_pages(gate: Gate, tmp_path: Path) -> None:
                 assert answer.headers.get("access-control-allow-origin") == allowed
             if allowed:
                 shown = made.headers["access-control-expose-headers"].lower()
-                assert "x-remaining-credits" in shown and "x-seed-value" in shown
+                wanted = {"x-remaining-credits", "x-safety", "x-seed-value"}
+                assert wanted <= set(shown.split(", ")) and wanted <= set(made.headers)
         preflight = {"origin": PAGE, "access-control-request-method": "POST"}
         refused = httpx.options(f"{closed.url}/v1/{closed.slug}", headers=preflight)
     assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (405, False)
@@ -179,6 +202,14 @@ def test_only_success_is_charged(gate: Gate) -> None:
         data = client.get("/v1/credits").json()["data"]["credits"]
     assert left == {"credits": pytest.approx(1.0 - cost), "free-credits": 0.0}
     assert data == {"remaining": pytest.approx(1.0 - cost), "used": pytest.approx(cost)}
+
+
+def test_what_is_left_is_told_without_adding_up_what_was_used(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ledger, "used")
+    with gate.client(gate.make_key(credits=1.0)) as client:
+        assert client.get("/v1/get-user-credits").json()["credits"] == 1.0
 
 
 def test_the_price_is_held_while_a_job_is_open(gate: Gate) -> None:
@@ -206,3 +237,24 @@ def test_rates_are_told_and_kept(gate: Gate) -> None:
         at = datetime.fromisoformat(answer.headers["x-rate-limit-reset-at-utc"])
         assert time.time() < at.timestamp() < time.time() + 61
     assert {p.status_code for p in polls} == {200}  # polls are never limited
+
+
+def test_no_prompt_of_a_key_that_is_too_fast_is_judged(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, judge = list[str](), Rules.judge
+    monkeypatch.setattr(Rules, "judge", lambda self, text: judged.append(text) or judge(self, text))
+    with gate.client(gate.make_key(rpm=2)) as client:
+
+        def post(prompt: str, **headers: str) -> httpx.Response:
+            return client.post(f"/v2/{gate.slug}", json={"prompt": prompt}, headers=headers)
+
+        under = {"idempotency-key": "one"}
+        first, refused = post("a", **under), post("naked child")
+        repeat, late = post("a", **under), [post("c"), post("d", **{"idempotency-key": "two"})]
+        status = client.get(refused.json()["status_url"])
+    assert (status.status_code, status.json()["code"]) == (422, "content_policy")
+    assert repeat.text == first.text and repeat.headers["idempotent-replayed"] == "true"
+    assert [answer.status_code for answer in late] == [429, 429]
+    assert all(1 <= int(answer.headers["retry-after"]) <= 31 for answer in late)
+    assert judged == ["a", "naked child", "a"]

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from segmind import InferenceFailed, InferenceTimeout, SegmindClient, SegmindError
 
 from imaged.gateway.admit import Admission
+from imaged.gateway.wait import Board
 from tests.contract.gate import Gate
 
 LINKS = ("poll_url", "status_url", "response_url")
@@ -264,6 +265,22 @@ def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(Admission, "catalogue", catalogue)
         answer = httpx.get(f"{gate.url}/v1/models")
+        return answer.status_code, answer.json()
+
+    text = {"error": "Internal server error", "code": "error"}
+    assert failing(RuntimeError("secret words")) == (500, text)
+    status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
+    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
+
+
+def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> tuple[int, Any]:
+        async def settled(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Board, "settled", settled)
+        with gate.client() as client:
+            answer = client.get(f"/v2/requests/{'0' * 32}/status")
         return answer.status_code, answer.json()
 
     text = {"error": "Internal server error", "code": "error"}

@@ -351,6 +351,11 @@ def test_a_store_that_fails_ends_the_stream(place: Place) -> None:
     run(play)
 
 
+async def silent() -> Any:
+    """A caller who stays and says no more."""
+    await asyncio.Event().wait()
+
+
 def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     job_ids = [put(place.db, place.key_id, now=time.time()) for _ in range(40)]
 
@@ -364,7 +369,7 @@ def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.Mon
             async def watch(k: int) -> None:
                 await asyncio.sleep(0.002 * k)  # they come one after the other
                 asked.clear()
-                await board.settled(Key(place.key_id, "t"), job_ids[k], 0.5)
+                await board.settled(Key(place.key_id, "t"), job_ids[k], 0.5, silent)
 
             async def all_of_them() -> None:
                 await asyncio.gather(*(watch(k) for k in range(40)))

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from imaged.errors import IdempotencyMismatch, NoCredits
 from imaged.jobs import Job, State, Terms, new_job_id
 from imaged.params import ImageParams
-from imaged.store import outbox, queue, repeats, webhooks
+from imaged.store import ledger, outbox, queue, repeats, webhooks
 from imaged.store.db import Database
 from imaged.store.schema import jobs
 from tests.unit.test_store import RESULT, audit, make_key
@@ -170,6 +170,16 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.db.close()
+
+
+def test_what_was_used_is_summed_from_an_index(db: Database) -> None:
+    """Reading every movement of all keys would hold up whoever asks often."""
+    key_id, statements = make_key(db), list[str]()
+    sa.event.listen(db.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    with db.read() as c:
+        assert ledger.used(c, key_id) == 0
+        plan = c.exec_driver_sql(f"EXPLAIN QUERY PLAN {statements[-1]}", (0, key_id)).all()
+    assert "USING COVERING INDEX charges_by_key" in str(plan)
 
 
 def run(tmp_path: Path, prepare: Callable[[Database], None], **given: Any) -> None:

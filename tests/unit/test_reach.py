@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 
 from imaged.errors import BadParameter, CommandError
@@ -142,7 +145,7 @@ def answering(*answers: Sequence[str]) -> Any:
 def reached(text: Any, reach: Reach) -> str:
     """The address that a connection would go to."""
     try:
-        return asyncio.run(reach.resolve(reach.check(text)))
+        return asyncio.run(reach.resolve(reach.check(text), 1))
     finally:
         reach.close()
 
@@ -172,6 +175,46 @@ def test_a_name_is_looked_up_once() -> None:
     lookup, left = answering([PUBLIC], ["127.0.0.1"])  # the second answer is never asked for
     assert reached("https://example.com/hook", Reach(lookup=lookup)) == PUBLIC
     assert len(left) == 1
+
+
+def others_are_served() -> bool:
+    """Whether a key is told an address while another has forty attempts at a silent server."""
+    silence = threading.Event()
+
+    def lookup(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        if host == "silent.example":
+            silence.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, port))]
+
+    async def main() -> bool:
+        reach = Reach(lookup=lookup)
+
+        async def attempt(name: str, key_id: int) -> bool:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    return await reach.resolve(httpx.URL(f"http://{name}/"), key_id) == PUBLIC
+            return False
+
+        try:
+            for _ in range(5):  # each time all of them give up, and their look-ups do not
+                given_up = await asyncio.gather(*(attempt("silent.example", 1) for _ in range(8)))
+                assert not any(given_up)
+            served = await attempt("example.com", 2)
+            assert not await attempt("example.com", 1)  # its own places are taken
+        finally:
+            silence.set()
+        await asyncio.sleep(0.3)
+        assert await attempt("example.com", 1)  # and free again once the silence has ended
+        reach.close()
+        return served
+
+    return asyncio.run(main())
+
+
+def test_a_silent_name_server_holds_up_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert others_are_served()
+    monkeypatch.setattr("imaged.gateway.reach.EACH", 100)  # the mutant: a key may hold all threads
+    assert not others_are_served()
 
 
 @pytest.mark.parametrize(

@@ -480,7 +480,7 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(
 def test_mutant_that_connects_to_the_name_is_seen(
     db: Database, receiver: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def name(_: Reach, url: Any) -> str:
+    async def name(_: Reach, url: Any, key_id: int) -> str:
         return str(url.host)
 
     monkeypatch.setattr(Reach, "resolve", name)
