@@ -231,13 +231,29 @@ def test_an_export_may_be_a_mean_with_earlier_weights(
         return {}
 
     monkeypatch.setattr(train, "parts_of", parts)
-    options = ("--mix", str(tmp_path / "before.pt"), "--share", "0.25")
+    options = ("--mix", str(tmp_path / "before.pt"), "--share", "0.25", "--text-scale", "1")
     command = ["--work", str(tmp_path), "export", "--out", str(tmp_path / "out"), *options]
     (tmp_path / "out").mkdir()
     result = CliRunner().invoke(train.main, command)
     assert result.exit_code == 0, result.output
     for name, weight in now.items():
         torch.testing.assert_close(exported[name], weight + 0.25)
+
+
+def test_an_export_reads_texts_as_if_they_weighed_less(tmp_path: Path) -> None:
+    """Scaled keys and values are what a weight does to the tokens, for every token."""
+    net = train.build_unet().eval()
+    less = train.build_unet().eval()
+    less.load_state_dict(train.scaled(net.state_dict(), 0.5))
+    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 64)
+    added = {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}
+    with torch.inference_mode():
+        whole, half, scaled = (
+            n(x, 500, c, added_cond_kwargs=added).sample
+            for n, c in ((net, context), (net, 0.5 * context), (less, context))
+        )
+    torch.testing.assert_close(scaled, half)
+    assert not torch.allclose(scaled, whole, atol=1e-3)
 
 
 def test_sheets_and_card(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def report(exam: Exam, kept: Kept, prompts: int) -> list[str]:
     for prompt in OPEN:
         result = kept(f"{seeds}; {prompt}", partial(exam.negative, prompt, seeds))
         lines.append(f"| {prompt} | {' | '.join(map(str, result))} |")
-    right, pairs = kept(f"{few}; weights", lambda: exam.weights(few))
+    right, pairs = kept(f"{prompts}; weights", lambda: exam.weights(prompts))
     seen = kept("request 10", lambda: exam.request(10))
     lines += [
         "",
