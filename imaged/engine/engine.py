@@ -260,6 +260,7 @@ class Engine:
         if error is not None:
             return self._end(run.job_id, error)
         job.pictures[run.plan.seed] = future.result()
+        run.history = torch.empty(0)  # megabytes, while the job's other pictures are made
         return self._end(run.job_id) if len(job.pictures) == len(job.runs) else []
 
     def _again(self, run: Run) -> bool:

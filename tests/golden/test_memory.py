@@ -1,7 +1,8 @@
 """The largest job stays within its bound: four pictures of 2048 x 2048.
 
-The bound for micro: 3.25 GiB for the process, and 1 MiB more for each UNet call of each picture
-(what a sampler may look back on). In a process of its own, whose peak the kernel reports.
+The bound for micro: 3.25 GiB for the process, and for each picture under way 1 MiB more for each
+UNet call and for each noise that its sampler draws (what it may look back on). In a process of its
+own, whose peak the kernel reports.
 """
 
 from __future__ import annotations
