@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from imaged import __version__
 from imaged.params import KNOBS
 from tests.conftest import QUICK, SLUG, Server, imaged
 from tests.unit.test_params import WRONG
@@ -124,13 +126,13 @@ def test_long_poll_returns_with_the_end(server: Server) -> None:
 
 def test_progress_reaches_the_status(server: Server) -> None:
     job_id = server.submit(num_inference_steps=60)
-    seen = set()
+    seen = []
     with server.client() as client:
         while (body := client.get(f"/v2/requests/{job_id}/status").json())["status"] != "COMPLETED":
             if body["status"] == "PROCESSING":
                 assert 0 <= body["step"] <= body["steps"] == 60
-                seen.add(body["step"])
-    assert len(seen) >= 2 and sorted(seen) == list(dict.fromkeys(sorted(seen)))
+                seen.append(body["step"])
+    assert len(set(seen)) >= 2 and seen == sorted(seen)
 
 
 def test_cancel_ends_the_job_and_gives_the_money_back(server: Server) -> None:
@@ -161,6 +163,9 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert picture(answer.content).size == (512, 512)
     assert answer.headers["x-seed-value"] == "41"
     assert answer.headers["x-checkpoint"] == "micro"
+    assert answer.headers["x-determinism"] == "exact"
+    assert answer.headers["x-engine"] == __version__
+    assert re.fullmatch(r"CPU [A-Z0-9]+, \d+ threads", answer.headers["x-device"])
     assert float(answer.headers["x-cost"]) == pytest.approx(0.0032)
     assert float(answer.headers["x-remaining-credits"]) > 0
     assert float(answer.headers["x-generation-time"]) > 0
