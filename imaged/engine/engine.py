@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from imaged.engine.batching import MOST_PICTURES, choose
-from imaged.engine.cost import Meter
+from imaged.engine.cost import Clock, Meter
 from imaged.engine.decode import Picture, decode
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
@@ -81,7 +82,8 @@ class Engine:
         self._encoder = PromptEncoder(nets)
         self.unet = Unet(nets.unet, graphs=graphs)
         self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
-        self._buckets, self._meter = Buckets(), Meter()
+        self._buckets, self._meter, self._clock = Buckets(), Meter(), Clock(self.unet.device)
+        self._under_way: deque[tuple[list[Run], Any, Any]] = deque()  # calls, and their marks
         self._jobs: dict[str, _Job] = {}
         self._newcomers: list[tuple[str, ImageParams, int]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
@@ -134,14 +136,13 @@ class Engine:
         running = [r for job in self._jobs.values() for r in job.runs if not r.done]
         now = time.monotonic()
         chosen = choose(running, self._meter.cost, self._used_s, now, self._fits, self._bucket)
-        began = time.monotonic()
         try:
             outputs = self._denoise(chosen) if chosen else []
         except torch.OutOfMemoryError as error:
             return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
-        self._account(chosen, time.monotonic() - began)
+        self._account(ahead=self._clock.ahead if chosen else 0)
         self._follow(chosen)
         return outcomes + self._decoded(wait_s=0.0 if chosen else PATIENCE_S)
 
@@ -149,7 +150,10 @@ class Engine:
 
     def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
         bucket = self._bucket(sum(r.rows for r in chosen))
-        return denoise(self._unet(chosen[0].precise), chosen, bucket)
+        began = self._clock.mark()
+        outputs = denoise(self._unet(chosen[0].precise), chosen, bucket)
+        self._under_way.append((chosen, began, self._clock.mark()))
+        return outputs
 
     def _bucket(self, rows: int) -> int:
         """The rows that a call of so many has in the end."""
@@ -166,16 +170,19 @@ class Engine:
     def _unet(self, precise: bool) -> Unet:
         return self._in_float32()[0] if precise else self.unet
 
-    def _account(self, chosen: list[Run], seconds: float) -> None:
-        """Who has used the device for how long; what calls cost."""
-        if not chosen:
-            return
-        rows = sum(r.rows for r in chosen)
-        self._meter.add(self._bucket(rows) * chosen[0].pixels, seconds)
-        for run in chosen:
-            share = seconds * run.rows / rows
-            run.served_s += seconds
-            self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
+    def _account(self, ahead: int) -> None:
+        """Who has used the device for how long, and what calls cost; waits for all but the last
+        `ahead` calls, so that no more than these are decided before their time.
+        """
+        while len(self._under_way) > ahead:
+            chosen, began, ended = self._under_way.popleft()
+            seconds = self._clock.seconds(began, ended)
+            rows = sum(r.rows for r in chosen)
+            self._meter.add(self._bucket(rows) * chosen[0].pixels, seconds)
+            for run in chosen:
+                share = seconds * run.rows / rows
+                run.served_s += seconds
+                self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 
     def _shed(self, chosen: list[Run], error: torch.OutOfMemoryError) -> list[Outcome]:
         """A call was too large: smaller ones from now on; if it held one picture, its job fails."""

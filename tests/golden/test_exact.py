@@ -1,8 +1,8 @@
 """A picture's bytes do not depend on its company.
 
-Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one thread
-and half with two, with jobs that join and leave between calls: every picture that comes out is
-byte-equal to the same picture alone. At sizes and steps below what the API offers: the bits of a
+Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one
+thread and half with two, with jobs that join and leave between calls: every picture that comes out
+is byte-equal to the same picture alone. At sizes and steps below what the API offers: the bits of a
 row are a matter of its shape.
 """
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +82,26 @@ def test_jobs_join_between_calls_and_share_them(counted: tuple[Engine, list[int]
     outcomes = run(engine)
     assert {o.job_id for o in outcomes} == {"first", "second"}
     assert rows == [2] * 5 + [4] * 15 + [2] * (39 - 15)
+
+
+def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any) -> None:
+    """Calls on a GPU are launched, not made: the engine waits for the last but one."""
+    waited: list[tuple[int, int]] = []
+    marks = count()
+
+    def seconds(began: int, ended: int) -> float:
+        waited.append((began, ended))
+        return 0.5
+
+    engine = Engine(nets)
+    engine._clock = SimpleNamespace(ahead=1, mark=lambda: next(marks), seconds=seconds)
+    engine.submit("x", replace(SMALL, num_inference_steps=3), key=7)
+    for made in range(3):
+        engine.tick()
+        assert waited == [(2 * n, 2 * n + 1) for n in range(made)]
+    run(engine)
+    assert waited == [(0, 1), (2, 3), (4, 5)]
+    assert engine._used_s == {7: 1.5}
 
 
 def test_guidance_one_has_no_unconditional_half(counted: tuple[Engine, list[int]]) -> None:
