@@ -17,6 +17,7 @@ import pytest
 from tests.contract.gate import Gate
 
 NODE = Path(__file__).parent / "node"
+ENVIRON = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
 
 
 class NodeIsMissing(UserWarning):
@@ -46,17 +47,17 @@ def installed() -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
         if done.returncode:
             absent("npm cannot get axios")
-    shutil.copy(NODE / "clients.mjs", folder)
+    for script in NODE.glob("*.mjs"):
+        shutil.copy(script, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def seen(gate: Gate) -> Any:
-    environ = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     done = subprocess.run(
         ["node", "clients.mjs", gate.url, gate.key],
         cwd=installed(),
-        env=environ,
+        env=ENVIRON,
         capture_output=True,
         text=True,
         timeout=120,

@@ -269,6 +269,8 @@ def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyP
 
     text = {"error": "Internal server error", "code": "error"}
     assert failing(RuntimeError("secret words")) == (500, text)
+    said = httpx.get(f"{gate.url}/v1/models", headers={"connection": "keep-alive"})
+    assert said.headers["connection"] == "close"  # no client sends its next request into a hang-up
     status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
     assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
 
