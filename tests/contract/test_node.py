@@ -55,7 +55,7 @@ def installed() -> Path:
 @pytest.fixture(scope="module")
 def seen(gate: Gate) -> Any:
     done = subprocess.run(
-        ["node", "clients.mjs", gate.url, gate.key],
+        ["node", "clients.mjs", gate.url, gate.key, gate.make_key(rpm=30)],
         cwd=installed(),
         env=ENVIRON,
         capture_output=True,
@@ -93,6 +93,19 @@ def test_mcp_gets_pictures(seen: Any) -> None:
         answer = seen[name]
         assert (answer["status"], answer["kind"], answer["extension"]) == (200, "image", "jpeg")
         assert answer["start"] == "/9j/" and answer["credits"] > 900
+
+
+def test_mcp_asks_for_several_one_by_one(seen: Any) -> None:
+    first, second = seen["mcp_several"]
+    assert first["start"] == second["start"] == "/9j/"
+    assert second["credits"] <= first["credits"]
+
+
+def test_mcp_comes_back_when_it_is_told(seen: Any) -> None:
+    answer = seen["mcp_again"]
+    assert (answer["refused"]["status"], answer["refused"]["code"]) == (429, "too_fast")
+    assert 1 <= int(answer["refused"]["retryAfter"]) <= 3
+    assert (answer["status"], answer["start"], answer["tries"]) == (200, "/9j/", 2)
 
 
 def test_mcp_hears_of_unknown_models(seen: Any) -> None:

@@ -1,11 +1,11 @@
 // The npm client and the MCP server at work. Prints what came back as one JSON object.
 //
-//   node clients.mjs ORIGIN KEY
+//   node clients.mjs ORIGIN KEY SLOW_KEY
 
 import axios from "axios";
 import * as requests from "./requests.mjs";
 
-const [origin, key] = process.argv.slice(2);
+const [origin, key, slowKey] = process.argv.slice(2);
 const npm = (...given) => requests.npm({ origin, key }, ...given);
 const mcp = (...given) => requests.mcp({ origin, key }, ...given);
 
@@ -25,6 +25,17 @@ async function preflight(from) {
     origin: answer.headers["access-control-allow-origin"] ?? null,
     headers: answer.headers["access-control-allow-headers"] ?? null,
   };
+}
+
+// The last request of a key's share, sent again and again until the share is used up; then once
+// more, as the MCP server does it.
+async function comesBack(slug, body) {
+  const slow = { origin, key: slowKey };
+  let refused;
+  do {
+    refused = await requests.mcp(slow, "POST", slug, { prompt: "fail: used up" });
+  } while (refused.status === 422);
+  return { refused, ...(await requests.mcpAgain(slow, "POST", slug, body)) };
 }
 
 const prompt = "a red house by a blue lake";
@@ -69,6 +80,11 @@ console.log(
     mcp_draft: await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, num_inference_steps: 10 }),
     mcp_small: await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, img_width: 256, guidance_scale: 20 }),
     mcp_lightning: await mcp("POST", "/sdxl-lightning", lightning),
+    mcp_several: [
+      await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, seed: 1 }),
+      await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, seed: 2 }),
+    ],
+    mcp_again: await comesBack("/sdxl1.0-txt2img", sdxl),
     mcp_unknown: await mcp("POST", "/fooocus", { prompt, steps: 20 }),
     mcp_credits: await mcp("GET", "/credits"),
     mcp_health: await mcp("GET", "/health"),

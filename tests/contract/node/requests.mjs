@@ -72,6 +72,19 @@ export async function mcp({ origin, key }, method, path, body) {
   );
 }
 
+// It sends a POST again, up to three times, after answers that may pass; when 429 says for how
+// long (Retry-After, seconds), it waits so long.
+const PASSING = [408, 429, 500, 502, 503, 504];
+
+export async function mcpAgain(...request) {
+  for (let tries = 1; ; tries += 1) {
+    const answer = await mcp(...request);
+    if (tries > 3 || !PASSING.includes(answer.status)) return { ...answer, tries };
+    const seconds = answer.status === 429 ? Number(answer.retryAfter ?? 0.1) : 0.1;
+    await new Promise((done) => setTimeout(done, 1000 * seconds));
+  }
+}
+
 async function report(promise, read) {
   try {
     const answer = await promise;
@@ -81,6 +94,8 @@ async function report(promise, read) {
     const text = Buffer.isBuffer(error.response.data)
       ? JSON.parse(error.response.data.toString())
       : error.response.data;
-    return { status: error.response.status, error: text.error, code: text.code };
+    const after = error.response.headers["retry-after"];
+    const again = after === undefined ? {} : { retryAfter: after };
+    return { status: error.response.status, error: text.error, code: text.code, ...again };
   }
 }
