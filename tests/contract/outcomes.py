@@ -87,7 +87,7 @@ OUTCOMES = [
     failing(BLOCKED, "content policy", "content_policy"),
     Outcome("too fast", 429, "Too many requests", "too_fast", key="spent"),
     Outcome("fault", 500, "Internal server error", "error", slug="faulty"),
-    Outcome("unavailable", 503, "try again", "unavailable", slug="unavailable"),
+    Outcome("unavailable", 502, "try again", "unavailable", slug="unavailable"),
     Outcome(
         *("late", 504, "still running", "still_running"),
         body={"prompt": "run"},

@@ -18,7 +18,7 @@ from tests.contract.outcomes import MADE, OUTCOMES, Outcome, Seen
 from tests.contract.test_node import ENVIRON, installed
 
 JPEG = b"\xff\xd8\xff"
-EVERY = {200, 400, 401, 403, 404, 405, 406, 410, 422, 429, 500, 503, 504}
+EVERY = {200, 400, 401, 403, 404, 405, 406, 410, 422, 429, 500, 502, 504}
 
 
 @pytest.fixture(scope="module")

@@ -314,7 +314,7 @@ def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyP
     said = httpx.get(f"{gate.url}/v1/models", headers={"connection": "keep-alive"})
     assert said.headers["connection"] == "close"  # no client sends its next request into a hang-up
     status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
-    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
+    assert (status, body["code"]) == (502, "unavailable") and "secret" not in body["error"]
 
 
 def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,4 +330,4 @@ def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatc
     text = {"error": "Internal server error", "code": "error"}
     assert failing(RuntimeError("secret words")) == (500, text)
     status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
-    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
+    assert (status, body["code"]) == (502, "unavailable") and "secret" not in body["error"]
