@@ -1,8 +1,8 @@
 """imaged, the image daemon: a self-hosted text-to-image service for SDXL checkpoints.
 
 The client's names are here: `run`, `run_sync`, `submit_async`, `Client`, `AsyncClient`, `Job`,
-`Event`, `models`, `generations`, `accounts` and the errors. They are loaded at first use, so that
-importing the package costs nothing.
+`Event`, `models`, `generations`, `accounts`, `webhooks` and the errors. They are loaded at first
+use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
 
 if TYPE_CHECKING:  # the same names for type checkers, which load nothing
-    from imaged.client.account import Accounts, Generations, Models
+    from imaged.client.account import Accounts, Generations, Models, Webhooks
     from imaged.client.aio import AsyncClient as AsyncClient
     from imaged.client.aio import AsyncJob as AsyncJob
     from imaged.client.client import Client as Client
@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # the same names for type checkers, which load nothing
     from imaged.client.client import submit_async as submit_async
     from imaged.client.events import Event as Event
 
-    accounts: Accounts
-    generations: Generations
-    models: Models
+    accounts: Accounts[dict[str, Any]]
+    generations: Generations[dict[str, Any]]
+    models: Models[dict[str, Any]]
+    webhooks: Webhooks[dict[str, Any]]
 
 __version__ = "0.1.0"
 
@@ -41,7 +42,7 @@ _CLIENT = (
     "submit_async",
 )
 
-_GROUPS = ("accounts", "generations", "models")  # of the default client
+_GROUPS = ("accounts", "generations", "models", "webhooks")  # of the default client
 
 SegmindError = ImagedError  # the vendor's name, so that `import imaged as segmind` runs its code
 

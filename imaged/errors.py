@@ -9,7 +9,7 @@ ImagedError
 │   ├── ModelForbidden  403      ├── ModelRetired    410      ├── HeadersTooLarge  431
 │   ├── TooFast         429      ├── UnknownWebhook  404      ├── TooManyWebhooks  409
 │   ├── IdempotencyMismatch 409
-│   └── Unavailable     503, 504 (StillRunning): come back later
+│   └── Unavailable     502, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
 ├── CommandError             the command line asked for something that cannot be done
@@ -176,7 +176,7 @@ class TooFast(Refused):
 class Unavailable(Refused):
     """The server cannot take this request at the moment; try again."""
 
-    code, status = "unavailable", 503
+    code, status = "unavailable", 502  # the original's number for it, not 503
 
 
 class StillRunning(Unavailable):

@@ -12,6 +12,7 @@ import httpx
 from httpx_sse import EventSource
 
 from imaged.client import calls
+from imaged.client.account import Accounts, Generations, Models, Webhooks
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import AsyncResult
 from imaged.errors import InferenceTimeout
@@ -95,6 +96,10 @@ class AsyncClient:
             timeout=timeout,
             transport=calls.transport(),
         )
+        self.models = Models(self._ask)
+        self.generations = Generations(self._ask)
+        self.accounts = Accounts(self._ask)
+        self.webhooks = Webhooks(self._ask)
 
     async def submit_async(self, slug: str, **params: Any) -> AsyncJob:
         """Queue a job and return at once."""
@@ -113,6 +118,9 @@ class AsyncClient:
         if not response.is_success:
             raise calls.problem(response)
         return response
+
+    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        return calls.read(await self.http.request(method, path, **more))
 
     async def close(self) -> None:
         await self.http.aclose()

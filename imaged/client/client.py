@@ -15,7 +15,7 @@ import httpx
 from httpx_sse import EventSource
 
 from imaged.client import calls
-from imaged.client.account import Accounts, Generations, Models
+from imaged.client.account import Accounts, Generations, Models, Webhooks
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import Result
 from imaged.errors import InferenceTimeout
@@ -106,9 +106,10 @@ class Client:
             timeout=timeout,
             transport=calls.transport(),
         )
-        self.models = Models(self.http)
-        self.generations = Generations(self.http)
-        self.accounts = Accounts(self.http)
+        self.models = Models(self._ask)
+        self.generations = Generations(self._ask)
+        self.accounts = Accounts(self._ask)
+        self.webhooks = Webhooks(self._ask)
 
     def submit_async(self, slug: str, **params: Any) -> Job:
         """Queue a job and return at once."""
@@ -124,6 +125,9 @@ class Client:
         if not response.is_success:
             raise calls.problem(response)
         return response
+
+    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        return calls.read(self.http.request(method, path, **more))
 
     def close(self) -> None:
         self.http.close()

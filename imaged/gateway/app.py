@@ -29,7 +29,7 @@ from imaged.gateway import (
     webhooks,
 )
 from imaged.gateway.access import public, route
-from imaged.gateway.middleware import Guard
+from imaged.gateway.middleware import CLOSE, Guard
 from imaged.gateway.state import Gateway
 from imaged.gateway.status import Status
 from imaged.settings import Settings
@@ -100,6 +100,9 @@ CORS_EXPOSED = (
     "retry-after",
     "x-checkpoint",
     "x-cost",
+    "x-determinism",
+    "x-device",
+    "x-engine",
     "x-generation-time",
     "x-output-metadata",
     "x-output-urls",
@@ -180,4 +183,5 @@ async def _busy(_: Request, problem: Exception) -> Response:
 
 async def _unknown(_: Request, problem: Exception) -> Response:
     log.error("unexpected", exc_info=problem)
-    return replies.error(ImagedError("Internal server error"))
+    # Starlette raises it again and uvicorn hangs up: without the header, on the next request
+    return replies.error(ImagedError("Internal server error"), CLOSE)

@@ -3,7 +3,8 @@ may be. uvicorn has no deadline for a request that never arrives; this adds one.
 
 A connection that has not brought its headers, or its body, in time is cut off; so is one that
 does not read its answer. When an address, or the server, has too many connections, the one that
-has kept us waiting longest for its request makes room for the new one.
+has kept us waiting longest makes room for the new one: for its request, for its next one, or for
+its reading of an answer.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ class Doors:
                 del self._open[connection.address]
 
     def _make_room(self, connections: set[Edge]) -> bool:
-        waited_for = [c for c in connections if c.due is not None]
+        waited_for = [(since, c) for c in connections if (since := c.waited_since()) is not None]
         if not waited_for:
             return False
-        slowest = min(waited_for, key=lambda c: c.since)
+        _, slowest = min(waited_for, key=lambda pair: pair[0])
         self.leave(slowest)
         slowest.cut()
         return True
@@ -102,7 +103,9 @@ class Edge(HttpToolsProtocol):
         self.address = self.client[0] if self.client else ""
         self.since = self.loop.time()
         self.due: float | None = None
+        self._unread = 0  # bytes at the last sweep
         self._read_by: float | None = None  # when the answer must have been read
+        self._stalled: float | None = None  # since when none of it is read
         self._head = 0  # bytes of headers so far
         self._in_head, self._refused = True, False
         self._running: Any = None  # the request that the app has in hand
@@ -140,18 +143,39 @@ class Edge(HttpToolsProtocol):
         self.due = None
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        if self.due is None:
+            self.since = self.loop.time()
+        super().on_response_complete()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
     def overdue(self, now: float) -> bool:
         """True if the caller is too slow, in sending or in reading."""
-        waiting = self.transport.get_write_buffer_size()
-        if not waiting:
+        unread, before = self.transport.get_write_buffer_size(), self._unread
+        self._unread = unread
+        if not unread:
             self._read_by = None
         elif self._read_by is None:
-            self._read_by = now + self.doors.limits.reading_s(waiting)
+            self._read_by = now + self.doors.limits.reading_s(unread)
+        if unread < before or not before:
+            self._stalled = None
+        elif self._stalled is None:
+            self._stalled = now
         return any(by is not None and now > by for by in (self.due, self._read_by))
+
+    def waited_since(self) -> float | None:
+        """Since when the caller keeps us waiting; None while it waits for us.
+
+        Who reads, however slowly, has kept us waiting since now: all others go first.
+        """
+        if self.due is not None:
+            return self.since
+        if self.transport.get_write_buffer_size():
+            return self.loop.time() if self._stalled is None else self._stalled
+        return self.since if self.cycle is not None and self.cycle.response_complete else None
 
     def cut(self) -> None:
         """End the connection at once, whatever is still unsent."""

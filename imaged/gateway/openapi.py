@@ -15,17 +15,17 @@ from starlette.routing import Route
 
 import imaged
 from imaged.errors import ImagedError, Refused, StillRunning, Unavailable
-from imaged.gateway import history
+from imaged.gateway import history, shapes
 from imaged.gateway.access import VERBS, marks, public
 from imaged.gateway.events import LIFE_S
 from imaged.gateway.status import LONGEST_WAIT_S
 from imaged.gateway.terms import CANCEL_AFTER, IDEMPOTENCY_KEY, LONGEST_CANCEL_S
-from imaged.params import KNOBS, Knob
+from imaged.params import KNOBS
 
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
 WORKS = ("/v1/{slug}", "/v2/{slug}")
-DIALECTS = ("/openai/v1/images/generations", "/sdapi/v1/txt2img")
+DIALECTS = (shapes.OPENAI, shapes.SDAPI)
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: What is read of a query, by path.
@@ -144,31 +144,10 @@ def document(routes: Iterable[Any]) -> dict[str, Any]:
                     "required": ["error"],
                     "properties": {"error": {}, "code": {"type": "string"}},
                 },
-                "Picture": {
-                    "type": "object",
-                    "required": [k.name for k in KNOBS if k.required],
-                    "properties": {k.name: schema(k) for k in KNOBS},
-                },
+                "Picture": shapes.PICTURE,
             },
         },
     }
-
-
-def schema(knob: Knob) -> dict[str, Any]:
-    """A knob as JSON schema; what is accepted beside it (numbers as text) is left unsaid."""
-    kinds = {"text": "string", "choice": "string"}
-    found: dict[str, Any] = {"type": kinds.get(knob.kind, knob.kind), "description": knob.text}
-    if knob.kind == "text":
-        found["maxLength"] = knob.high
-    elif knob.low is not None:
-        found |= {"minimum": knob.low, "maximum": knob.high}
-    if knob.multiple > 1:
-        found["multipleOf"] = knob.multiple
-    if knob.choices:
-        found["enum"] = list(knob.choices)
-    if knob.default is not None:
-        found["default"] = knob.default
-    return found
 
 
 def _handlers(route: Route) -> Iterator[tuple[str, Any]]:
@@ -205,7 +184,8 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
         "responses": _responses(path, verb, mark),
     }
     if verb == "post":
-        body = {"$ref": "#/components/schemas/Picture"} if path in WORKS else {"type": "object"}
+        picture = {"$ref": "#/components/schemas/Picture"}
+        body = picture if path in WORKS else shapes.REQUESTS.get(path, {"type": "object"})
         kinds = FORMS if path in WORKS else FORMS[:1]
         operation["requestBody"] = {
             "required": True,
@@ -216,7 +196,7 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
 
 def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "contentEncoding": "binary"}}
-    content: dict[str, Any] = {"application/json": {"schema": {}}}
+    content: dict[str, Any] = {"application/json": {"schema": shapes.ANSWERS.get((verb, path), {})}}
     if path in (WORKS[0], "/files/{name}"):
         content |= {"image/jpeg": binary, "image/png": binary}
     if path == EVENTS:

@@ -48,7 +48,8 @@ class Status:
             code, body = problem.status or 500, replies.error_body(problem)
         except sa.exc.OperationalError:
             log.exception("the store did not answer")
-            code, body = 503, replies.error_body(Unavailable())
+            away = Unavailable()
+            code, body = away.status or 500, replies.error_body(away)
         except Exception:  # nobody behind this would make JSON of it
             log.exception("unexpected")
             code, body = 500, replies.error_body(ImagedError("Internal server error"))

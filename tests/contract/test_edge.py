@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,19 +26,34 @@ from tests.contract.gate import Gate
 
 SLOW = 500
 HONEST = 60
+ROOM = 100
 QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1.0, longest_send_s=2.0)
+ASK = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
 HEAD = b"POST /v2/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.fixture
 def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gateway with short deadlines and room for 100 connections of an address."""
+    monkeypatch.setattr(middleware, "BODY_S", 1.0)
+    yield from limited(tmp_path, monkeypatch, QUICK)
+
+
+@pytest.fixture
+def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The same with deadlines that no test meets: whoever goes had to make room."""
+    long = Limits(headers_s=60.0, body_s=60.0, send_s=60.0)
+    yield from limited(tmp_path, monkeypatch, long)
+
+
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits) -> Iterator[Gate]:
     monkeypatch.setattr(
         listen,
         "Limits",
-        lambda **caps: dataclasses.replace(QUICK, connections=caps["connections"], per_address=100),
+        lambda **caps: dataclasses.replace(
+            limits, connections=caps["connections"], per_address=ROOM
+        ),
     )
-    monkeypatch.setattr(middleware, "BODY_S", 1.0)
     (tmp_path / "data").mkdir()
     with Gate(tmp_path / "data").running() as running:
         yield running
@@ -88,9 +105,8 @@ def test_slow_readers_are_cut_off(hasty: Gate) -> None:
     with socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.connect(("127.0.0.1", hasty.settings.port))
-        ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
         peer.setblocking(False)
-        assert cut_while_sending(peer, ask * 100, 15) < 15
+        assert cut_while_sending(peer, ASK * 100, 15) < 15
 
 
 def test_a_large_answer_does_not_buy_hours() -> None:
@@ -200,13 +216,85 @@ def test_mutant_without_making_room(hasty: Gate, monkeypatch: pytest.MonkeyPatch
     assert attack(hasty) < 0.5 * HONEST
 
 
+@contextmanager
+def pinging(gate: Gate, count: int) -> Iterator[None]:
+    """Connections that ask a little now and then, and come back when they are cut."""
+    ended, peers = threading.Event(), [connect(gate) for _ in range(count)]
+
+    def again(peer: socket.socket) -> socket.socket:
+        try:
+            peer.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            if peer.recv(65536) == b"":
+                raise ConnectionResetError
+        except BlockingIOError:
+            pass
+        except OSError:
+            peer.close()
+            return connect(gate)
+        return peer
+
+    def ping() -> None:
+        while not ended.wait(0.3):
+            peers[:] = [again(peer) for peer in peers]
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    time.sleep(1.0)  # all have been answered and are idle
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for peer in peers:
+            peer.close()
+
+
+@contextmanager
+def not_reading(gate: Gate, count: int) -> Iterator[None]:
+    """Connections that ask for more than the kernel holds, and never read it."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            peer = stack.enter_context(socket.socket())
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.connect(("127.0.0.1", gate.settings.port))
+            peer.send(ASK * 100)
+        time.sleep(1.5)  # until their answers are stuck
+        yield
+
+
+def among_others(gate: Gate) -> int:
+    """Honest requests that were answered while others hold every place of the address."""
+    with not_reading(gate, ROOM // 4), pinging(gate, ROOM):
+        return honest(gate)
+
+
+def test_an_honest_client_among_idle_ones_and_some_that_do_not_read(patient: Gate) -> None:
+    assert among_others(patient) >= 0.99 * HONEST
+
+
+def test_those_that_do_not_read_make_room_too(patient: Gate) -> None:
+    with not_reading(patient, ROOM):
+        assert honest(patient) >= 0.99 * HONEST
+
+
+def test_mutant_idle_ones_stay(patient: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Did only those make room who owe us the rest of a request, the others would keep all out."""
+    monkeypatch.setattr(
+        edge.Edge, "waited_since", lambda self: None if self.due is None else self.since
+    )
+    assert among_others(patient) < 0.5 * HONEST
+
+
 class Peer:
     """A connection as the doors see it, from an address, waited for since a time or served."""
 
     def __init__(self, address: str, since: float, *, served: bool = False) -> None:
-        self.address, self.since, self.due = address, since, None if served else since + 10
+        self.address, self.since = address, None if served else since
         self.loop, self.was_cut = asyncio.new_event_loop(), False
         self.loop.close()
+
+    def waited_since(self) -> float | None:
+        return self.since
 
     def cut(self) -> None:
         self.was_cut = True
@@ -230,6 +318,21 @@ def test_who_makes_room() -> None:
     for peer in busy:
         doors.leave(peer)
     assert doors._count == 0 and doors._open == {} and doors.enter(Peer("d", 8))
+
+
+def test_who_reads_goes_last_and_who_has_stopped_does_not() -> None:
+    """Sizes of what is unread, sweep by sweep, and since when it then keeps us waiting."""
+    clock, unread = SimpleNamespace(time=lambda: 100.0), iter([900, 900, 700, 700, 700, 0, 0])
+    reader: Any = edge.Edge.__new__(edge.Edge)
+    reader.doors, reader.loop, reader.due = edge.Doors(Limits()), clock, None
+    reader.cycle, reader._unread, reader._read_by, reader._stalled = None, 0, None, None
+    seen = []
+    for now in range(1, 8):
+        size = next(unread)
+        reader.transport = SimpleNamespace(get_write_buffer_size=lambda size=size: size)
+        assert not reader.overdue(float(now))
+        seen.append(reader.waited_since())
+    assert seen == [100.0, 2.0, 100.0, 4.0, 4.0, None, None]
 
 
 def test_caps_are_settings(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,14 +17,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from imaged import params
 from imaged.errors import ImagedError
 from imaged.gateway import images, openai, sdapi
+from imaged.gateway.app import build_app
+from imaged.gateway.rules import HARD, Rules, _read_rule
 from imaged.params import KNOBS
+from tests.conftest import SLUG
 from tests.contract.gate import Gate
-from tests.contract.hostile import CASES, Case
+from tests.contract.hostile import CASES, JSON, Case
+from tests.contract.hostile_routes import OPENAI, ROUTES_CASES, SDAPI
+from tests.contract.outcomes import BLOCKED
 
+LAST_IDS = [
+    *("", "x", "é", "QUEUED", "QUEUED.0", "QUEUED.0.0.0.0", "queued.0.0.0", "QUEUED.-1.0.0"),
+    *("QUEUED.٣.0.0", "QUEUED.nan.0.0", "QUEUED.1e3.0.0", "COMPLETED." + "9" * 5000 + ".0.0"),
+    *("PROCESSING.999999999.999999999.999999999", "FAILED.0.0.0", "x" * 20_000, "COMPLETED.0.0.0x"),
+]
+PATHS = (f"/v1/{SLUG}", f"/v2/{SLUG}", OPENAI, SDAPI, "/webhook/add")
+LIKELY = "acdehiklnostuxy 013458@$!|+._*-\n\u0301\u200b\u0430\u0435\uff4e\u732b"
+RULES = Rules(tuple(_read_rule(line, line) for line in ("blue house", "/gr[ae]y+ +cat/", "\u732b")))
 ASCII = "".join(map(chr, range(33, 127)))
 
 
@@ -36,16 +54,43 @@ def answers(gate: Gate, cases: list[Case]) -> list[str]:
             except httpx.TransportError as error:
                 wrong.append(f"{case.name}: {type(error).__name__}")
                 continue
-            named = case.method == "HEAD" or bool(answer.json()["error"])
+            named = case.method == "HEAD" or answer.is_success or told(answer)
             if answer.status_code not in case.allowed or not named:
                 wrong.append(f"{case.name}: {answer.status_code} {answer.text[:80]}")
         assert client.get("/v1/get-user-credits").json()["credits"] == 0.0
     return wrong
 
 
+def told(answer: httpx.Response) -> bool:
+    """Whether it is JSON and says what is wrong."""
+    is_json = answer.headers.get("content-type") == "application/json"
+    return is_json and bool(answer.json()["error"])
+
+
 def test_the_hostile_table(gate: Gate) -> None:
     assert len(CASES) >= 400
     assert answers(gate, CASES) == []
+
+
+def test_the_hostile_table_of_the_other_routes(gate: Gate) -> None:
+    assert len(ROUTES_CASES) >= 700
+    assert answers(gate, ROUTES_CASES) == []
+
+
+@pytest.mark.parametrize("place", ["COMPLETED", "QUEUED"])
+def test_a_hostile_last_event_id(gate: Gate, place: str) -> None:
+    """What is no id of ours has seen nothing: the stream begins at its beginning."""
+    job_id = gate.submit("hold" if place == "QUEUED" else "x")
+    if place == "COMPLETED":
+        gate.settled(job_id)
+    with gate.client() as client:
+        for text in LAST_IDS:
+            answer = client.get(
+                f"/v2/requests/{job_id}/events?wait=0.05", headers={"last-event-id": text.encode()}
+            )
+            assert answer.status_code == 200, text
+            assert f"id: {place}." in answer.text, text
+        client.delete(f"/v2/requests/{job_id}")
 
 
 def test_mutant_nan_body(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +195,50 @@ def test_a_hundred_thousand_bodies() -> None:
 
     some()
     assert sum(totals) >= 100_000 and min(totals) > 5_000  # it exercises both
+
+
+@asynccontextmanager
+async def alive(app: ASGIApp) -> AsyncIterator[None]:
+    """From its start to its shutdown, as a server tells an app of them."""
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    running = asyncio.create_task(app({"type": "lifespan"}, told.get, said.put))
+    await told.put({"type": "lifespan.startup"})
+    assert (await said.get())["type"] == "lifespan.startup.complete"
+    yield
+    await told.put({"type": "lifespan.shutdown"})
+    await running
+
+
+def test_five_thousand_bodies_through_the_whole_app(tmp_path: Path) -> None:
+    """In process, from the guards to the store, under a key that can pay for nothing."""
+    (tmp_path / "data").mkdir()
+    idle = Gate(tmp_path / "data")
+    headers = {"x-api-key": idle.make_key(credits=0.0, rpm=1_000_000), **JSON}
+    app, seen = build_app(idle.settings), Counter[int]()
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with alive(app), httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            for n, content in enumerate(c for seed in range(20) for c in bodies(seed)):
+                path = PATHS[n % len(PATHS)]
+                answer = await http.post(path, content=content, headers=headers)
+                assert told(answer) and answer.status_code < 500, (path, content, answer.text)
+                seen[answer.status_code] += 1
+
+    asyncio.run(ask())
+    idle.database.close()
+    assert seen.total() == 5000 and seen[400] > 500 and seen[406] > 200 and seen[429] > 100
+
+
+@settings(max_examples=1500)
+@given(st.text() | st.text(alphabet=LIKELY))
+def test_any_prompt_is_judged(text: str) -> None:
+    """Rules of both kinds, on any text: a verdict, the same one twice, and no error."""
+    verdict = RULES.judge(text)
+    assert verdict in (None, HARD, *(rule.name for rule in RULES.listed))
+    assert RULES.judge(text) == verdict
+    assert RULES.judge(f"{text}, {BLOCKED}") == HARD
 
 
 @settings(max_examples=300)

@@ -17,6 +17,7 @@ import pytest
 from tests.contract.gate import Gate
 
 NODE = Path(__file__).parent / "node"
+ENVIRON = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
 
 
 class NodeIsMissing(UserWarning):
@@ -46,17 +47,17 @@ def installed() -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
         if done.returncode:
             absent("npm cannot get axios")
-    shutil.copy(NODE / "clients.mjs", folder)
+    for script in NODE.glob("*.mjs"):
+        shutil.copy(script, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def seen(gate: Gate) -> Any:
-    environ = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     done = subprocess.run(
-        ["node", "clients.mjs", gate.url, gate.key],
+        ["node", "clients.mjs", gate.url, gate.key, gate.make_key(rpm=30)],
         cwd=installed(),
-        env=environ,
+        env=ENVIRON,
         capture_output=True,
         text=True,
         timeout=120,
@@ -92,6 +93,19 @@ def test_mcp_gets_pictures(seen: Any) -> None:
         answer = seen[name]
         assert (answer["status"], answer["kind"], answer["extension"]) == (200, "image", "jpeg")
         assert answer["start"] == "/9j/" and answer["credits"] > 900
+
+
+def test_mcp_asks_for_several_one_by_one(seen: Any) -> None:
+    first, second = seen["mcp_several"]
+    assert first["start"] == second["start"] == "/9j/"
+    assert second["credits"] <= first["credits"]
+
+
+def test_mcp_comes_back_when_it_is_told(seen: Any) -> None:
+    answer = seen["mcp_again"]
+    assert (answer["refused"]["status"], answer["refused"]["code"]) == (429, "too_fast")
+    assert 1 <= int(answer["refused"]["retryAfter"]) <= 3
+    assert (answer["status"], answer["start"], answer["tries"]) == (200, "/9j/", 2)
 
 
 def test_mcp_hears_of_unknown_models(seen: Any) -> None:

@@ -9,7 +9,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+)
 
 from imaged.gateway.app import ROUTES
 from imaged.gateway.openapi import STATUS, document
@@ -20,6 +23,10 @@ from tests.contract.gate import Gate
 DOCUMENT = document(ROUTES)
 OPERATIONS = [(verb, path) for path, found in DOCUMENT["paths"].items() for verb in found]
 EXAMPLES = 40  # for each operation
+PAID = 15  # that may make pictures
+NOWHERE = "http://localhost/"  # a name that may stand in a webhook, and is then not sent to
+UNSHAPED = ("/docs", "/files/{name}", "/v2/requests/{job_id}/events")  # no JSON
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
 
 
 def test_it_is_served_and_whole(gate: Gate) -> None:
@@ -79,8 +86,67 @@ def test_whatever_it_allows_is_answered(schema: Any, poor: str, verb: str, path:
         if "slug" in case.path_parameters and len(seen) % 3:
             case.path_parameters["slug"] = SLUG  # else it would hardly ever be one that is served
         answer = case.call(headers={"x-api-key": poor})
-        case.validate_response(answer, checks=[not_a_server_error, content_type_conformance])
+        case.validate_response(answer, checks=CHECKS)
         seen.append(answer.status_code)
 
     ask()
     assert seen and max(seen) < 500
+
+
+# -- what is answered to a key that can pay ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rich(gate: Gate) -> str:
+    return gate.make_key(credits=1000.0, rpm=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def there(gate: Gate, rich: str) -> dict[str, list[Any]]:
+    """Things of this key that requests may name: jobs in several states, a webhook."""
+    with gate.client(rich) as client:
+        hook = {"webhook_url": NOWHERE, "event": {"types": ["GENERATION"]}}
+        webhook_id = client.post("/webhook/add", json=hook).json()["webhook_id"]
+        jobs = [
+            client.post(f"/v2/{SLUG}", json={"prompt": prompt, **more}).json()["request_id"]
+            for prompt, more in (
+                *(("x", {"samples": 2}), ("x", {"base64": True}), ("fail: no luck", {})),
+                *(("hold", {}), ("run", {})),
+            )
+        ]
+        for job_id in jobs[:3]:
+            client.get(f"/v2/requests/{job_id}/status?wait=20")
+    return {
+        **dict.fromkeys(("job_id", "request_id"), jobs),
+        **{name: [SLUG] for name in ("slug", "model_name")},
+        "webhook_id": [webhook_id],
+        "webhook_url": [NOWHERE],
+        "base64": [True],
+    }
+
+
+@pytest.mark.parametrize(("verb", "path"), [o for o in OPERATIONS if o[1] not in UNSHAPED])
+def test_what_it_says_is_answered(
+    schema: Any, rich: str, there: dict[str, list[Any]], verb: str, path: str
+) -> None:
+    """With names that are there in the place of any, so that the answers are whole ones."""
+    operation, worked = schema[path][verb.upper()], list[bool]()
+
+    @settings(
+        max_examples=PAID,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(case=operation.as_strategy())
+    def ask(case: Any) -> None:
+        body = case.body if isinstance(case.body, dict) else {}
+        for place in (case.path_parameters, case.query, body):
+            for name in set(place or ()) & set(there):
+                place[name] = there[name][len(worked) % len(there[name])]
+        answer = case.call(headers={"x-api-key": rich})
+        case.validate_response(answer, checks=CHECKS)
+        worked.append(answer.status_code == 200)
+
+    ask()
+    assert any(worked)

@@ -77,6 +77,39 @@ def test_the_vendors_other_verbs(gate: Gate) -> None:
             client.generations.get("0" * 32)
 
 
+def test_webhooks_and_the_modules_group(environment: None, gate: Gate) -> None:
+    key = gate.make_key()
+    with imaged.Client(key, gate.url) as client:
+        hooks = client.webhooks
+        added = hooks.add("https://example.com/hook", ["GENERATION"])
+        assert added.pop("secret").startswith("whsec_")
+        assert hooks.get() == {"webhooks": [added]} != imaged.webhooks.get()
+        changed = hooks.update(added["webhook_id"], "https://example.com/2", ["generation.failed"])
+        assert changed["webhook_url"] == "https://example.com/2"
+        assert hooks.get() == {"webhooks": [changed]}
+        assert hooks.logs(added["webhook_id"])["logs"] == []
+        assert hooks.delete(added["webhook_id"])["is_active"] is False
+        assert hooks.get() == {"webhooks": []}
+        with pytest.raises(imaged.ImagedError, match="types should be"):
+            hooks.add("https://example.com/hook", [])
+
+
+def test_the_same_groups_without_blocking(gate: Gate) -> None:
+    async def main() -> None:
+        async with imaged.AsyncClient(gate.make_key(), gate.url) as client:
+            request_id = (await client.run(gate.slug, prompt="x"))["request_id"]
+            [row] = (await client.generations.list())["data"]
+            assert row["request_id"] == request_id and await client.models.list()
+            assert (await client.accounts.current())["credits"] > 0
+            added = await client.webhooks.add("https://example.com/hook", ["GENERATION"])
+            assert len((await client.webhooks.get())["webhooks"]) == 1
+            assert not (await client.webhooks.delete(added["webhook_id"]))["is_active"]
+            with pytest.raises(imaged.ImagedError, match="webhook"):
+                await client.webhooks.logs("none")
+
+    asyncio.run(main())
+
+
 # -- sending again ----------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from imaged.catalogue import MICRO
 from imaged.engine.samplers import table
 from imaged.errors import CommandError
 from imaged.params import KNOBS, SCHEDULERS, WIDEST, unet_calls
-from tests.conftest import Server
+from tests.conftest import QUICK, SLUG, Server
 from tests.contract.gate import Gate
 
 FORMS = [
@@ -189,3 +189,13 @@ def test_a_wrong_file_of_aliases_is_refused(tmp_path: Path, text: str, words: st
     with pytest.raises(CommandError) as caught:
         load(path)
     assert words in caught.value.detail
+
+
+def test_the_same_seed_gives_the_same_bytes(server: Server) -> None:
+    with server.client() as client:
+        first, second = (
+            client.post(f"/v1/{SLUG}", json={**QUICK, "seed": 77, "scheduler": "Euler a"}).content
+            for _ in range(2)
+        )
+        other = client.post(f"/v1/{SLUG}", json={**QUICK, "seed": 78, "scheduler": "Euler a"})
+    assert first == second != other.content

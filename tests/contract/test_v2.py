@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from segmind import InferenceFailed, InferenceTimeout, SegmindClient, SegmindErr
 from imaged.gateway.admit import Admission
 from imaged.gateway.wait import Board
 from tests.contract.gate import Gate
+from tests.contract.outcomes import BLOCKED
 
 LINKS = ("poll_url", "status_url", "response_url")
 
@@ -185,6 +187,46 @@ def test_sdk_base_urls(gate: Gate) -> None:
         client._client.close()
 
 
+def test_sdk_behind_a_prefix(tmp_path: Path) -> None:
+    """A proxy serves the API below a path of another host; IMAGED_PUBLIC_URL names it."""
+    (tmp_path / "data").mkdir()
+    asked: list[str] = []
+    with Gate(tmp_path / "data", public_url="http://h.example/segmind").running() as own:
+
+        def proxy(request: httpx.Request) -> None:
+            asked.append(request.url.path)
+            assert request.url.host == "h.example"
+            path = request.url.path.removeprefix("/segmind")
+            request.url = httpx.URL(own.url).copy_with(path=path)
+
+        client = SegmindClient(api_key=own.key, base_url="http://h.example/segmind/v1")
+        client._client.event_hooks = {"request": [proxy]}
+        output = client.submit_async(own.slug, prompt="x").wait(interval=0.02)["output"]
+        assert client.run_sync(own.slug, prompt="x").status_code == 200
+        client._client.close()
+    assert output.startswith("http://h.example/segmind/files/")
+    assert asked[0] == f"/segmind/v2/{own.slug}" and asked[-1] == f"/segmind/v1/{own.slug}"
+    assert all(path.startswith("/segmind/v") for path in asked)
+
+
+def test_a_refused_prompt(gate: Gate) -> None:
+    """An ordinary FAILED job in every place, with words that clients look for, and no charge."""
+    client = SegmindClient(api_key=gate.make_key(credits=1.0), base_url=f"{gate.url}/v1")
+    with pytest.raises(InferenceFailed) as caught:
+        client.run(gate.slug, prompt=BLOCKED)
+    with pytest.raises(SegmindError) as refused:
+        client.run_sync(gate.slug, prompt=BLOCKED)
+    client._client.close()
+    body = caught.value.status_body
+    assert "content policy" in caught.value.detail and refused.value.detail == caught.value.detail
+    assert (body["status"], body["code"], refused.value.status) == ("FAILED", "content_policy", 422)
+    assert "cost" not in body["metrics"]
+    for answer in ask(gate, body["request_id"], client.api_key).values():
+        assert (answer.status_code, answer.json()["error"]) == (422, caught.value.detail)
+    with gate.client(client.api_key) as http:
+        assert http.get("/v1/get-user-credits").json()["credits"] == 1.0
+
+
 def test_sdk_failed(sdk: SegmindClient, gate: Gate) -> None:
     with pytest.raises(InferenceFailed) as caught:
         sdk.run(gate.slug, prompt="fail: blocked by content policy")
@@ -269,8 +311,10 @@ def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyP
 
     text = {"error": "Internal server error", "code": "error"}
     assert failing(RuntimeError("secret words")) == (500, text)
+    said = httpx.get(f"{gate.url}/v1/models", headers={"connection": "keep-alive"})
+    assert said.headers["connection"] == "close"  # no client sends its next request into a hang-up
     status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
-    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
+    assert (status, body["code"]) == (502, "unavailable") and "secret" not in body["error"]
 
 
 def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,4 +330,4 @@ def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatc
     text = {"error": "Internal server error", "code": "error"}
     assert failing(RuntimeError("secret words")) == (500, text)
     status, body = failing(sa.exc.OperationalError("SELECT secret", {}, Exception()))
-    assert (status, body["code"]) == (503, "unavailable") and "secret" not in body["error"]
+    assert (status, body["code"]) == (502, "unavailable") and "secret" not in body["error"]

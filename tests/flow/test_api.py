@@ -184,15 +184,6 @@ def test_v1_base64(server: Server) -> None:
     assert again["images"][0]["base64"] == body["image"]
 
 
-def test_the_same_seed_gives_the_same_bytes(server: Server) -> None:
-    with server.client() as client:
-        first, second = (
-            client.post(f"/v1/{SLUG}", json={**QUICK, "seed": 77, "scheduler": "Euler a"}).content
-            for _ in range(2)
-        )
-    assert first == second
-
-
 # -- who may ask, and for what ----------------------------------------------------------------
 
 

@@ -1,93 +1,13 @@
-// The requests that the vendor's npm client and the third-party MCP server send, written down
-// from what is known of them, with axios. Prints what came back as one JSON object.
+// The npm client and the MCP server at work. Prints what came back as one JSON object.
 //
-//   node clients.mjs ORIGIN KEY
+//   node clients.mjs ORIGIN KEY SLOW_KEY
 
 import axios from "axios";
+import * as requests from "./requests.mjs";
 
-const [origin, key] = process.argv.slice(2);
-
-// The npm client: one POST of JSON text to a full model URL, every field always there, no
-// responseType. Some of its defaults cannot be switched off.
-async function npm(slug, given, headers = {}) {
-  const body = {
-    prompt: given.prompt,
-    negativePrompt: given.negativePrompt || "",
-    samples: given.samples || 1,
-    style: given.style || "base",
-    scheduler: given.scheduler || "UniPC",
-    num_inference_steps: given.num_inference_steps || 20,
-    guidance_scale: given.guidance_scale || 7.5,
-    seed: given.seed || 468685,
-    strength: 0.75,
-    img_width: 1024,
-    img_height: 1024,
-    refiner: true,
-    high_noise_fraction: 0.8,
-    base64: given.base64 ?? false,
-  };
-  return report(
-    axios.post(`${origin}/v1/${slug}`, JSON.stringify(body), {
-      headers: {
-        "Content-Type": "application/json",
-        "x-api-key": key,
-        "Access-Control-Allow-Origin": "*",
-        ...headers,
-      },
-    }),
-    (answer) => ({
-      image: typeof answer.data.image === "string" ? answer.data.image.slice(0, 8) : null,
-      images: Array.isArray(answer.data.image) ? answer.data.image.length : 1,
-    }),
-  );
-}
-
-// The MCP server: bytes or JSON by the answer's content type, anything else is an error to it,
-// and so is a JSON body with a truthy `error`.
-async function mcp(method, path, body) {
-  return report(
-    axios.request({
-      method,
-      url: `${origin}/v1${path}`,
-      data: body,
-      responseType: "arraybuffer",
-      headers: {
-        "x-api-key": key,
-        "Content-Type": "application/json",
-        "User-Agent": "@segmind/mcp-server/0.1.0",
-      },
-      timeout: 120000,
-    }),
-    (answer) => {
-      const kind = answer.headers["content-type"] || "";
-      const bytes = Buffer.from(answer.data);
-      if (kind.includes("image/")) {
-        return {
-          kind: "image",
-          extension: kind.split("/")[1],
-          start: bytes.toString("base64").slice(0, 4),
-          credits: parseInt(answer.headers["x-remaining-credits"], 10),
-        };
-      }
-      if (!kind.includes("application/json")) return { kind: "refused by the client" };
-      const data = JSON.parse(bytes.toString());
-      return data.error ? { kind: "error" } : { kind: "json", data };
-    },
-  );
-}
-
-async function report(promise, read) {
-  try {
-    const answer = await promise;
-    return { status: answer.status, ...read(answer) };
-  } catch (error) {
-    if (!error.response) return { status: 0, error: String(error) };
-    const text = Buffer.isBuffer(error.response.data)
-      ? JSON.parse(error.response.data.toString())
-      : error.response.data;
-    return { status: error.response.status, error: text.error, code: text.code };
-  }
-}
+const [origin, key, slowKey] = process.argv.slice(2);
+const npm = (...given) => requests.npm({ origin, key }, ...given);
+const mcp = (...given) => requests.mcp({ origin, key }, ...given);
 
 async function preflight(from) {
   const answer = await axios.request({
@@ -105,6 +25,17 @@ async function preflight(from) {
     origin: answer.headers["access-control-allow-origin"] ?? null,
     headers: answer.headers["access-control-allow-headers"] ?? null,
   };
+}
+
+// The last request of a key's share, sent again and again until the share is used up; then once
+// more, as the MCP server does it.
+async function comesBack(slug, body) {
+  const slow = { origin, key: slowKey };
+  let refused;
+  do {
+    refused = await requests.mcp(slow, "POST", slug, { prompt: "fail: used up" });
+  } while (refused.status === 422);
+  return { refused, ...(await requests.mcpAgain(slow, "POST", slug, body)) };
 }
 
 const prompt = "a red house by a blue lake";
@@ -149,6 +80,11 @@ console.log(
     mcp_draft: await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, num_inference_steps: 10 }),
     mcp_small: await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, img_width: 256, guidance_scale: 20 }),
     mcp_lightning: await mcp("POST", "/sdxl-lightning", lightning),
+    mcp_several: [
+      await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, seed: 1 }),
+      await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, seed: 2 }),
+    ],
+    mcp_again: await comesBack("/sdxl1.0-txt2img", sdxl),
     mcp_unknown: await mcp("POST", "/fooocus", { prompt, steps: 20 }),
     mcp_credits: await mcp("GET", "/credits"),
     mcp_health: await mcp("GET", "/health"),
