@@ -204,7 +204,7 @@ class Kept:
 
 def report(exam: Exam, kept: Kept, prompts: int) -> list[str]:
     """The card's lines of figures."""
-    few, seeds = max(1, prompts // 2), max(4, prompts * 3 // 10)
+    few, seeds = max(1, prompts // 5), max(4, prompts * 3 // 25)
     psnr = kept("psnr 200", lambda: exam.vae_psnr(512, 200))
     exact = kept("judge", lambda: accuracy(exam.judge))
     lines = [
