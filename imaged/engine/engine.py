@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from imaged.engine.batching import MOST_PICTURES, choose
 from imaged.engine.cost import Clock, Meter
-from imaged.engine.decode import Picture, decode
+from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
@@ -87,9 +87,10 @@ class Engine:
         self._jobs: dict[str, _Job] = {}
         self._newcomers: list[tuple[str, ImageParams, int]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
-        self._decoder = ThreadPoolExecutor(1, "decoder")
+        self._decoder = decoder(self.unet.device)
         self._decoding: list[tuple[Run, Future[Picture]]] = []
         self._map = self._decoder.submit(Map, nets.vae, nets.channels) if previews else None
+        self._step()
 
     @property
     def idle(self) -> bool:
@@ -115,9 +116,12 @@ class Engine:
         """The job leaves between two calls and has no outcome."""
         self._jobs.pop(job_id, None)
         self._newcomers = [n for n in self._newcomers if n[0] != job_id]
+        for run, future in self._decoding:
+            if run.job_id == job_id:
+                future.cancel()
 
     def close(self) -> None:
-        """Let go of the decoding thread."""
+        """Let go of the decoder."""
         self._decoder.shutdown(cancel_futures=True)
 
     def progress(self) -> dict[str, Progress]:
@@ -131,7 +135,7 @@ class Engine:
         }
 
     def tick(self) -> list[Outcome]:
-        """At most one UNet call; returns the jobs that ended."""
+        """At most one UNet call, and on the CPU one decoding; returns the jobs that ended."""
         outcomes = self._start_newcomers()
         running = [r for job in self._jobs.values() for r in job.runs if not r.done]
         now = time.monotonic()
@@ -234,15 +238,20 @@ class Engine:
                 self._look(job, run)
 
     def _look(self, job: _Job, run: Run) -> None:
-        """A preview, if the decoding thread has found out how latents look."""
+        """A preview, if the decoder has found out how latents look."""
         try:
             if self._map and self._map.done():
                 job.preview = self._map.result()(run.estimate(), run.call)
         except torch.OutOfMemoryError:  # the picture needs the memory more
             self.previews = False
 
+    def _step(self) -> None:
+        if isinstance(self._decoder, InTurn):
+            self._decoder.step()
+
     def _decoded(self, wait_s: float) -> list[Outcome]:
-        """The jobs whose last picture has come out of the decoding thread."""
+        """The jobs whose last picture has come out of the decoder."""
+        self._step()
         if wait_s and self._decoding:
             wait([future for _, future in self._decoding], wait_s, "FIRST_COMPLETED")
         before, self._decoding, outcomes = self._decoding, [], []

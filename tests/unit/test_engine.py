@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
@@ -61,6 +61,12 @@ def counted(nets: Any) -> Iterator[tuple[Engine, list[int]]]:
     engine.close()
 
 
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are decoded in a thread, as on a GPU."""
+    monkeypatch.setattr("imaged.engine.engine.decoder", lambda _: ThreadPoolExecutor(1))
+
+
 def run(engine: Engine) -> list[Outcome]:
     outcomes = []
     while not engine.idle:
@@ -84,7 +90,7 @@ def test_jobs_join_between_calls_and_share_them(counted: tuple[Engine, list[int]
     assert rows == [2] * 5 + [4] * 15 + [2] * (39 - 15)
 
 
-def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any) -> None:
+def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any, beside: None) -> None:
     """Calls on a GPU are launched, not made: the engine waits for the last but one."""
     waited: list[tuple[int, int]] = []
     marks = count()
@@ -298,7 +304,7 @@ def test_a_gpu_library_reports_device_errors_as_plain_ones() -> None:
 
 
 def test_a_decoding_does_not_keep_others_waiting(
-    nets: Any, monkeypatch: pytest.MonkeyPatch
+    nets: Any, beside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
 
@@ -317,6 +323,28 @@ def test_a_decoding_does_not_keep_others_waiting(
     assert calls(engine) == {"first": (2, 2), "second": (20, 20)}
     gate.set()
     assert [o.job_id for o in run(engine)] == ["first", "second"]
+
+
+def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch in a second thread would have more threads compute than there are cores."""
+    decoded: list[tuple[int, int]] = []
+
+    def noted(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        decoded.append((seed, threading.get_ident()))
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", noted)
+    engine = engine_of(nets)
+    engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
+    engine.submit("longer", replace(SMALL, seed=9, num_inference_steps=5))
+    here = threading.get_ident()
+    for ticks, seeds in enumerate([[], [1], [1, 2], [1, 2], [1, 2, 9]], 1):
+        engine.tick()
+        assert decoded == [(seed, here) for seed in seeds]
+        assert engine.idle or calls(engine)["longer"] == (ticks, 5)
+    assert engine.idle
 
 
 def test_previews_look_like_the_picture(nets: Any) -> None:
@@ -370,16 +398,33 @@ def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
     assert names.index("other") <= 2
 
 
-def test_a_cancelled_job_that_comes_back_is_made_anew(nets: Any) -> None:
+def test_a_cancelled_job_that_comes_back_is_made_anew(nets: Any, beside: None) -> None:
     engine = Engine(nets)
     quick = replace(SMALL, num_inference_steps=2)
     engine.submit("x", quick)
-    while engine.progress().get("x") is None or engine.progress()["x"].calls < 2:
+    for _ in range(2):
         engine.tick()
     engine.cancel("x")
     engine.submit("x", replace(quick, seed=9))
     [outcome] = run(engine)
     assert [p.seed for p in outcome.pictures] == [9]
+
+
+def test_what_is_cancelled_is_not_decoded(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def noted(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        decoded.append(seed)
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", noted)
+    engine = engine_of(nets)
+    engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
+    for _ in range(2):
+        engine.tick()
+    engine.cancel("pair")
+    engine.submit("next", replace(SMALL, seed=9, num_inference_steps=2))
+    assert [o.job_id for o in run(engine)] == ["next"] and decoded == [1, 9]
 
 
 def test_latent_statistics_are_undone(nets: Any) -> None:
