@@ -47,9 +47,9 @@ def crowd(names: tuple[str, ...], diffusers: Path | None, pictures: int, effort:
     """Pictures a second at eight clients: our server against two others.
 
     Each client sends its next request when the last is answered: 512 px, 20 to 40 steps, five
-    samplers of one UNet call a step, guidance 3 to 9. The peers are a FastAPI server with a lock
-    around the pipeline (install `.[bench]`) and diffusers' own examples/server-async, which
-    takes only prompt and steps and chooses the rest itself (guidance 5, the checkpoint's
+    samplers of one UNet call a step, guidance 3 to 9. The peers are a FastAPI server that calls
+    the pipeline for one at a time (install `.[bench]`) and diffusers' own examples/server-async,
+    which takes only prompt and steps and chooses the rest itself (guidance 5, the checkpoint's
     sampler): the UNet is called as often, on as many rows. Targets: 3 times as many with `thin`,
     1.3 times with `wide`.
     """
@@ -84,7 +84,7 @@ def _measure(
         rate(ours, requests(CLIENTS, seed=98))  # warm: which pictures may share calls is tried here
         another = ours(replace(first, seed=first.seed + 1))
         levels = agreement(ours(first), lock(first), another)
-        rows = [_against(name, "FastAPI and a lock", ours, lock, target, amount, effort)]
+        rows = [_against(name, "FastAPI, one at a time", ours, lock, target, amount, effort)]
         if diffusers is None:
             click.echo("server-async is NOT measured: give --diffusers CLONE", err=True)
             note = "no clone of diffusers was given"

@@ -102,7 +102,7 @@ def over_http(bench: Bench, effort: Effort) -> list[Row]:
             imaged_server(bench.folder, data, effort.threads, IMAGED_GRAPHS="on")
         ).picture
         where = (bench.folder, data, effort.threads, device)
-        peers = [("FastAPI and a lock", stack.enter_context(lock_server(*where)).picture)]
+        peers = [("FastAPI, one at a time", stack.enter_context(lock_server(*where)).picture)]
         if bench.diffusers is not None:
             peer = stack.enter_context(async_server(bench.diffusers, *where))
             peers.append(("server-async", peer.picture))

@@ -97,11 +97,11 @@ def script(folder: Path, name: str, paths: list[str], pause_ms: int = 0) -> Path
 def polls(effort: Effort) -> None:
     """Status polls for each second of a core: ours against the least and the usual server.
 
-    Ours reads the key and the job's row from the store; the peers answer a fixed text of the same
-    size, one as plain ASGI under the same server, one as FastAPI with a response model. The
-    targets are 0.7 and 4. Then how much longer one job takes while 1,000 polls a second are
-    answered, its worker on one thread, on a machine of at least two cores: 5 % at most. Wants the
-    load generator wrk (a Debian package).
+    Ours is the truth of the store, read again whenever anyone has written to it; the peers answer
+    a fixed text of the same size, one as plain ASGI under the same server, one as FastAPI with a
+    response model. The targets are 0.7 and 4. Then how much longer one job takes while 1,000 polls
+    a second are answered, its worker on one thread, on a machine of at least two cores: 5 % at
+    most. Wants the load generator wrk (a Debian package).
     """
     import torch
 
@@ -136,8 +136,8 @@ def _beside_a_job(effort: Effort) -> Row:
     with tempfile.TemporaryDirectory() as folder, our_server(Path(folder), workers=1) as server:
         server.take(effort.choose(STEPS, 20))  # warm
         pause_ms = 1000 * connections // POLLS_A_SECOND - 1  # and about one for the answer
-        path = server.status(server.submit(20, cancel=True))
-        file = script(Path(folder), "steady", [path], pause_ms)
+        server.finish(done := server.submit(20))
+        file = script(Path(folder), "steady", [server.status(done)], pause_ms)
         polled = Polled(server.pid, server.url, file, server.key)
         rates = []
 
@@ -168,23 +168,24 @@ class Gateway:
     url: str
     key: str
 
-    def submit(self, steps: int, cancel: bool = False) -> str:
-        """The id of a job; ended at once if it is only to be asked about."""
+    def submit(self, steps: int) -> str:
+        """The id of a job."""
         body = {"prompt": "a house", "num_inference_steps": steps, "seed": 1}
         body |= {"img_width": 512, "img_height": 512}
         headers = {"x-api-key": self.key}
         answer = httpx.post(f"{self.url}/v2/{DEFAULT_SLUG}", json=body, headers=headers)
-        job_id = str(answer.json()["request_id"])
-        if cancel:
-            httpx.delete(f"{self.url}/v2/requests/{job_id}", headers=headers)
-        return job_id
+        return str(answer.json()["request_id"])
 
     def status(self, job_id: str) -> str:
         return f"/v2/requests/{job_id}/status"
 
     def take(self, steps: int) -> float:
         """Seconds that the engine takes for one job."""
-        url = f"{self.url}{self.status(self.submit(steps))}?wait=60"
+        return self.finish(self.submit(steps))
+
+    def finish(self, job_id: str) -> float:
+        """Wait for a job; the seconds that the engine took."""
+        url = f"{self.url}{self.status(job_id)}?wait=60"
         while True:
             body = httpx.get(url, headers={"x-api-key": self.key}, timeout=90).json()
             if body["status"] in ("COMPLETED", "FAILED"):

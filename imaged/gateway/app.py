@@ -31,7 +31,7 @@ from imaged.gateway import (
 from imaged.gateway.access import public, route
 from imaged.gateway.middleware import CLOSE, Guard
 from imaged.gateway.state import Gateway
-from imaged.gateway.status import Status
+from imaged.gateway.status import Again, Kept, Status
 from imaged.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,9 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
     app.state.gateway, app.state.described = gateway, openapi.Described.of(ROUTES)
-    return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
+    kept = Kept(gateway.watch)
+    guarded = Guard(Status(app, gateway, kept), settings.max_body)
+    return _cors(Again(guarded, kept), settings.cors)
 
 
 def _cors(app: ASGIApp, origins: str) -> ASGIApp:

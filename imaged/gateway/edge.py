@@ -21,6 +21,7 @@ from imaged.gateway import replies
 from imaged.gateway.middleware import BODY_S, MAX_HEADERS
 
 SWEEP_S = 0.5
+SMALL = 65_536  # bytes that are sooner copied than sent by themselves
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,37 @@ class Doors:
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._count else None
 
 
+class Corked:
+    """A transport on which the two small writes of an answer, headers and body, are one."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._held = transport, loop, b""
+        self.is_closing = transport.is_closing
+        self.get_write_buffer_size = transport.get_write_buffer_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """At once what follows another write; else when the loop has gone round, if not before."""
+        if not self._held and len(data) <= SMALL:
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self, more: bytes = b"") -> None:
+        held, self._held = self._held, b""
+        if len(more) > SMALL:  # not worth a copy
+            self._transport.writelines([held, more])
+        elif held or more:
+            self._transport.write(held + more)
+
+
 class Edge(HttpToolsProtocol):
     """uvicorn's protocol with deadlines. `due` is when what we wait for must be here (seconds
     of the loop's clock), None while the caller waits for us.
@@ -100,6 +132,7 @@ class Edge(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
         self.address = self.client[0] if self.client else ""
         self.since = self.loop.time()
         self.due: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +25,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (
-            _size(scope) > MAX_HEADERS or len(scope["headers"]) > MAX_FIELDS
+            len(scope["headers"]) > MAX_FIELDS or _size(scope) > MAX_HEADERS
         ):
             problem: ImagedError = HeadersTooLarge(
                 f"The headers are over {MAX_HEADERS} bytes or {MAX_FIELDS} fields."
@@ -65,7 +66,7 @@ class Guard:
 
 
 def _size(scope: Scope) -> int:
-    return sum(len(name) + len(value) for name, value in scope["headers"])
+    return sum(map(len, chain.from_iterable(scope["headers"])))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -20,7 +20,7 @@ from imaged.jobs import Job, State
 from imaged.settings import Settings
 from imaged.store import keys
 from imaged.store.blobs import Blobs
-from imaged.store.db import Database
+from imaged.store.db import Database, Watch
 from imaged.store.writer import Writer
 
 
@@ -29,6 +29,7 @@ class Gateway:
     settings: Settings
     secret: bytes
     db: Database
+    watch: Watch
     blobs: Blobs
     writer: Writer
     admission: Admission
@@ -48,6 +49,7 @@ class Gateway:
             settings,
             secret,
             db,
+            Watch(db),
             Blobs(settings.blobs),
             writer,
             Admission(

@@ -52,13 +52,14 @@ class Database:
 
 
 class Watch:
-    """Tells whether anybody else has written since it was last asked. A hint, never the truth:
-    SQLite answers by its data version, other stores always with yes.
+    """Tells whether anybody has written since it was last asked. `exact` with SQLite, which
+    answers by its data version; of other stores it is always said that somebody has.
     """
 
     def __init__(self, db: Database) -> None:
         self._raw: Any = None
         self._seen = -1
+        self.exact = db.sqlite
         if db.sqlite:
             self._connection = db.engine.raw_connection()
             self._raw = self._connection.dbapi_connection

@@ -153,6 +153,23 @@ def test_unknown_and_foreign(gate: Gate) -> None:
             assert answer.json()["error"] == f"Request {asked} not found"
 
 
+def test_a_poll_that_was_answered_before_is_answered_to_its_owner_only(gate: Gate) -> None:
+    """The answer is kept until somebody writes: not for another key, nor past the end."""
+    key = gate.make_key(name="passing", rpm=1000)
+    with gate.client(key) as own:
+        job_id = own.post(f"/v2/{gate.slug}", json={"prompt": "run"}).json()["request_id"]
+        path = f"/v2/requests/{job_id}/status"
+        while own.get(path).json()["status"] != "PROCESSING":
+            time.sleep(0.05)
+        for _ in range(3):
+            assert own.get(path).json()["request_id"] == job_id
+            with gate.client(gate.make_key(name="stranger")) as other:
+                assert other.get(path).status_code == 404
+            assert httpx.get(f"{gate.url}{path}").status_code == 401
+        assert own.delete(f"/v2/requests/{job_id}").status_code == 200
+        assert own.get(path).json()["code"] == "cancelled"
+
+
 def test_an_hour_later(tmp_path: Any) -> None:
     (tmp_path / "data").mkdir()
     with Gate(tmp_path / "data").running() as own:
