@@ -15,6 +15,7 @@ from bench.figures import COLUMNS, Figures
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PLOT = Path("pictures") / "load.png"  # beside the document
 NOT_MEASURED = "*Not measured.*"
+LEAST_ROUNDS = 5  # as the document promises
 PLACE = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -22,14 +23,14 @@ PLACE = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DO
 def report() -> None:
     """Write the figures in build/bench into docs/benchmarks.md and draw its plot.
 
-    Only the places between the marks are touched. What was not measured, or with --quick only,
-    is said to be not measured.
+    Only the places between the marks are touched. What was not measured, or with --quick or fewer
+    than five rounds only, is said to be not measured.
     """
     text = DOCUMENT.read_text()
     names = [match[1] for match in PLACE.findall(text)]
     found = {name: figures for name in names if (figures := Figures.read(name)) is not None}
     DOCUMENT.write_text(fill(text, found, DOCUMENT.parent))
-    measured = sorted(name for name, figures in found.items() if not figures.quick)
+    measured = sorted(name for name, figures in found.items() if counts(figures))
     click.echo(f"{DOCUMENT.relative_to(ROOT)}: {', '.join(measured) or 'nothing measured'}")
 
 
@@ -38,13 +39,20 @@ def fill(text: str, found: Mapping[str, Figures], folder: Path) -> str:
 
     def place(match: re.Match[str]) -> str:
         figures = found.get(match[2])
-        body = NOT_MEASURED if figures is None or figures.quick else section(figures)
-        if figures is not None and figures.curve and not figures.quick:
+        if figures is None or not counts(figures):
+            return f"{match[1]}{NOT_MEASURED}\n{match[3]}"
+        body = section(figures)
+        if figures.curve:
             draw(figures.curve, folder / PLOT)
             body += f"\n\n![Pictures a second and p95 against load]({PLOT})"
         return f"{match[1]}{body}\n{match[3]}"
 
     return PLACE.sub(place, text)
+
+
+def counts(figures: Figures) -> bool:
+    """Whether these figures may enter the document."""
+    return not figures.quick and figures.rounds >= LEAST_ROUNDS
 
 
 def section(figures: Figures) -> str:

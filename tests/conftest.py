@@ -24,6 +24,8 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("steady")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # beside servers, waiting threads must not spin
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 for name in [n for n in os.environ if n.startswith(("IMAGED_", "SEGMIND_"))]:
     del os.environ[name]  # a developer's own settings must not decide a test
 

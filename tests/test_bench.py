@@ -168,7 +168,7 @@ def sample() -> Figures:
         "single",
         "python -m bench single",
         False,
-        2,
+        5,
         "2026-01-01 00:00 UTC",
         machine,
         limits,
@@ -203,9 +203,10 @@ def test_report_fills_the_places_and_nothing_else(build: Path, tmp_path: Path) -
     assert (tmp_path / "pictures" / "load.png").stat().st_size > 5000
 
 
-def test_quick_figures_never_enter_the_document(build: Path, tmp_path: Path) -> None:
-    quick = Figures(**{**vars(sample()), "quick": True})
-    text = report.fill(DOCUMENT, {"single": quick}, tmp_path)
+@pytest.mark.parametrize("short", [{"quick": True}, {"rounds": 4}])
+def test_figures_of_few_rounds_never_enter_the_document(tmp_path: Path, short: Any) -> None:
+    figures = Figures(**{**vars(sample()), **short})
+    text = report.fill(DOCUMENT, {"single": figures}, tmp_path)
     assert text.count(report.NOT_MEASURED) == 2 and not list(tmp_path.rglob("*.png"))
 
 

@@ -34,7 +34,7 @@ FIRST_CREDITS_USD = 100.0
 def serve(host: str | None, port: int | None, workers: int | None, data: Path | None) -> None:
     """Run the API and its workers until Ctrl-C. Ready when GET /readyz answers 200.
 
-    The first start makes an API key, prints it once and keeps it in DATA/first-key.
+    The first start makes an API key and keeps it in DATA/first-key; in a terminal it is shown.
     """
     from imaged.gateway import listen
     from imaged.worker.check import load_check
@@ -86,7 +86,8 @@ def _first_key(settings: Settings, db: Database) -> str | None:
         )
         path.touch(mode=0o600)
         path.write_text(key + "\n")  # before the commit: a key that nobody knows is no use
-        click.echo(f"New API key (kept in {path}): {key}\n")
+        if sys.stdout.isatty():  # elsewhere what is printed is a log
+            click.echo(f"New API key (kept in {path}): {key}\n")
         return key
 
 

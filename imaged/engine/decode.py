@@ -64,17 +64,22 @@ def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
     """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one."""
     if not bool(torch.isfinite(latent).all()):
         raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
-    if bool(latent.max() == latent.min()):
+    if _flat(latent):
         raise JobFailed("nan_output", "the model's output was not a picture (flat latents)")
     z = unscale(vae, latent)
     pixels = vae.decode(z[None].to(vae.dtype), return_dict=False)[0][0].float()
     if not bool(torch.isfinite(pixels).all()):
         raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
     image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    if int(image.max()) == int(image.min()):
+    if _flat(image):
         raise JobFailed("nan_output", "the model's output was not a picture (one flat colour)")
     _, height, width = image.shape
     return Picture(image.permute(1, 2, 0).cpu().numpy().tobytes(), width, height, seed)
+
+
+def _flat(planes: torch.Tensor) -> bool:
+    """(C, h, w): whether each plane has one value only, which may differ from plane to plane."""
+    return bool((planes.amax((1, 2)) == planes.amin((1, 2))).all())
 
 
 def unscale(vae: Any, latent: torch.Tensor) -> torch.Tensor:

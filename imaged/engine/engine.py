@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections import deque
 from concurrent.futures import Future, wait
@@ -18,6 +19,7 @@ from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
+from imaged.engine.memory import is_full
 from imaged.engine.plan import plan_images
 from imaged.engine.preview import Map, Preview
 from imaged.engine.prompt.encode import PromptEncoder
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PIXELS_A_CALL = 2 * 4 * 1024 * 1024  # rows times pixels: four guided pictures of 1024 x 1024
 PREVIEW_CALLS = 5  # UNet calls between two previews
+GROW_S = 60.0  # after a call that did not fit, from when on one twice as large is tried
 PATIENCE_S = 0.05  # how long a tick waits for a decoding when there is nothing to denoise
 
 
@@ -78,7 +81,8 @@ class Engine:
         pixels_a_call: int = PIXELS_A_CALL,
     ) -> None:
         self.nets, self.exact, self.previews = nets, exact, previews
-        self._pixels_a_call = pixels_a_call
+        self._pixels_a_call = self._most_pixels = pixels_a_call
+        self._grow_at = math.inf
         self._encoder = PromptEncoder(nets)
         self.unet = Unet(nets.unet, graphs=graphs)
         self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
@@ -89,6 +93,7 @@ class Engine:
         self._used_s: dict[int, float] = {}  # seconds of the device by key
         self._decoder = decoder(self.unet.device)
         self._decoding: list[tuple[Run, Future[Picture]]] = []
+        self._alone: Future[Picture] | None = None  # a decoding that needs all the memory
         self._map = self._decoder.submit(Map, nets.vae, nets.channels) if previews else None
         self._step()
 
@@ -104,9 +109,9 @@ class Engine:
     def device(self) -> str:
         """What the pictures are made on, as far as it decides their bits."""
         if self.unet.device.type == "cuda":
-            return torch.cuda.get_device_name(self.unet.device)
+            return f"{torch.cuda.get_device_name(self.unet.device)}, torch {torch.__version__}"
         capability = torch.backends.cpu.get_cpu_capability()
-        return f"CPU {capability}, {torch.get_num_threads()} threads"
+        return f"CPU {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
     def submit(self, job_id: str, params: ImageParams, key: int = 0) -> None:
         """`key`: whose job it is; the device is shared fairly between keys."""
@@ -116,9 +121,11 @@ class Engine:
         """The job leaves between two calls and has no outcome."""
         self._jobs.pop(job_id, None)
         self._newcomers = [n for n in self._newcomers if n[0] != job_id]
-        for run, future in self._decoding:
-            if run.job_id == job_id:
-                future.cancel()
+        self._decoding = [
+            (run, future)
+            for run, future in self._decoding
+            if run.job_id != job_id or not future.cancel()
+        ]
 
     def close(self) -> None:
         """Let go of the decoder."""
@@ -137,12 +144,10 @@ class Engine:
     def tick(self) -> list[Outcome]:
         """At most one UNet call, and on the CPU one decoding; returns the jobs that ended."""
         outcomes = self._start_newcomers()
-        running = [r for job in self._jobs.values() for r in job.runs if not r.done]
-        now = time.monotonic()
-        chosen = choose(running, self._meter.cost, self._used_s, now, self._fits, self._bucket)
+        chosen = self._choose(time.monotonic())
         try:
             outputs = self._denoise(chosen) if chosen else []
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
             return outcomes + self._shed(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
@@ -151,6 +156,18 @@ class Engine:
         return outcomes + self._decoded(wait_s=0.0 if chosen else PATIENCE_S)
 
     # -- the call -----------------------------------------------------------------------------
+
+    def _choose(self, now: float) -> list[Run]:
+        """The pictures of the next call; none while a decoding needs the device for itself."""
+        self._buckets.tried = False
+        if self._alone and not self._alone.done():
+            return []
+        if now > self._grow_at:
+            self._pixels_a_call = min(2 * self._pixels_a_call, self._most_pixels)
+            fits_again = self._pixels_a_call == self._most_pixels
+            self._grow_at = math.inf if fits_again else now + GROW_S
+        running = [r for job in self._jobs.values() for r in job.runs if not r.done]
+        return choose(running, self._meter.cost, self._used_s, now, self._fits, self._bucket)
 
     def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
         bucket = self._bucket(sum(r.rows for r in chosen))
@@ -165,7 +182,7 @@ class Engine:
 
     def _fits(self, run: Run, rows: int) -> bool:
         """Whether a call of this picture's shape may have so many rows."""
-        if rows * run.pixels > self._pixels_a_call or rows > 2 * MOST_PICTURES:
+        if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
         example = (run.history[0], run.times[0, -1], run.kept[-1])
         unet = self._unet(run.precise)
@@ -188,12 +205,22 @@ class Engine:
                 run.served_s += seconds
                 self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 
-    def _shed(self, chosen: list[Run], error: torch.OutOfMemoryError) -> list[Outcome]:
-        """A call was too large: smaller ones from now on; if it held one picture, its job fails."""
-        if len(chosen) > 1:
-            self._pixels_a_call = sum(r.rows * r.pixels for r in chosen) // 2
+    def _shed(self, chosen: list[Run], error: RuntimeError | MemoryError) -> list[Outcome]:
+        """A call was too large: smaller ones for a while. One that held a single picture is tried
+        again when nothing is being decoded; if it is too large even then, its job fails.
+        """
+        if not is_full(error):
+            raise error
+        error.__traceback__ = None  # it holds what was in memory
+        [first, *others] = chosen
+        if others:
+            self._pixels_a_call = self._bucket(sum(r.rows for r in chosen)) * first.pixels // 2
+            self._grow_at = time.monotonic() + GROW_S
             return []
-        return self._end(chosen[0].job_id, error)
+        if self._decoding and not first.squeezed:
+            first.squeezed, self._alone = True, self._decoding[-1][1]
+            return []
+        return self._end(first.job_id, error)
 
     # -- from job to pictures under way ---------------------------------------------------------
 
@@ -218,7 +245,10 @@ class Engine:
         # A key that comes back has no claim to the time in which it asked for nothing.
         present = {r.key for job in self._jobs.values() for r in job.runs}
         least = min((self._used_s[k] for k in present if k in self._used_s), default=0.0)
-        self._used_s = {k: s for k, s in self._used_s.items() if k in present}
+        # What a key has used more than others it still owes when it comes back between two jobs.
+        self._used_s = {
+            k: s for k, s in self._used_s.items() if present and (k in present or s > least)
+        }
         self._used_s[key] = max(self._used_s.get(key, 0.0), least)
         runs = [Run(job_id, plan, texts, key, now) for plan in plans]
         for run in runs:
@@ -232,18 +262,25 @@ class Engine:
         for run in chosen:
             job = self._jobs[run.job_id]
             if run.done:
-                vae = self._in_float32()[1] if run.precise else self.nets.vae
-                self._decoding.append((run, self._decoder.submit(_finished, vae, run)))
+                self._decode(run)
             elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
                 self._look(job, run)
+
+    def _decode(self, run: Run) -> Future[Picture]:
+        vae = self._in_float32()[1] if run.precise else self.nets.vae
+        future = self._decoder.submit(_finished, vae, run)
+        self._decoding.append((run, future))
+        return future
 
     def _look(self, job: _Job, run: Run) -> None:
         """A preview, if the decoder has found out how latents look."""
         try:
             if self._map and self._map.done():
                 job.preview = self._map.result()(run.estimate(), run.call)
-        except torch.OutOfMemoryError:  # the picture needs the memory more
-            self.previews = False
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            self.previews = False  # the picture needs the memory more
 
     def _step(self) -> None:
         if isinstance(self._decoder, InTurn):
@@ -263,15 +300,21 @@ class Engine:
         return outcomes
 
     def _take(self, run: Run, future: Future[Picture]) -> list[Outcome]:
-        job = self._jobs.get(run.job_id)
-        if job is None or run not in job.runs:
-            return []  # cancelled, or another sample of the job has failed
-        error = future.exception()
+        if future.cancelled():
+            return []
+        job, error = self._jobs.get(run.job_id), future.exception()
+        if job is None or run not in job.runs:  # cancelled, or another sample of it has failed
+            _as_failure(error, self.unet.device.type)  # whose picture it was is all one to a GPU
+            return []
+        if is_full(error) and not run.squeezed:
+            error.__traceback__ = None  # it holds what was in memory
+            run.squeezed, self._alone = True, self._decode(run)
+            return []
         if isinstance(error, JobFailed) and error.code == "nan_output":
             try:
                 if self._again(run):
                     return []
-            except torch.OutOfMemoryError as full:
+            except (RuntimeError, MemoryError) as full:
                 error = full
         if error is not None:
             return self._end(run.job_id, error)
@@ -301,7 +344,7 @@ class Engine:
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
         """The job's one outcome."""
         job = self._jobs.pop(job_id)
-        failure = _as_failure(error, self.unet.device.type) if error else None
+        failure = _as_failure(error, self.unet.device.type)
         pictures = () if failure else tuple(p for _, p in sorted(job.pictures.items()))
         return [Outcome(job_id, pictures, failure, time.monotonic() - job.started)]
 
@@ -311,14 +354,14 @@ def _finished(vae: Any, run: Run) -> Picture:
     return decode(vae, run.combine(), run.plan.seed)
 
 
-def _as_failure(error: BaseException, device: str) -> ImagedError:
+def _as_failure(error: BaseException | None, device: str) -> ImagedError | None:
     """An error of one job; a device error other than out of memory is not ours to survive.
 
     The libraries of a GPU (cuDNN, cuBLAS) report its errors as plain RuntimeErrors.
     """
-    if isinstance(error, ImagedError):
+    if error is None or isinstance(error, ImagedError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_full(error):
         return JobFailed("out_of_memory", "the device ran out of memory for this picture")
     of_the_device = torch.AcceleratorError if device == "cpu" else RuntimeError
     if isinstance(error, of_the_device) or not isinstance(error, Exception):

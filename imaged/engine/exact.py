@@ -8,14 +8,17 @@ comparing bits (decision 13).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
 
 import torch
 
+from imaged.engine.memory import is_full
 from imaged.engine.unet import Unet
 
 ALONE = 2  # rows of a guided picture alone; every other count has to agree with it
 BUCKETS = (2, 4, 8, 16)
+AGAIN_S = 60.0  # after a trial for which there was no memory, from when on there may be
 ENOUGH = 10_000  # values that have to be equal: a few could agree by luck
 
 
@@ -24,21 +27,35 @@ class Buckets:
 
     def __init__(self) -> None:
         self._agree: dict[tuple[Hashable, int], bool] = {}
+        self._full: dict[tuple[Hashable, int], float] = {}  # when there was no memory for a trial
+        self.tried = False  # one trial is enough between two calls: it takes several
 
     def allow(
         self, unet: Unet, shape: Hashable, rows: int, example: tuple[torch.Tensor, ...]
     ) -> bool:
-        """Whether a call of so many rows, padded to its bucket, changes nothing.
+        """Whether a call of so many rows, padded to its bucket, changes nothing. Not before it
+        was tried, which is done once while `tried` is false.
 
         `example`: x (C, h, w), times (E,) and texts (T,) of one row of this shape.
         """
         bucket = fit(rows)
-        if bucket > ALONE and (shape, bucket) not in self._agree:
-            try:
-                self._agree[shape, bucket] = agrees(unet, bucket, example)
-            except torch.OutOfMemoryError:
-                self._agree[shape, bucket] = False
-        return bucket == ALONE or self._agree[shape, bucket]
+        if bucket > ALONE and (shape, bucket) not in self._agree and not self.tried:
+            self._try(unet, shape, bucket, example)
+        return bucket == ALONE or self._agree.get((shape, bucket), False)
+
+    def _try(
+        self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
+    ) -> None:
+        now = time.monotonic()
+        if now < self._full.get((shape, bucket), -AGAIN_S) + AGAIN_S:
+            return
+        self.tried = True
+        try:
+            self._agree[shape, bucket] = agrees(unet, bucket, example)
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            self._full[shape, bucket] = now
 
 
 def fit(rows: int) -> int:

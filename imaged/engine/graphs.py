@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 
 Call = Callable[..., torch.Tensor]
 
-KEPT_SHAPES = 8  # recordings hold memory; they share one pool, for only one is replayed at a time
+KEPT_SHAPES = 32  # they share one pool and equal inputs, for only one is replayed at a time
 WARM_CALLS = 3  # before a recording, on a stream of their own, as PyTorch's documentation asks
 
 
@@ -30,6 +31,8 @@ class Graphs:
     def __init__(self, function: Call) -> None:
         self._function = function
         self._recordings: OrderedDict[tuple[torch.Size, ...], _Recording] = OrderedDict()
+        self._memory: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor]
+        self._memory = WeakValueDictionary()  # inputs by place and shape
         self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -44,8 +47,16 @@ class Graphs:
             memory.copy_(part)
         return recording.replay().clone()
 
+    def _own(self, place: int, part: torch.Tensor) -> torch.Tensor:
+        """Memory for one input: the text's alone is hundreds of megabytes in a large batch."""
+        own = self._memory.get((place, part.shape))
+        if own is None:
+            own = part.clone(memory_format=torch.contiguous_format)
+            self._memory[place, part.shape] = own
+        return own.copy_(part)
+
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> _Recording:
-        memory = tuple(part.clone(memory_format=torch.contiguous_format) for part in inputs)
+        memory = tuple(self._own(n, part) for n, part in enumerate(inputs))
         if memory[0].device.type != "cuda":
             return _Recording(memory, lambda: self._function(*memory))
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from imaged.catalogue import MICRO
+from imaged.engine.memory import is_full
 from imaged.engine.single_file import load_single_file
 from imaged.errors import CheckpointRefused
 
@@ -94,9 +95,11 @@ def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
             net.to(device).eval().requires_grad_(False)
         for net in (nets.unet, nets.vae):
             net.to(memory_format=torch.channels_last)
-    except torch.OutOfMemoryError as error:
-        raise CheckpointRefused(f"{checkpoint.name} does not fit into {device}'s memory") from error
-    except _BROKEN as error:
+    except (*_BROKEN, MemoryError) as error:
+        if is_full(error):
+            raise CheckpointRefused(
+                f"{checkpoint.name} does not fit into {device}'s memory"
+            ) from error
         raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
     return nets
 

@@ -26,6 +26,7 @@ class Run:
     arrived: float = 0.0
     served_s: float = 0.0
     precise: bool = False  # the second try, in float32
+    squeezed: bool = False  # what it does now did not fit beside others
     call: int = 0
     drawn: int = 0
     history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -35,6 +36,7 @@ class Run:
         """From the beginning: seed, first noise, and what of the UNet's inputs stays the same."""
         table = self.plan.table
         self.call = self.drawn = 0
+        self.squeezed = False
         self.rows_of_table = table.rows.to(unet.device)
         self.times = torch.stack(
             [unet.times(table.timesteps, text, self.plan.time_ids) for text in self.texts], dim=1
@@ -42,11 +44,14 @@ class Run:
         self.kept = [unet.text(text) for text in self.texts]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
-        self.history[0] = self._noise()
+        self._draw(0)
 
-    def _noise(self) -> torch.Tensor:
-        """Drawn on the CPU in the order of the reference: latents first, then call by call."""
-        return torch.randn(1, *self.plan.latent_shape, generator=self.generator)[0]
+    def _draw(self, column: int) -> None:
+        """Noise, on the CPU in the order of the reference: latents first, then call by call."""
+        noise = torch.randn(1, *self.plan.latent_shape, generator=self.generator)[0]
+        if self.history.is_cuda:
+            noise = noise.pin_memory()  # else the copy would wait for the device
+        self.history[column].copy_(noise, non_blocking=True)
 
     @property
     def shape(self) -> Hashable:
@@ -82,9 +87,10 @@ class Run:
         table = self.plan.table
         self.history[1 + self.call] = output
         for _ in range(table.draws[self.call]):
-            self.history[1 + table.calls + self.drawn] = self._noise()
+            self._draw(1 + table.calls + self.drawn)
             self.drawn += 1
         self.call += 1
+        self.squeezed = False
 
     def estimate(self) -> torch.Tensor:
         """(C, h, w): the clean latent as the last output has it.

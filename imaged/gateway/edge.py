@@ -107,15 +107,19 @@ class Corked:
         """At once what follows another write; else when the loop has gone round, if not before."""
         if not self._held and len(data) <= SMALL:
             self._held = data
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         else:
-            self._flush(data)
+            self.flush(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self, more: bytes = b"") -> None:
+    def drop(self) -> None:
+        """Forget what is held: there is nobody to send it to."""
+        self._held = b""
+
+    def flush(self, more: bytes = b"") -> None:
         held, self._held = self._held, b""
         if len(more) > SMALL:  # not worth a copy
             self._transport.writelines([held, more])
@@ -146,8 +150,13 @@ class Edge(HttpToolsProtocol):
         if not self.doors.enter(self):
             self.cut()
 
+    def eof_received(self) -> None:
+        self.transport.flush()  # type: ignore[attr-defined]  # the transport closes after this
+        super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.doors.leave(self)
+        self.transport.drop()  # type: ignore[attr-defined]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -215,6 +224,7 @@ class Edge(HttpToolsProtocol):
         for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
             if cycle is not None:
                 cycle.disconnected = True  # what the app still says goes nowhere
+        self.transport.drop()  # type: ignore[attr-defined]
         self.transport.abort()
 
     def _wait(self, seconds: float) -> None:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imaged.errors import BadParameter, ImagedError, Unavailable, WrongMethod
 from imaged.gateway import replies
+from imaged.gateway.admit import FRESH_S
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import read_wait
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
 MOST_KEPT = 10_000
+LONGEST_HOST = 255  # of those for whom an answer is kept; its links repeat it
 
 Ident = tuple[str, bytes, bytes, bytes, str]  # path, query, key, host, scheme
 Answer = tuple[Message, Message]
@@ -58,7 +60,7 @@ class Kept:
 
     def put(self, ident: Ident, writes: int, until: float, answer: Answer) -> None:
         """Keep what was read after so many `writes`, `until` its job expires."""
-        if self._watch.exact and writes == self.writes:
+        if self._watch.exact and writes == self.writes and len(ident[3]) <= LONGEST_HOST:
             if len(self._answers) >= MOST_KEPT:
                 self._answers.clear()
             self._answers[ident] = until, answer
@@ -66,7 +68,12 @@ class Kept:
     def _look(self) -> None:
         self._looked = True
         asyncio.get_running_loop().call_soon(self._next_turn)
-        if self._watch.changed():
+        try:
+            changed = self._watch.changed()
+        except Exception:  # a store in trouble; whoever reads it will say so
+            log.exception("the store did not say whether it was written to")
+            changed = True
+        if changed:
             self._answers.clear()
             self.writes += 1
 
@@ -84,9 +91,7 @@ class Again:
         if scope["type"] == "http" and scope["path"].endswith("/status"):
             answer = self._kept.get(_ident(scope))
             if answer is not None and scope["method"] == "GET":
-                start, body = answer
-                await send(start)
-                await send(body)
+                await _send(send, answer)
                 return
         await self._app(scope, receive, send)
 
@@ -105,9 +110,7 @@ class Status:
         if scope["method"] not in ("GET", "HEAD"):
             await replies.error(WrongMethod(), {"allow": "GET, HEAD"})(scope, receive, send)
             return
-        start, body = await self._answer(match[1], scope, receive)
-        await send(start)
-        await send(body)
+        await _send(send, await self._answer(match[1], scope, receive))
 
     async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
         """As the store has it now, or why not."""
@@ -136,19 +139,29 @@ class Status:
             body.update({"preview": replies.preview(made)} if made else {})
         answer = _json(code, body)
         if not query_string:
-            self._kept.put(ident, writes, job.expires_at or math.inf, answer)
+            # No longer than a key is believed: it may have been revoked before this read.
+            until = min(time.time() + FRESH_S, job.expires_at or math.inf)
+            self._kept.put(ident, writes, until, answer)
         return answer
 
 
 def _ident(scope: Scope) -> Ident:
     """All that an answer depends on, beside the store."""
-    key, host = b"", b"localhost"
+    key = host = b""
     for name, value in scope["headers"]:
         if name == b"x-api-key":
-            key = value
+            key = key or value
         elif name == b"host":
-            host = value
+            host = host or value
+    if not host:  # as HTTP/1.0 may
+        host = "{}:{}".format(*scope["server"]).encode()
     return scope["path"], scope["query_string"], key, host, scope["scheme"]
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    """Copies: middleware on the way puts headers into what it is given."""
+    for message in answer:
+        await send({**message})
 
 
 def _with_preview(query: Mapping[str, list[str]]) -> bool:

@@ -70,10 +70,8 @@ class Supervisor:
         worker_id = secrets.token_hex(8)
         settings = self._settings
         environ = {f"IMAGED_{name.upper()}": str(value) for name, value in vars(settings).items()}
-        quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        cores = os.cpu_count() or 1
-        if settings.workers * (settings.threads or cores) > cores:
-            quiet["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that spins takes another's core
+        # A thread that waits awake takes the core of whoever else computes here: decision 17.
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         command = [sys.executable, "-m", "imaged", "worker", "--id", worker_id]
         process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],

@@ -187,6 +187,19 @@ def test_web_pages(gate: Gate, tmp_path: Path) -> None:
     assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (405, False)
 
 
+def test_what_a_page_was_told_is_not_told_to_others(gate: Gate) -> None:
+    """The answer to a poll is kept; the headers for one page are not."""
+    path = f"/v2/requests/{gate.submit('run')}/status"
+    with gate.client() as client:
+        for _ in range(3):
+            to_page = client.get(path, headers={"origin": PAGE})
+            assert to_page.headers["access-control-allow-origin"] == PAGE
+            assert to_page.headers.get_list("vary", split_commas=True) == ["Origin"]
+            for headers in ({}, {"origin": "https://other.example"}):
+                answer = client.get(path, headers=headers)
+                assert "access-control-allow-origin" not in answer.headers
+
+
 # -- money and rates --------------------------------------------------------------------------
 
 

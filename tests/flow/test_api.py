@@ -165,7 +165,9 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert answer.headers["x-checkpoint"] == "micro"
     assert answer.headers["x-determinism"] == "exact"
     assert answer.headers["x-engine"] == __version__
-    assert re.fullmatch(r"CPU [A-Z0-9]+, \d+ threads", answer.headers["x-device"])
+    assert re.fullmatch(
+        r"CPU [A-Z0-9]+, \d+ threads, torch [\d.]+\+?\w*", answer.headers["x-device"]
+    )
     assert float(answer.headers["x-cost"]) == pytest.approx(0.0032)
     assert float(answer.headers["x-remaining-credits"]) > 0
     assert float(answer.headers["x-generation-time"]) > 0

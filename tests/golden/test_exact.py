@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from imaged.catalogue import MICRO
 from imaged.engine import engine as engine_module
 from imaged.engine.batching import Cost
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine, Outcome
+from imaged.engine.load import load
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.params import SCHEDULERS, ImageParams
@@ -50,9 +52,18 @@ def pool(count: int, side: int = 128) -> list[ImageParams]:
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    yield from with_threads(request.param)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[int]:
+    yield from with_threads(2)
+
+
+def with_threads(count: int) -> Iterator[int]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    torch.set_num_threads(count)
+    yield count
     torch.set_num_threads(before)
 
 
@@ -124,6 +135,13 @@ def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> No
     assert compared > 2 * CROWDS and shared > CROWDS
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_every_picture_in_a_crowd_is_itself_alone_on_a_gpu() -> None:
+    different, compared, shared = differing(load(MICRO, torch.device("cuda")), CROWDS, pool(26))
+    assert different == 0
+    assert compared > 2 * CROWDS and shared > CROWDS
+
+
 def test_sample_k_is_the_single_job_with_seed_plus_k(nets: Any) -> None:
     engine = engine_of(nets)
     four = replace(pool(1)[0], samples=4, seed=70)
@@ -160,7 +178,10 @@ def test_the_crowds_mix_context_lengths(nets: Any) -> None:
 
 @pytest.mark.parametrize("mutant", [unpadded, shared_generator, wrong_order])
 def test_mutants_are_seen(
-    nets: Any, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None]
+    nets: Any,
+    two_threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     mutant(monkeypatch)
     different, _, shared = differing(nets, 12, pool(8))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +21,9 @@ from PIL import Image
 
 from imaged.catalogue import MICRO
 from imaged.engine.batching import Cost
-from imaged.engine.decode import decode
+from imaged.engine.decode import InTurn, decode
 from imaged.engine.engine import Engine, Outcome, _as_failure
+from imaged.engine.exact import Buckets
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
@@ -182,6 +185,49 @@ def test_a_crowd_that_does_not_fit_goes_on_in_smaller_calls(nets: Any) -> None:
     assert ends == {"large": "out_of_memory", "plain": None}
 
 
+def test_larger_calls_are_tried_again_later(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(nets, exact=False)
+    engine.unet = unet = Narrow(engine.unet)
+    for seed in range(4):
+        engine.submit(str(seed), replace(SMALL, seed=seed, num_inference_steps=6))
+    for _ in range(3):
+        engine.tick()
+    assert unet.rows == [4, 4]  # the first did not fit
+    unet.most = 8  # somebody else has given memory back
+    monkeypatch.setattr(engine, "_grow_at", 0.0)
+    outcomes = run(engine)
+    assert len(outcomes) == 4 and all(o.error is None for o in outcomes)
+    assert 8 in unet.rows and math.isfinite(engine._grow_at)  # and larger ones later
+    engine._pixels_a_call, engine._grow_at = engine._most_pixels // 2, 0.0
+    assert engine._choose(1.0) == []
+    assert (engine._pixels_a_call, engine._grow_at) == (engine._most_pixels, math.inf)
+
+
+@pytest.mark.parametrize("where", [InTurn, partial(ThreadPoolExecutor, 1)])
+@pytest.mark.parametrize("tries", [1, 9])
+def test_a_decoding_that_does_not_fit_has_the_device_for_itself(
+    counted: tuple[Engine, list[int]], monkeypatch: pytest.MonkeyPatch, tries: int, where: Any
+) -> None:
+    """After `tries` failures it would fit; the first is beside other pictures, the second not."""
+    engine, rows = counted
+    engine._decoder = where()
+    made: list[int] = []  # UNet calls before each try
+
+    def full(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        if seed == 1:
+            made.append(len(rows))
+            if len(made) <= tries:
+                raise torch.OutOfMemoryError("the device is full")
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", full)
+    engine.submit("large", replace(SMALL, num_inference_steps=2))
+    engine.submit("other", replace(SMALL, seed=9))
+    ends = {o.job_id: o.error and o.error.code for o in run(engine)}
+    assert ends == {"large": None if tries == 1 else "out_of_memory", "other": None}
+    assert len(made) == 2 and made[0] <= made[1] <= made[0] + 2  # what was under way ended
+
+
 def test_a_failing_sample_fails_its_job_once(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from imaged.engine import engine as module
 
@@ -201,15 +247,18 @@ def test_broken_pictures_do_not_pass(nets: Any) -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(JobFailed, match="not a number"):
             decode(nets.vae, torch.full((4, 16, 16), value), 1)
-    flat = SimpleNamespace(
-        config=SimpleNamespace(scaling_factor=1.0),
-        dtype=torch.float32,
-        decode=lambda z, return_dict: (torch.full((1, 3, 128, 128), -1.0),),
-    )
-    with pytest.raises(JobFailed, match="one flat colour"):
-        decode(flat, torch.rand(4, 16, 16), 1)
-    with pytest.raises(JobFailed, match="flat latents"):
-        decode(nets.vae, torch.zeros(4, 16, 16), 1)
+    colour = torch.tensor([200.0, 40.0, 40.0]).view(1, 3, 1, 1) / 127.5 - 1
+    for shade in (torch.full((1, 3, 1, 1), -1.0), colour):
+        flat = SimpleNamespace(
+            config=SimpleNamespace(scaling_factor=1.0),
+            dtype=torch.float32,
+            decode=lambda z, return_dict, shade=shade: (shade.expand(1, 3, 128, 128),),
+        )
+        with pytest.raises(JobFailed, match="one flat colour"):
+            decode(flat, torch.rand(4, 16, 16), 1)
+    for latent in (torch.zeros(4, 16, 16), torch.rand(4, 1, 1).expand(4, 16, 16)):
+        with pytest.raises(JobFailed, match="flat latents"):
+            decode(nets.vae, latent, 1)
 
 
 class Overflowing(torch.nn.Module):
@@ -299,8 +348,13 @@ def test_a_gpu_library_reports_device_errors_as_plain_ones() -> None:
     error = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
     with pytest.raises(RuntimeError, match="cuDNN"):
         _as_failure(error, "cuda")
-    assert _as_failure(error, "cpu").code == "engine_error"
-    assert _as_failure(torch.OutOfMemoryError("full"), "cuda").code == "out_of_memory"
+    for said, device, code in (
+        (error, "cpu", "engine_error"),
+        (torch.OutOfMemoryError("full"), "cuda", "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu", "out_of_memory"),
+    ):
+        failure = _as_failure(said, device)
+        assert failure is not None and failure.code == code
 
 
 def test_a_decoding_does_not_keep_others_waiting(
@@ -336,7 +390,7 @@ def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
         return decode(vae, latent, seed)
 
     monkeypatch.setattr("imaged.engine.engine.decode", noted)
-    engine = engine_of(nets)
+    engine = engine_of(nets, exact=False)
     engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
     engine.submit("longer", replace(SMALL, seed=9, num_inference_steps=5))
     here = threading.get_ident()
@@ -398,6 +452,93 @@ def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
     assert names.index("other") <= 2
 
 
+def test_a_key_that_comes_back_between_its_jobs_owes_what_it_used(nets: Any) -> None:
+    """Short jobs of one key, one after the other, do not keep another's long one waiting."""
+    engine = Engine(nets, pixels_a_call=2 * 128 * 128)
+    engine.submit("long", replace(SMALL, num_inference_steps=12), key=2)
+    outcomes: list[Outcome] = []
+    sent = 0
+    while not any(o.job_id == "long" for o in outcomes):
+        if not any(job.startswith("short") for job in engine.jobs):
+            engine.submit(f"short {sent}", replace(SMALL, num_inference_steps=3), key=1)
+            sent += 1
+        outcomes += engine.tick()
+    assert sent <= 6  # turn by turn: four are as much work; without the debt there is no end
+
+
+def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
+    engine = Engine(nets, exact=False)
+    for side, most in ((512, 16), (1024, 8), (1536, 3), (2048, 2)):
+        picture: Any = SimpleNamespace(
+            pixels=side * side, precise=False, history=[0], times=torch.zeros(1, 1), kept=[0]
+        )
+        assert [rows for rows in range(1, 30) if engine._fits(picture, rows)][-1] == most
+
+
+def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
+    engine = Engine(nets, pixels_a_call=7 * 128 * 128)
+    engine._buckets.allow = lambda *_: True  # type: ignore[method-assign]
+    picture: Any = SimpleNamespace(
+        pixels=128 * 128,
+        precise=False,
+        shape="x",
+        history=[0],
+        times=torch.zeros(1, 1),
+        kept=[0],
+    )
+    assert engine._fits(picture, 4) and not engine._fits(picture, 6)  # six are padded to eight
+
+
+def test_a_call_of_one_picture_is_tried_again_without_a_decoding_beside_it(
+    nets: Any, beside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def slow(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        assert seed != 1 or gate.wait(60)
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", slow)
+    engine = engine_of(nets, exact=False)
+    engine.unet = unet = Narrow(engine.unet)
+    engine.submit("first", replace(SMALL, num_inference_steps=2))
+    for _ in range(2):
+        engine.tick()
+    unet.most = 1  # while the first is decoded there is no room for two rows
+    engine.submit("second", replace(SMALL, seed=2, num_inference_steps=2))
+    for _ in range(3):
+        assert engine.tick() == [] and len(unet.rows) == 2
+    unet.most = 2
+    gate.set()
+    assert [(o.job_id, o.error) for o in run(engine)] == [("first", None), ("second", None)]
+
+
+def test_row_counts_are_tried_one_a_tick_and_again_when_there_was_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+
+    def agrees(unet: Any, rows: int, example: Any) -> bool:
+        tried.append(rows)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("the device is full")
+        return True
+
+    monkeypatch.setattr("imaged.engine.exact.agrees", agrees)
+    now = 1000.0
+    monkeypatch.setattr("imaged.engine.exact.time", SimpleNamespace(monotonic=lambda: now))
+    buckets, unet = Buckets(), SimpleNamespace()
+
+    def allow(rows: int) -> bool:
+        return buckets.allow(unet, "shape", rows, ())  # type: ignore[arg-type]
+
+    assert not allow(4) and not allow(8)  # one trial, for which there was no memory
+    buckets.tried = False
+    assert not allow(4) and allow(8) and tried == [4, 8]  # not so soon
+    buckets.tried, now = False, 1061.0
+    assert allow(4) and allow(2) and tried == [4, 8, 4]
+
+
 def test_a_cancelled_job_that_comes_back_is_made_anew(nets: Any, beside: None) -> None:
     engine = Engine(nets)
     quick = replace(SMALL, num_inference_steps=2)
@@ -418,7 +559,7 @@ def test_what_is_cancelled_is_not_decoded(nets: Any, monkeypatch: pytest.MonkeyP
         return decode(vae, latent, seed)
 
     monkeypatch.setattr("imaged.engine.engine.decode", noted)
-    engine = engine_of(nets)
+    engine = engine_of(nets, exact=False)
     engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
     for _ in range(2):
         engine.tick()
@@ -439,8 +580,8 @@ def test_latent_statistics_are_undone(nets: Any) -> None:
         scaling_factor=0.5, latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0] * 4
     )
     vae = SimpleNamespace(config=config, dtype=torch.float32, decode=keep)
-    decode(vae, torch.arange(4.0).view(4, 1, 1), 1)
-    assert seen[0].flatten().tolist() == [1.0, 6.0, 11.0, 16.0]
+    decode(vae, torch.arange(8.0).view(4, 1, 2), 1)
+    assert seen[0].flatten().tolist() == [1.0, 5.0, 10.0, 14.0, 19.0, 23.0, 28.0, 32.0]
 
 
 def test_context_lengths_agree_within_a_picture(nets: Any) -> None:

@@ -76,7 +76,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     stops: list[bool] = []
     app: Any = build_app(settings, stopping=lambda: bool(stops))
     yield Place(app, db, key, found.id, job_id, stops)
-    app._app._gateway.close()
+    app._app._app._gateway.close()  # Again, Guard, Status
     db.close()
 
 

@@ -112,6 +112,29 @@ def test_any_checkpoint_name_fits_a_header(db: Any, job_id: str) -> None:
         assert all(value.encode("latin-1") for value in headers.values())
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "samples", "made", "step"),
+    [
+        ("Euler", 1, 7, 7),
+        ("Euler", 2, 13, 6),  # the pictures of a job advance together
+        ("Heun", 1, 20, 10),  # two calls a step but for the last
+        ("Heun", 1, 39, 20),
+        ("Heun", 2, 78, 20),
+        ("PNDM", 1, 21, 20),
+    ],
+)
+def test_progress_counts_the_callers_steps(
+    db: Any, job_id: str, scheduler: str, samples: int, made: int, step: int
+) -> None:
+    with db.read() as c:
+        job = queue.read(c, [job_id])[job_id]
+    params = dataclasses.replace(
+        job.params, scheduler=scheduler, samples=samples, num_inference_steps=20
+    )
+    shown = replies.steps_done(dataclasses.replace(job, params=params, calls_done=made))
+    assert (shown["step"], shown["steps"], shown["unet_calls_done"]) == (step, 20, made)
+
+
 def test_the_secret_is_made_once_and_never_taken_short(tmp_path: Path) -> None:
     secret = keys.load_secret(tmp_path)
     assert len(secret) == 32 and keys.load_secret(tmp_path) == secret

@@ -110,6 +110,27 @@ def test_a_store_that_cannot_tell_of_writes_has_nothing_kept(db: Database) -> No
     assert in_turns(lambda: kept.get(IDENT)) == [None]
 
 
+def test_a_store_in_trouble_is_for_whoever_reads_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(db)
+    kept = Kept(watch)
+    in_turns(lambda: kept.get(IDENT), lambda: kept.put(IDENT, kept.writes, LATER, ANSWER))
+
+    def fails() -> bool:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(watch, "changed", fails)
+    assert in_turns(lambda: kept.get(IDENT)) == [None]
+
+
+def test_a_long_host_is_not_kept(db: Database) -> None:
+    kept = Kept(Watch(db))
+    in_turns(lambda: kept.get(IDENT))
+    kept.put((*IDENT[:3], b"h" * 256, "http"), kept.writes, LATER, ANSWER)
+    assert not kept._answers
+
+
 def test_memory_has_a_bound(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "MOST_KEPT", 3)
     kept = Kept(Watch(db))
@@ -166,3 +187,7 @@ def test_a_large_body_is_not_copied() -> None:
 
 def test_nothing_held_is_lost_by_closing() -> None:
     assert corked(lambda t: (t.write(b"last"), t.close())) == [b"last", "closed", "turn"]
+
+
+def test_what_nobody_can_read_is_dropped() -> None:
+    assert corked(lambda t: (t.write(b"late"), t.drop())) == ["turn"]
