@@ -23,7 +23,7 @@ from imaged.store.keys import Key
 LIST_KEY = "Inference Segmind Model Information List With Details"
 PAGE = 20
 LONGEST_WINDOW_DAYS = 31
-PRICED = {"samples", "num_inference_steps", "img_width", "img_height"}
+PRICED = {"samples", "scheduler", "num_inference_steps", "img_width", "img_height"}
 STATES = {
     "COMPLETED": (State.COMPLETED,),
     "FAILED": (State.FAILED, State.CANCELLED),
