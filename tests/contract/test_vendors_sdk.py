@@ -203,9 +203,17 @@ def test_what_is_said_to_affect_the_price_does(sdk: SegmindClient, gate: Gate) -
     models = {m["slug"]: m for m in stay_home(sdk).models.list()[LIST_KEY]}
     said = {n: knob["affectsPricing"] for n, knob in models[gate.slug]["parameters"].items()}
     other: dict[str, Any] = {
-        "samples": 2, "num_inference_steps": 30, "img_width": 512, "img_height": 512,
-        "prompt": "a house", "negative_prompt": "trees", "guidance_scale": 3.0, "seed": 5,
-        "scheduler": "Heun", "base64": True, "output_format": "png",
+        "samples": 2,
+        "num_inference_steps": 30,
+        "img_width": 512,
+        "img_height": 512,
+        "prompt": "a house",
+        "negative_prompt": "trees",
+        "guidance_scale": 3.0,
+        "seed": 5,
+        "scheduler": "Heun",
+        "base64": True,
+        "output_format": "png",
     }
     model = BUILT_IN[0]
     usual = price_micros(model, ImageParams("x"))
