@@ -119,7 +119,11 @@ def test_theirs_reads_hostile_prompts_as_ours_does(prompt: str, negative: str | 
     assert read_by_theirs(text) == read_back(text)
 
 
-@given(st.text(min_size=1), st.text(), st.text(min_size=1))
+PIECES = ["Negative prompt:", "\n", "\r", "Steps: 20", ", ", '"', "\\", "Seed: 1, ", "a", "  ", ":"]
+PIECED = st.lists(st.sampled_from(PIECES), min_size=1).map("".join)
+
+
+@given(PIECED | st.text(min_size=1), PIECED | st.text(), PIECED | st.text(min_size=1))
 def test_theirs_keeps_any_words_and_the_pairs(prompt: str, negative: str, model: str) -> None:
     text = infotext(ImageParams(prompt, negative), 5, model)
     found = read_by_theirs(text)
