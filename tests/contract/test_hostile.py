@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from imaged import params
 from imaged.errors import ImagedError
 from imaged.gateway import images, openai, sdapi
-from imaged.gateway.app import build_app
+from imaged.gateway.app import HISTORY, build_app
 from imaged.gateway.rules import HARD, Rules, _read_rule
 from imaged.jobs import State
 from imaged.params import KNOBS
@@ -109,7 +109,6 @@ def test_an_odd_prompt_makes_a_picture_and_comes_back_as_it_was(gate: Gate, prom
     """On every route that makes pictures and wherever a prompt is shown; no header has it."""
     words = {"prompt": prompt, "negative_prompt": prompt}
     body, key = {**words, **SMALL}, gate.make_key(rpm=10_000)
-    history = "/inference-request/request-history"
     with gate.client(key) as client:
         raw = client.post(f"/v1/{SLUG}", json=body)
         text = client.post(f"/v1/{SLUG}", json={**body, "base64": True})
@@ -121,7 +120,7 @@ def test_an_odd_prompt_makes_a_picture_and_comes_back_as_it_was(gate: Gate, prom
         job_id = sent.json()["request_id"]
         status = client.get(f"/v2/requests/{job_id}/status?wait=20")
         result, events = (client.get(f"/v2/requests/{job_id}{end}") for end in ("", "/events"))
-        record, listed = client.get(f"{history}/{job_id}"), client.get(history)
+        record, listed = client.get(f"{HISTORY}/{job_id}"), client.get(HISTORY)
         made = client.get("/inference-request/generations")
     for answer in (
         *(raw, text, png, webui, other, sent, status, result, events, record, listed, made),
@@ -274,6 +273,10 @@ async def through(app: ASGIApp, key: str, contents: Iterator[bytes]) -> list[htt
             fine = answer.status_code == 200 or (told(answer) and answer.status_code < 500)
             assert fine or late, (n, content, answer.text)
             seen.append(answer)
+            if answer.status_code == 200:
+                job_id = answer.json()["request_id"]
+                for path in (f"/v2/requests/{job_id}", f"{HISTORY}/{job_id}"):
+                    assert (await http.get(path, headers=headers)).status_code == 200, content
     return seen
 
 
