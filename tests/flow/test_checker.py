@@ -93,6 +93,7 @@ def test_a_refused_picture_is_refused_everywhere(strict: Server, address: str) -
         hook = {"webhook_url": address, "event": {"types": ["GENERATION"]}}
         assert client.post("/webhook/add", json=hook).is_success
         done, preview_was_given = watched(strict, key)
+        assert not preview_was_given
         path = f"/v2/requests/{done['request_id']}"
         ours = [
             client.post(f"/v1/{SLUG}", json={**QUICK, "output_format": "png"}),
@@ -121,7 +122,6 @@ def test_a_refused_picture_is_refused_everywhere(strict: Server, address: str) -
         rows = client.get("/inference-request/request-history").json()["data"]
         listed = client.get("/inference-request/generations").json()["data"]
         money = client.get("/v1/credits").json()["data"]["credits"]
-    assert not preview_was_given
     assert done["status"] == "FAILED" and done["code"] == "content_policy"
     assert WORDS in done["error"] and "cost" not in done["metrics"]
     for answer in ours:
