@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
+from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout, NoAnswer
 
 if TYPE_CHECKING:  # the same names for type checkers, which load nothing
     from imaged.client.account import Accounts, Generations, Models, Webhooks
@@ -52,6 +52,7 @@ __all__ = [
     "ImagedError",
     "InferenceFailed",
     "InferenceTimeout",
+    "NoAnswer",
     "SegmindError",
     "__version__",
 ]

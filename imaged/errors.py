@@ -13,6 +13,7 @@ ImagedError
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
 ├── CommandError             the command line asked for something that cannot be done
+├── NoAnswer                 client side: the server was not reached, or its answer was lost
 ├── InferenceFailed          client side: the server reported FAILED
 └── InferenceTimeout         client side: waiting ended before the job did
 
@@ -209,6 +210,12 @@ class CommandError(ImagedError):
     """The command cannot be carried out."""
 
     code = "command"
+
+
+class NoAnswer(ImagedError):
+    """The server was not reached, or its answer was lost; what was asked may have been done."""
+
+    code, status = "no_answer", None
 
 
 class InferenceFailed(ImagedError):

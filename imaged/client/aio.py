@@ -27,13 +27,13 @@ class AsyncJob:
         self.request_id, self.status_url, self.response_url = calls.submitted(answer)
 
     async def status(self) -> dict[str, Any]:
-        return calls.read(await self._client.http.get(self.status_url))
+        return await self._client._ask("GET", self.status_url)
 
     async def result(self) -> AsyncResult:
-        return AsyncResult(calls.read(await self._client.http.get(self.response_url)))
+        return AsyncResult(await self._client._ask("GET", self.response_url))
 
     async def cancel(self) -> dict[str, Any]:
-        return calls.read(await self._client.http.delete(self.response_url))
+        return await self._client._ask("DELETE", self.response_url)
 
     async def events(self, timeout: float = calls.TIMEOUT_S) -> AsyncGenerator[Event]:
         """What happens to the job, as it happens; see imaged.Job.events."""
@@ -103,24 +103,26 @@ class AsyncClient:
 
     async def submit_async(self, slug: str, **params: Any) -> AsyncJob:
         """Queue a job and return at once."""
-        response = await self.http.post(f"/v2/{slug}", **calls.submit(params))
-        return AsyncJob(self, calls.read(response))
+        return AsyncJob(self, await self._ask("POST", f"/v2/{slug}", **calls.submit(params)))
 
-    async def run(self, slug: str, **params: Any) -> AsyncResult:
-        """Queue a job and wait for its result."""
-        return await (await self.submit_async(slug, **params)).wait()
+    async def run(self, slug: str, *, progress: bool = False, **params: Any) -> AsyncResult:
+        """Queue a job and wait for its result; with `progress`, under a bar on stderr."""
+        return await (await self.submit_async(slug, **params)).wait(progress=progress)
 
     async def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
-        response = await self.http.post(
-            f"/v1/{slug}", timeout=calls.TIMEOUT_S, **calls.submit(params)
-        )
+        path = f"/v1/{slug}"
+        response = await self._send("POST", path, timeout=calls.TIMEOUT_S, **calls.submit(params))
         if not response.is_success:
             raise calls.problem(response)
         return response
 
-    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        return calls.read(await self.http.request(method, path, **more))
+    async def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
+        return calls.read(await self._send(method, url, **more))
+
+    async def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
+        with calls.answered():
+            return await self.http.request(method, url, **more)
 
     async def close(self) -> None:
         await self.http.aclose()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 from httpx_retries import Retry, RetryTransport
 
-from imaged.errors import ImagedError
+from imaged.errors import ImagedError, NoAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 INTERVAL_S = 1.0
@@ -43,6 +44,15 @@ SUBMITS = Retry(
 def transport() -> RetryTransport:
     """Sends reads again when they were lost on the way."""
     return RetryTransport(retry=READS)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Raises NoAnswer for whatever goes wrong between a request and its answer."""
+    try:
+        yield
+    except httpx.RequestError as error:
+        raise NoAnswer(f"no answer from the server: {error or type(error).__name__}") from error
 
 
 def submit(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,21 +31,21 @@ class Job:
 
     def status(self) -> dict[str, Any]:
         """The status body: QUEUED, PROCESSING (with step and steps), COMPLETED or FAILED."""
-        return calls.read(self._client.http.get(self.status_url))
+        return self._client._ask("GET", self.status_url)
 
     def result(self) -> Result:
         """The result body; complete once the status is COMPLETED."""
-        return Result(calls.read(self._client.http.get(self.response_url)))
+        return Result(self._client._ask("GET", self.response_url))
 
     def cancel(self) -> dict[str, Any]:
         """End the job, wherever it is; the status body after that."""
-        return calls.read(self._client.http.delete(self.response_url))
+        return self._client._ask("DELETE", self.response_url)
 
     def events(self, timeout: float = calls.TIMEOUT_S) -> Iterator[Event]:
         """What happens to the job, as it happens; the last event's kind is "done".
 
         A connection that breaks off is taken up again where it was. Seconds. Raises
-        InferenceTimeout after `timeout`, ImagedError when the server stays away.
+        InferenceTimeout after `timeout`, NoAnswer when the server stays away.
         """
         stream = Stream(self.request_id, self.response_url, timeout)
         while not stream.ended:
@@ -113,21 +113,26 @@ class Client:
 
     def submit_async(self, slug: str, **params: Any) -> Job:
         """Queue a job and return at once."""
-        return Job(self, calls.read(self.http.post(f"/v2/{slug}", **calls.submit(params))))
+        return Job(self, self._ask("POST", f"/v2/{slug}", **calls.submit(params)))
 
-    def run(self, slug: str, **params: Any) -> Result:
-        """Queue a job and wait for its result."""
-        return self.submit_async(slug, **params).wait()
+    def run(self, slug: str, *, progress: bool = False, **params: Any) -> Result:
+        """Queue a job and wait for its result; with `progress`, under a bar on stderr."""
+        return self.submit_async(slug, **params).wait(progress=progress)
 
     def run_sync(self, slug: str, **params: Any) -> httpx.Response:
         """One blocking call; `.content` holds the picture."""
-        response = self.http.post(f"/v1/{slug}", timeout=calls.TIMEOUT_S, **calls.submit(params))
+        path = f"/v1/{slug}"
+        response = self._send("POST", path, timeout=calls.TIMEOUT_S, **calls.submit(params))
         if not response.is_success:
             raise calls.problem(response)
         return response
 
-    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        return calls.read(self.http.request(method, path, **more))
+    def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
+        return calls.read(self._send(method, url, **more))
+
+    def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
+        with calls.answered():
+            return self.http.request(method, url, **more)
 
     def close(self) -> None:
         self.http.close()
@@ -151,9 +156,9 @@ def default() -> Client:
     return _default
 
 
-def run(slug: str, **params: Any) -> Result:
-    """Queue a job with the default client and wait for its result."""
-    return default().run(slug, **params)
+def run(slug: str, *, progress: bool = False, **params: Any) -> Result:
+    """Queue a job with the default client and wait for its result; see Client.run."""
+    return default().run(slug, progress=progress, **params)
 
 
 def run_sync(slug: str, **params: Any) -> httpx.Response:

@@ -16,7 +16,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from imaged.client import calls
-from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout
+from imaged.errors import InferenceFailed, InferenceTimeout, NoAnswer
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -50,14 +50,14 @@ class Stream:
     def connection(self) -> dict[str, Any]:
         """Arguments of the next request.
 
-        Raises InferenceTimeout when there is no time for one, ImagedError after too many in vain.
+        Raises InferenceTimeout when there is no time for one, NoAnswer after too many in vain.
         """
         left = self._left_s
         if left <= 0:
             raise InferenceTimeout(self._request_id, self._timeout_s - left)
         if self._in_vain >= ATTEMPTS:
             problem = f"the event stream broke off {ATTEMPTS} times without an event"
-            raise ImagedError(problem) from self._error
+            raise NoAnswer(problem) from self._error
         self._in_vain += 1
         last = {"last-event-id": self._last_id} if self._last_id else {}
         return {

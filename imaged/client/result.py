@@ -24,12 +24,11 @@ class Result(dict[str, Any]):
 
     def contents(self) -> list[bytes]:
         """The files' bytes, in order; raises ImagedError when a link has expired."""
-        with httpx.Client(transport=calls.transport()) as http:
-            return [entry_bytes(entry) or read(http.get(entry["url"])) for entry in self._entries]
+        return fetched(self._entries)
 
     def images(self) -> list[Image.Image]:
         """The pictures as PIL images."""
-        return [opened(content) for content in self.contents()]
+        return [opened(content) for content in fetched(self._entries)]
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the pictures and return their paths.
@@ -38,7 +37,7 @@ class Result(dict[str, Any]):
         `house-0.jpg`, `house-1.jpg`. The format is the server's, whatever the ending says.
         """
         paths = self.paths(Path(path))
-        for target, content in zip(paths, self.contents(), strict=True):
+        for target, content in zip(paths, fetched(self._entries), strict=True):
             target.write_bytes(content)
         return paths
 
@@ -58,11 +57,19 @@ class Result(dict[str, Any]):
 class AsyncResult(Result):
     """The same, for code that must not block."""
 
+    async def contents(self) -> list[bytes]:  # type: ignore[override]
+        return await asyncio.to_thread(super().contents)
+
     async def images(self) -> list[Image.Image]:  # type: ignore[override]
         return await asyncio.to_thread(super().images)
 
     async def save(self, path: str | Path) -> list[Path]:  # type: ignore[override]
         return await asyncio.to_thread(super().save, path)
+
+
+def fetched(entries: list[dict[str, Any]]) -> list[bytes]:
+    with calls.answered(), httpx.Client(transport=calls.transport()) as http:
+        return [entry_bytes(entry) or read(http.get(entry["url"])) for entry in entries]
 
 
 def entry_bytes(entry: dict[str, Any]) -> bytes | None:

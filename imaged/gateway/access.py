@@ -1,7 +1,8 @@
 """Who may call a route: everyone, the holder of a key, or the owner of the job in its path.
 
 Every endpoint is made by one of three decorators, and `route` refuses any that is not; a path
-with a job in it takes owned endpoints only. The board has no way to read a job without a key.
+with a job in it takes owned endpoints only, and any other parameter of a path needs a reason in
+HARMLESS. The board has no way to read a job without a key.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from imaged.jobs import Job
 from imaged.store.keys import Key
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+JOB = "job_id"
+#: Paths with parameters that are no job, and why anyone, or any key, may fill them in.
+HARMLESS = {
+    "/v1/{slug}": "a model, that the key may use or not",
+    "/v2/{slug}": "a model, that the key may use or not",
+    "/openai/v1/models/{slug}": "a model, that the key may use or not",
+    "/files/{name}": "the link is signed",
+    "/inference-request/request-history/{request_id}": "looked up among the key's own requests",
+}
 VERBS = ("get", "post", "put", "patch", "delete")
 
 
@@ -60,7 +70,7 @@ async def holder(request: HTTPConnection, gateway: Gateway) -> Key:
 async def own_job(request: HTTPConnection, gateway: Gateway) -> Job:
     """The job in the path if this request's key owns it; raises UnknownRequest."""
     key = await holder(request, gateway)
-    return await gateway.board.job(key, request.path_params["job_id"])
+    return await gateway.board.job(key, request.path_params[JOB])
 
 
 def presented(request: HTTPConnection) -> str | None:
@@ -80,10 +90,14 @@ def presented(request: HTTPConnection) -> str | None:
 
 def route(path: str, endpoint: Any, methods: list[str] | None = None) -> Route:
     """A route whose endpoint says who may call it; anything else is an error at import."""
+    made = Route(path, endpoint, methods=methods)
+    parameters = set(made.param_convertors)
+    if parameters - {JOB} and path not in HARMLESS:
+        raise TypeError(f"{path}: name its job {JOB}, or say in HARMLESS why it is nobody's")
     for mark in marks(endpoint):
-        if mark is None or ("{job_id}" in path and mark != "owner"):
+        if mark is None or (JOB in parameters) != (mark == "owner"):
             raise TypeError(f"{path}: make its endpoint by public, keyed or owned")
-    return Route(path, endpoint, methods=methods)
+    return made
 
 
 def marks(endpoint: Any) -> list[str | None]:

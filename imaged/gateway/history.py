@@ -23,7 +23,7 @@ from imaged.store.keys import Key
 LIST_KEY = "Inference Segmind Model Information List With Details"
 PAGE = 20
 LONGEST_WINDOW_DAYS = 31
-PRICED = {"samples", "num_inference_steps", "img_width", "img_height"}
+PRICED = {"samples", "scheduler", "num_inference_steps", "img_width", "img_height"}
 STATES = {
     "COMPLETED": (State.COMPLETED,),
     "FAILED": (State.FAILED, State.CANCELLED),
@@ -243,9 +243,8 @@ def _day(request: Request, name: str, *, end: bool = False) -> float | None:
 
 def _window(request: Request) -> tuple[float, float]:
     """The days asked for, the last seven when none were; raises BadParameter if too many."""
-    tomorrow = datetime.now(UTC).timestamp() + 86_400
-    before = _day(request, "to_date", end=True) or tomorrow
-    after = _day(request, "from_date")
+    before, after = _day(request, "to_date", end=True), _day(request, "from_date")
+    before = datetime.now(UTC).timestamp() + 86_400 if before is None else before
     after = before - 8 * 86_400 if after is None else after
     if before - after > LONGEST_WINDOW_DAYS * 86_400 + 86_400:
         raise BadParameter("from_date", f"should be at most {LONGEST_WINDOW_DAYS} days back")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -17,6 +18,7 @@ from imaged.errors import (
     BadParameter,
     IdempotencyMismatch,
     ImagedError,
+    ModelRetired,
     NoCredits,
     StillRunning,
     UnknownModel,
@@ -74,10 +76,13 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
 @spoken
 @keyed
 async def list_models(_: Request, gateway: Gateway, key: Key) -> Response:
-    """GET /openai/v1/models: the slugs that this key may ask for."""
-    offered = await gateway.admission.catalogue()
-    mine = [m for m in offered.values() if key.models is None or m.slug in key.models]
-    return JSONResponse({"object": "list", "data": [_model(m.slug, m) for m in mine]})
+    """GET /openai/v1/models: the slugs that this key may ask for; of aliases those it names."""
+    slugs = sorted(await gateway.admission.catalogue() if key.models is None else key.models)
+    mine = []
+    for slug in slugs:
+        with suppress(UnknownModel, ModelRetired):
+            mine.append(_model(slug, await gateway.admission.model(slug, key)))
+    return JSONResponse({"object": "list", "data": mine})
 
 
 @spoken

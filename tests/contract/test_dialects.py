@@ -80,6 +80,20 @@ def test_openai_lists_models(client: openai.OpenAI, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(
+    ("models", "listed"),
+    [(["sdxl-lightning"], ["sdxl-lightning"]), (["micro", "none", "sdxl-old"], ["micro"])],
+)
+def test_openai_lists_what_this_key_may_ask_for(
+    gate: Gate, models: list[str], listed: list[str]
+) -> None:
+    """A key may be for an alias alone, or name what is not served (any more)."""
+    key, base_url = gate.make_key(models=models), f"{gate.url}/openai/v1"
+    with openai.OpenAI(api_key=key, base_url=base_url, max_retries=0) as limited:
+        assert [model.id for model in limited.models.list()] == listed
+        assert [limited.models.retrieve(slug).id for slug in listed] == listed
+
+
+@pytest.mark.parametrize(
     ("given", "field"),
     [
         ({"n": 5}, "n"),

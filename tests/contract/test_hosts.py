@@ -108,6 +108,13 @@ def test_history(own: SegmindClient, gate: Gate) -> None:
     assert own.generations.get(failed[0]["request_id"]) == failed[0]
 
 
+@pytest.mark.parametrize("day", ["1969-12-31", "1969-06-01", "0001-01-02"])
+def test_a_search_ends_where_it_says(own: SegmindClient, day: str) -> None:
+    """The first of these days ends at second 0 of all clocks."""
+    assert own.generations.history(to_date=day)["data"] == []
+    assert own.generations.list(end_date=day)["data"] == []
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from httpx_retries import RetryTransport
 import imaged
 from imaged.client import calls
 from imaged.client import client as module
+from imaged.client.result import Result
 from tests.contract.gate import Gate
 
 
@@ -56,9 +59,11 @@ def test_pictures_without_blocking(gate: Gate, tmp_path: Path) -> None:
         async with imaged.AsyncClient(gate.key, gate.url) as client:
             result = await (await client.submit_async(gate.slug, prompt="x")).wait(interval=0.02)
             answer = await client.run_sync(gate.slug, prompt="x")
-            return await result.images(), await result.save(tmp_path / "a.jpg"), answer
+            [content] = await result.contents()
+            return await result.images(), await result.save(tmp_path / "a.jpg"), answer, content
 
-    images, [path], answer = asyncio.run(main())
+    images, [path], answer, content = asyncio.run(main())
+    assert content == path.read_bytes()
     assert images[0].size == (1024, 1024) and path.stat().st_size > 0
     assert answer.headers["content-type"] == "image/jpeg"
 
@@ -106,6 +111,69 @@ def test_the_same_groups_without_blocking(gate: Gate) -> None:
             assert not (await client.webhooks.delete(added["webhook_id"]))["is_active"]
             with pytest.raises(imaged.ImagedError, match="webhook"):
                 await client.webhooks.logs("none")
+
+    asyncio.run(main())
+
+
+def test_no_method_of_an_asynchronous_result_blocks() -> None:
+    """Whatever fetches is awaited: what `Result` has and AsyncResult inherits does no I/O."""
+    from imaged.client.result import AsyncResult
+
+    given = {name for name, value in vars(Result).items() if inspect.isfunction(value)}
+    inherited = {name for name in given if getattr(Result, name) is getattr(AsyncResult, name)}
+    assert inherited == {"paths"}
+    assert all(inspect.iscoroutinefunction(getattr(AsyncResult, n)) for n in given - inherited)
+
+
+def test_run_with_a_bar(environment: None, gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
+    """`progress` is for the bar; the server is not asked about it."""
+    asked: list[bytes] = []
+    imaged.models.list()  # makes the default client
+    assert module._default is not None
+    module._default.http.event_hooks = {"request": [lambda request: asked.append(request.read())]}
+    assert imaged.run(gate.slug, prompt="x", progress=True)["status"] == "COMPLETED"
+
+    async def main() -> None:
+        async with imaged.AsyncClient(gate.key, gate.url) as client:
+            await client.run(gate.slug, prompt="x", progress=True)
+
+    asyncio.run(main())
+    bars = capfd.readouterr().err.strip().split("\n")
+    assert len(bars) == 2 and all("completed: 100%" in bar for bar in bars)
+    assert asked[0] == b'{"prompt":"x"}'
+
+
+# -- no answer --------------------------------------------------------------------------------
+
+
+def test_a_server_that_cannot_be_reached_is_an_error_of_ours(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked, and by whichever client; the links of a result too."""
+    lossy = Lossy(999, lost)
+    answer = {"request_id": "a", "status_url": gate.url, "response_url": gate.url}
+    with over(gate, lossy, monkeypatch) as client:
+        job = imaged.Job(client, answer)
+        asked: list[Callable[[], Any]] = [
+            *(client.models.list, client.accounts.current, job.status, job.result, job.cancel),
+            *(partial(call, gate.slug, prompt="x") for call in (client.run, client.run_sync)),
+            Result({"images": [{"url": f"{gate.url}/files/x"}]}).contents,
+        ]
+        for ask in asked:
+            with pytest.raises(imaged.NoAnswer, match="the connection broke") as caught:
+                ask()
+            assert isinstance(caught.value.__cause__, httpx.ReadError)
+    assert issubclass(imaged.NoAnswer, imaged.SegmindError) and caught.value.status is None
+
+
+def test_the_same_without_blocking() -> None:
+    async def main() -> None:
+        async with imaged.AsyncClient("SG_x", "gopher://nowhere") as client:
+            for ask in (client.run, client.run_sync, client.submit_async):
+                with pytest.raises(imaged.NoAnswer):
+                    await ask("slug", prompt="x")
+            with pytest.raises(imaged.NoAnswer):
+                await client.models.list()
 
     asyncio.run(main())
 

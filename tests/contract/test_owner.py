@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,7 +26,6 @@ PUBLIC = {
     "/docs": "documentation",
     "/files/{name}": "the link is signed",
 }
-GATEWAY = Path(access.__file__).parent
 ROUTED = [route for route in ROUTES if access.marks(route.endpoint) != ["public"]]
 
 
@@ -43,11 +40,55 @@ def unmarked() -> list[str]:
     found = []
     for route in ROUTES:
         for mark in access.marks(route.endpoint):
-            fine = mark == "owner" if "{job_id}" in route.path else mark in ("key", "owner")
+            fine = mark == ("owner" if "job_id" in route.param_convertors else "key")
             said = mark == "public" and (route.path in PUBLIC or route.endpoint is read_only)
             if not fine and not said:
                 found.append(route.path)
     return found
+
+
+def unexplained(routes: list[Route]) -> list[str]:
+    """Paths with a parameter that is neither an owner's job nor harmless for a reason."""
+    return [
+        route.path
+        for route in routes
+        if set(route.param_convertors) - {"job_id"} and not access.HARMLESS.get(route.path)
+    ]
+
+
+def test_every_parameter_of_a_path_is_an_owners_or_harmless() -> None:
+    assert unexplained(ROUTES) == []
+    assert set(access.HARMLESS) == {r.path for r in ROUTES if r.param_convertors} - {
+        path for _, path in job_paths()
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/x/{id}", "/x/{id:int}", "/v2/requests/{request_id}", "/v2/{slug}/jobs/{id}"),
+        *("/v1/secrets/{name}", "/v2/requests/{job_id}/{k}", "/x/{job_id:path}", "/x/{job_id}"),
+    ],
+)
+def test_a_key_alone_opens_no_path_with_a_parameter(path: str) -> None:
+    @access.keyed
+    async def careless(*_: Any) -> Response:
+        return Response()
+
+    with pytest.raises(TypeError, match=r"name its job|make its endpoint"):
+        access.route(path, careless)
+    assert unexplained([Route(path, careless)]) == [path] * (
+        set(re.findall(r"{(\w+)", path)) != {"job_id"}
+    )
+
+
+def test_an_owner_needs_a_job_in_the_path() -> None:
+    @access.owned
+    async def of_no_job(*_: Any) -> Response:
+        return Response()
+
+    with pytest.raises(TypeError):
+        access.route("/x", of_no_job)
 
 
 def test_every_route_says_who_may_call() -> None:
@@ -110,22 +151,6 @@ def test_mutant_owner_clause_dropped(gate: Gate, monkeypatch: pytest.MonkeyPatch
     gate.settled(job_id)
     monkeypatch.setattr(Board, "job", any_job)
     assert len(leaks(gate, job_id, stranger)) == len(job_paths())
-
-
-def test_only_the_board_reads_jobs_in_the_gateway() -> None:
-    """`queue.read` gives any job; the chores and the board alone may call it."""
-    readers = {
-        path.name
-        for path in GATEWAY.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-        and node.attr in ("read", "newest")
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "queue"
-    }
-    assert readers == {"wait.py", "ops.py"}
-    unowned = [path.name for path in GATEWAY.glob("*.py") if "board._" in path.read_text()]
-    assert unowned == []
 
 
 # -- links to files ---------------------------------------------------------------------------

@@ -89,6 +89,55 @@ def test_any_prompt_keeps_its_words_and_the_pairs(prompt: str, negative: str) ->
     assert found["Prompt"].lstrip(",").split() == prompt.lstrip(",").split()
 
 
+# -- as A1111 itself reads it -----------------------------------------------------------------
+
+THEIR_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def read_by_theirs(text: str) -> dict[str, str]:
+    """The web UI's rule: pairs are looked for anywhere in the last line, and three make it one of
+    parameters; a quoted value is JSON. Every line after a heading is negative, further headings
+    are taken off.
+    """
+    *lines, last = text.strip().split("\n")
+    found = THEIR_PAIR.findall(last)
+    if len(found) < 3:
+        lines, found = [*lines, last], []
+    sides: tuple[list[str], list[str]] = ([], [])
+    at = 0
+    for line in map(str.strip, lines):
+        at = 1 if line.startswith("Negative prompt:") else at
+        sides[at].append(line.removeprefix("Negative prompt:").strip() if at else line)
+    values = {name: json.loads(v) if v[:1] == v[-1:] == '"' else v for name, v in found}
+    return {"Prompt": "\n".join(sides[0]), "Negative": "\n".join(sides[1]), **values}
+
+
+@pytest.mark.parametrize("prompt", HOSTILE)
+@pytest.mark.parametrize("negative", [None, *HOSTILE])
+def test_theirs_reads_hostile_prompts_as_ours_does(prompt: str, negative: str | None) -> None:
+    text = infotext(ImageParams(prompt, negative, scheduler="DPM Multi"), 5, 'a "b", c: 2, \\')
+    assert read_by_theirs(text) == read_back(text)
+
+
+PIECES = ["Negative prompt:", "\n", "\r", "Steps: 20", ", ", '"', "\\", "Seed: 1, ", "a", "  ", ":"]
+PIECED = st.lists(st.sampled_from(PIECES), min_size=1).map("".join)
+
+
+@given(PIECED | st.text(min_size=1), PIECED | st.text(), PIECED | st.text(min_size=1))
+def test_theirs_keeps_any_words_and_the_pairs(prompt: str, negative: str, model: str) -> None:
+    text = infotext(ImageParams(prompt, negative), 5, model)
+    found = read_by_theirs(text)
+    assert (found["Steps"], found["Seed"], found["Size"]) == ("25", "5", "1024x1024")
+    assert found["Model"].strip() == model.strip()
+    assert found["Prompt"].lstrip(",").split() == prompt.lstrip(",").split()
+    assert found["Negative"].lstrip(",").split() == negative.lstrip(",").split()
+
+
+def test_theirs_takes_a_last_line_of_three_pairs_and_none_of_two() -> None:
+    assert read_by_theirs("house\nSteps: 20, Seed: 1")["Prompt"] == "house\nSteps: 20, Seed: 1"
+    assert read_by_theirs("house\nSteps: 20, Seed: 1, Size: 1x1")["Prompt"] == "house"
+
+
 def test_a_png_carries_it_and_its_pixels() -> None:
     rgb = bytes(range(256)) * 3 * 3
     picture = Picture(rgb[: 16 * 16 * 3], 16, 16, 5)
