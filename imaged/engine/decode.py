@@ -26,9 +26,9 @@ class Picture:
 class InTurn(Executor):
     """Does what it is given in the thread that asks for it, one thing at each `step()`.
 
-    For the CPU: a second thread there brings threads of its own for its arithmetic. With more of
-    them than cores, libgomp puts all to sleep after each operation instead of letting them wait,
-    and the calls of a small UNet took 2.5 times as long (decision 17).
+    For the CPU: a second thread that calls torch brings threads of its own for its arithmetic, more
+    than there are cores, and then each operation of either begins with waking a thread; the calls
+    of a small UNet took more than twice as long (decision 17).
     """
 
     def __init__(self) -> None:
