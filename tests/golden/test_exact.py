@@ -189,7 +189,7 @@ def test_mutants_are_seen(
 
 
 def test_without_grouping_by_context_a_mixed_call_is_impossible(
-    nets: Any, monkeypatch: pytest.MonkeyPatch
+    nets: Any, two_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "shape", property(lambda run: run.plan.latent_shape))
     engine = engine_of(nets)
