@@ -91,7 +91,9 @@ class Again:
         if scope["type"] == "http" and scope["path"].endswith("/status"):
             answer = self._kept.get(_ident(scope))
             if answer is not None and scope["method"] == "GET":
-                await _send(send, answer)
+                start, body = answer
+                await send({**start})  # middleware on the way puts headers into what it is given
+                await send(body)
                 return
         await self._app(scope, receive, send)
 
@@ -110,7 +112,9 @@ class Status:
         if scope["method"] not in ("GET", "HEAD"):
             await replies.error(WrongMethod(), {"allow": "GET, HEAD"})(scope, receive, send)
             return
-        await _send(send, await self._answer(match[1], scope, receive))
+        start, body = await self._answer(match[1], scope, receive)
+        await send({**start})
+        await send(body)
 
     async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
         """As the store has it now, or why not."""
@@ -156,12 +160,6 @@ def _ident(scope: Scope) -> Ident:
     if not host:  # as HTTP/1.0 may
         host = "{}:{}".format(*scope["server"]).encode()
     return scope["path"], scope["query_string"], key, host, scope["scheme"]
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    """Copies: middleware on the way puts headers into what it is given."""
-    for message in answer:
-        await send({**message})
 
 
 def _with_preview(query: Mapping[str, list[str]]) -> bool:

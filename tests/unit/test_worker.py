@@ -23,6 +23,7 @@ from imaged.store.schema import ledger
 from imaged.worker.deliver import Delivery
 from imaged.worker.loop import Worker
 from imaged.worker.pulse import Pulse
+from imaged.worker.supervisor import waiting
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -205,3 +206,29 @@ def test_results_say_what_made_them(bench: Bench) -> None:
     assert result is not None
     assert (result["checkpoint"], result["determinism"]) == ("micro", "exact")
     assert result["device"].startswith("CPU ") and result["engine"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "environ", "awake"),
+    [
+        (1, 0, {}, True),  # one worker with a thread for each core
+        (2, 0, {}, False),
+        (1, 4, {}, True),
+        (1, 5, {}, False),
+        (2, 2, {}, True),
+        (3, 2, {}, False),
+        (4, 0, {"OMP_NUM_THREADS": "1"}, True),
+        (5, 0, {"OMP_NUM_THREADS": "1"}, False),
+        (1, 0, {"OMP_NUM_THREADS": "4,2"}, True),  # not ours to read
+    ],
+)
+def test_threads_wait_awake_only_where_there_are_cores_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    threads: int,
+    environ: dict[str, str],
+    awake: bool,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert ("GOMP_SPINCOUNT" in waiting(workers, threads, environ)) is awake
+    assert waiting(workers, threads, {**environ, "OMP_WAIT_POLICY": "ACTIVE"}) == {}
