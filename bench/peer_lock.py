@@ -3,8 +3,8 @@
     python -m bench.peer_lock --checkpoint FOLDER --port N
 
 POST /generate takes the same JSON as our API and answers with a JPEG. The lock is a single thread:
-with one around calls from FastAPI's many threads, each of them brings threads for its arithmetic,
-and the peer is twice as slow on a CPU.
+with one around calls from FastAPI's many threads, each of them would bring threads of its own for
+its arithmetic, more than a CPU has cores (decision 17).
 """
 
 from __future__ import annotations

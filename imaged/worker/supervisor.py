@@ -137,8 +137,8 @@ class Supervisor:
 def waiting(workers: int, threads: int, environ: Mapping[str, str]) -> dict[str, str]:
     """How the workers' threads wait for each other, as libgomp reads it (decision 17).
 
-    Awake for half a millisecond, or not at all where they are more than the cores that they may
-    use; as the environment says if it does.
+    Awake for a thirtieth of its own time, or not at all where they are more than the cores that
+    they may use; as the environment says if it does.
     """
     if "OMP_WAIT_POLICY" in environ:
         return {}

@@ -70,6 +70,19 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imaged.engine.engine.decoder", lambda _: ThreadPoolExecutor(1))
 
 
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Seed 1 is not decoded before this is set."""
+    opened = threading.Event()
+
+    def slow(vae: Any, latent: torch.Tensor, seed: int) -> Any:
+        assert seed != 1 or opened.wait(60)
+        return decode(vae, latent, seed)
+
+    monkeypatch.setattr("imaged.engine.engine.decode", slow)
+    return opened
+
+
 def run(engine: Engine) -> list[Outcome]:
     outcomes = []
     while not engine.idle:
@@ -358,15 +371,8 @@ def test_a_gpu_library_reports_device_errors_as_plain_ones() -> None:
 
 
 def test_a_decoding_does_not_keep_others_waiting(
-    nets: Any, beside: None, monkeypatch: pytest.MonkeyPatch
+    nets: Any, beside: None, gate: threading.Event
 ) -> None:
-    gate = threading.Event()
-
-    def slow(vae: Any, latent: torch.Tensor, seed: int) -> Any:
-        assert seed != 1 or gate.wait(60)
-        return decode(vae, latent, seed)
-
-    monkeypatch.setattr("imaged.engine.engine.decode", slow)
     engine = Engine(nets)
     engine.submit("first", replace(SMALL, num_inference_steps=2))
     for _ in range(2):
@@ -490,15 +496,8 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
 
 
 def test_a_call_of_one_picture_is_tried_again_without_a_decoding_beside_it(
-    nets: Any, beside: None, monkeypatch: pytest.MonkeyPatch
+    nets: Any, beside: None, gate: threading.Event
 ) -> None:
-    gate = threading.Event()
-
-    def slow(vae: Any, latent: torch.Tensor, seed: int) -> Any:
-        assert seed != 1 or gate.wait(60)
-        return decode(vae, latent, seed)
-
-    monkeypatch.setattr("imaged.engine.engine.decode", slow)
     engine = engine_of(nets, exact=False)
     engine.unet = unet = Narrow(engine.unet)
     engine.submit("first", replace(SMALL, num_inference_steps=2))
