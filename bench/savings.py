@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from bench.rounds import compare, each_round, seconds_each
 from imaged.catalogue import MICRO
 from imaged.engine.load import Nets
 
-PEER = "the UNet's own call"
+PEER = "diffusers' UNet"
 
 
 @main.command()
@@ -29,7 +30,7 @@ PEER = "the UNet's own call"
 )
 @effort_options
 def savings(names: tuple[str, ...], effort: Effort) -> None:
-    """One UNet call of a guided picture of 512 px: the engine's against the UNet's own.
+    """One UNet call of a guided picture of 512 px: the engine's against diffusers'.
 
     The engine's has keys and values of the text, and what the residual blocks add for time, size
     and pooled text, from before; tests hold the outputs together. Kept prompts are a row of
@@ -44,8 +45,12 @@ def savings(names: tuple[str, ...], effort: Effort) -> None:
     found = ceilings(torch.device("cpu"))
     rows: list[Row] = []
     for name in names:
-        nets = load(MICRO if name == "micro" else checkpoint(name), torch.device("cpu"))
-        for what, ours, plain in (("UNet call", *calls(nets)), ("prompt", *prompts(nets))):
+        folder = MICRO if name == "micro" else checkpoint(name)
+        nets = load(folder, torch.device("cpu"))
+        for what, ours, plain in (
+            ("UNet call", *calls(nets, folder)),
+            ("prompt", *prompts(nets)),
+        ):
             ours(), plain()  # warm
             pair = compare(
                 each_round(seconds_each, ours, effort.seconds),
@@ -58,14 +63,17 @@ def savings(names: tuple[str, ...], effort: Effort) -> None:
     publish("savings", effort, rows, found)
 
 
-def calls(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def calls(nets: Nets, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The same two rows through either way."""
     import torch
+    from diffusers import UNet2DConditionModel
 
     from imaged.engine.prompt.encode import PromptEncoder
     from imaged.engine.unet import Unet
 
     unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
+    library = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+    library.to(memory_format=torch.channels_last)
     texts = PromptEncoder(nets).pair("a red house by a lake", None)
     time = torch.tensor([500.0])
     x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
@@ -79,7 +87,7 @@ def calls(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
     def plain() -> Any:
         with torch.inference_mode():
-            return nets.unet(
+            return library(
                 x,
                 time.expand(2),
                 encoder_hidden_states=context,

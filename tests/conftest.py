@@ -49,6 +49,20 @@ def nets() -> Any:
     return load(MICRO, torch.device("cpu"))
 
 
+@pytest.fixture(scope="session")
+def theirs() -> Any:
+    """The same checkpoint in the reference libraries' nets: their own SDXL pipeline."""
+    from diffusers import StableDiffusionXLPipeline
+
+    from imaged.catalogue import MICRO
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        MICRO, local_files_only=True, use_safetensors=True, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Any]:
     """A fresh store with the current schema."""

@@ -67,7 +67,7 @@ def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
     if _flat(latent):
         raise JobFailed("nan_output", "the model's output was not a picture (flat latents)")
     z = unscale(vae, latent)
-    pixels = vae.decode(z[None].to(vae.dtype), return_dict=False)[0][0].float()
+    pixels = vae(z[None].to(vae.dtype))[0].float()
     if not bool(torch.isfinite(pixels).all()):
         raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
     image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -84,8 +84,7 @@ def _flat(planes: torch.Tensor) -> bool:
 
 def unscale(vae: Any, latent: torch.Tensor) -> torch.Tensor:
     """(C, h, w) as the UNet has it -> as the VAE has it."""
-    config, scale = vae.config, float(vae.config.scaling_factor)
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    scale, mean, std = vae.config.scaling_factor, vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
         return latent / scale
     shape = (-1, 1, 1)

@@ -8,50 +8,60 @@ scheduler's config are SDXL's own and come with the product.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from safetensors.torch import load_file
 
 from imaged.catalogue import MICRO
 from imaged.engine.memory import is_full
-from imaged.engine.single_file import load_single_file
+from imaged.engine.nets.net import Tensors
+from imaged.engine.nets.text import ProjectingTextEncoder, TextConfig, TextEncoder
+from imaged.engine.nets.unet import UNetConfig, UNetModel
+from imaged.engine.nets.vae import VAE, VAEConfig
+from imaged.engine.prompt.tokenizer import Tokenizer
+from imaged.engine.single_file import read_single_file
 from imaged.errors import CheckpointRefused
-
-transformers.utils.logging.disable_progress_bar()  # theirs would run through ours
 
 # What the libraries raise on files that are damaged or are something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+NETS: dict[str, tuple[Any, Any]] = {
+    "unet": (UNetConfig, UNetModel),
+    "vae": (VAEConfig, VAE),
+    "text_encoder": (TextConfig, TextEncoder),
+    "text_encoder_2": (TextConfig, ProjectingTextEncoder),
+}
+Part = tuple[Mapping[str, Any], Tensors]  # config.json of a net and its weights
 
 
 @dataclass(frozen=True)
 class Nets:
     """Everything of one checkpoint that the engine runs."""
 
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    text_encoder_2: Any
-    tokenizer: Any
-    tokenizer_2: Any
+    unet: UNetModel
+    vae: VAE
+    text_encoder: TextEncoder
+    text_encoder_2: ProjectingTextEncoder
+    tokenizer: Tokenizer
+    tokenizer_2: Tokenizer
     scheduler_config: Mapping[str, Any]
     force_zeros_for_empty_prompt: bool
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.unet.device)
+        return self.unet.device
 
     @property
     def channels(self) -> int:
         """Channels of a latent."""
-        return int(self.unet.config.in_channels)
+        return self.unet.config.in_channels
 
     @property
     def factor(self) -> int:
@@ -79,42 +89,75 @@ def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         if checkpoint.is_dir():
-            nets = _load_folder(checkpoint, dtype)
-        elif checkpoint.is_file():
-            nets = Nets(
-                **load_single_file(checkpoint, dtype),
-                tokenizer=_tokenizer(MICRO, "tokenizer"),
-                tokenizer_2=_tokenizer(MICRO, "tokenizer_2"),
-                scheduler_config=_json(MICRO / "scheduler" / "scheduler_config.json"),
-                force_zeros_for_empty_prompt=True,
-            )
-        else:
-            raise CheckpointRefused(f"there is no file or folder {checkpoint}")
-        _check(nets)
-        for net in (nets.unet, nets.vae, nets.text_encoder, nets.text_encoder_2):
-            net.to(device).eval().requires_grad_(False)
-        for net in (nets.unet, nets.vae):
-            net.to(memory_format=torch.channels_last)
+            return _load_folder(checkpoint, device, dtype)
+        if checkpoint.is_file():
+            parts = read_single_file(checkpoint)
+            return assemble(parts, tokenizers=MICRO, device=device, dtype=dtype)
+        raise CheckpointRefused(f"there is no file or folder {checkpoint}")
     except (*_BROKEN, MemoryError) as error:
         if is_full(error):
             raise CheckpointRefused(
                 f"{checkpoint.name} does not fit into {device}'s memory"
             ) from error
         raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
-    return nets
 
 
-def _check(nets: Nets) -> None:
+def assemble(
+    parts: Mapping[str, Part],
+    *,
+    tokenizers: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    scheduler_config: Mapping[str, Any] | None = None,
+    force_zeros: bool = True,
+) -> Nets:
+    """Nets of the four parts' configs and weights; `tokenizers` is a folder with both of them."""
+    scheduler = scheduler_config or _json(MICRO / "scheduler" / "scheduler_config.json")
+    configs = {}
+    for part, (config, _) in NETS.items():
+        with _named(part):
+            configs[part] = config.read(parts[part][0])
+    _check(configs, scheduler)
+    nets = {}
+    for part, (_, cls) in NETS.items():
+        with _named(part):
+            tensors = {k.removeprefix("text_model."): v for k, v in parts[part][1].items()}
+            nets[part] = cls.build(configs[part], tensors, device, dtype)
+    for part in ("unet", "vae"):
+        nets[part].to(memory_format=torch.channels_last)
+    return Nets(
+        **nets,
+        tokenizer=Tokenizer(tokenizers / "tokenizer"),
+        tokenizer_2=Tokenizer(tokenizers / "tokenizer_2"),
+        scheduler_config=scheduler,
+        force_zeros_for_empty_prompt=force_zeros,
+    )
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Say in which part of the checkpoint it is."""
+    try:
+        yield
+    except CheckpointRefused as error:
+        raise CheckpointRefused(f"{part}: {error}") from error
+
+
+def _check(configs: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
     """What the engine takes for granted; raises CheckpointRefused."""
-    unet, scheduler = nets.unet.config, nets.scheduler_config
-    widths = [net.config.hidden_size for net in (nets.text_encoder, nets.text_encoder_2)]
-    if not unet.in_channels == unet.out_channels == nets.vae.config.latent_channels:
+    unet, vae = configs["unet"], configs["vae"]
+    widths = [configs[part].hidden_size for part in ("text_encoder", "text_encoder_2")]
+    pooled = configs["text_encoder_2"].projection_dim
+    if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise CheckpointRefused(
             f"the UNet takes {unet.in_channels} channels and gives {unet.out_channels}, the VAE "
-            f"has {nets.vae.config.latent_channels}: checkpoints for inpainting and editing are "
-            "not served"
+            f"has {vae.latent_channels}: checkpoints for inpainting and editing are not served"
         )
-    if unet.addition_embed_type != "text_time" or unet.cross_attention_dim != sum(widths):
+    told = pooled + 6 * unet.addition_time_embed_dim
+    if (unet.cross_attention_dim, unet.projection_class_embeddings_input_dim) != (
+        sum(widths),
+        told,
+    ):
         raise CheckpointRefused("the UNet does not read SDXL's two text encoders and sizes")
     kind = str(scheduler.get("_class_name", ""))
     if kind.startswith("EDM") or "Flow" in kind:
@@ -123,53 +166,31 @@ def _check(nets: Nets) -> None:
         raise CheckpointRefused(f"prediction type {scheduler['prediction_type']} is not served")
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Nets:
+def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Nets:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise CheckpointRefused(f"the folder {folder.name} lacks {', '.join(missing)}")
-    classes: dict[str, Any] = {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "text_encoder_2": CLIPTextModelWithProjection,
-    }
     index = _json(folder / "model_index.json")
-    return Nets(
-        **{part: _net(cls, folder, part, dtype) for part, cls in classes.items()},
-        tokenizer=_tokenizer(folder, "tokenizer"),
-        tokenizer_2=_tokenizer(folder, "tokenizer_2"),
+    return assemble(
+        {part: (_json(folder / part / "config.json"), _weights(folder / part)) for part in NETS},
+        tokenizers=folder,
+        device=device,
+        dtype=dtype,
         scheduler_config=_json(folder / "scheduler" / "scheduler_config.json"),
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 
-def _net(cls: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """One net with every weight from the files: the libraries would draw missing ones at random."""
-    names = [path.name for path in (folder / part).glob("*.safetensors")]
-    half = bool(names) and all(".fp16." in name for name in names)
-    net, info = cls.from_pretrained(
-        folder,
-        subfolder=part,
-        variant="fp16" if half else None,
-        local_files_only=True,
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-        output_loading_info=True,
-        **_dtype(part, dtype),
+def _weights(folder: Path) -> Tensors:
+    """A net's tensors, mapped, from one file or several; in half precision if there is no other."""
+    for variant in ("", r"\.fp16"):
+        form = re.compile(rf"(diffusion_pytorch_)?model{variant}(-\d+-of-\d+)?\.safetensors")
+        files = [file for file in folder.iterdir() if form.fullmatch(file.name)]
+        if files:
+            return {k: v for file in files for k, v in load_file(file).items()}
+    raise CheckpointRefused(
+        f"{folder.name} has no safetensors weights; other formats can run code and are refused"
     )
-    absent = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
-    if absent:
-        raise CheckpointRefused(f"{part} lacks {len(absent)} weights, {absent[0]} among them")
-    return net
-
-
-def _dtype(part: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The two libraries name it differently."""
-    return {"dtype" if part.startswith("text") else "torch_dtype": dtype}
-
-
-def _tokenizer(folder: Path, part: str) -> Any:
-    return CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _fit(vae: Any, channels: int) -> torch.Tensor:
     patches = torch.randn(channels, FITTED_ON, FITTED_ON, generator=generator)
     latent = patches.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
     z = unscale(vae, latent.to(vae.device))
-    pixels = vae.decode(z[None].to(vae.dtype), return_dict=False)[0].float()
+    pixels = vae(z[None].to(vae.dtype)).float()
     means = torch.nn.functional.adaptive_avg_pool2d(pixels, FITTED_ON)[0].cpu()
     cells = _with_one(patches.flatten(1).T)
     weights: torch.Tensor = torch.linalg.lstsq(cells, means.flatten(1).T.clamp(-1, 1)).solution

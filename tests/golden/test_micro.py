@@ -6,14 +6,13 @@ import pytest
 from PIL import Image
 
 from imaged.catalogue import MICRO
-from imaged.engine.load import load
 from training.micro.evaluate import Exam, share
 from training.micro.sheets import generate
 
 
 @pytest.fixture(scope="module")
 def exam() -> Exam:
-    return Exam(load(MICRO), prompts=10)
+    return Exam(MICRO, prompts=10)
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def test_unknown_tokens_have_no_embedding_in_the_shipped_checkpoint() -> None:
     nets, text = load(MICRO), Conditioner()
     known = sorted({i for p in vocabulary() for i in text.tokenizer(p).input_ids})
     for encoder in (nets.text_encoder, nets.text_encoder_2):
-        table = encoder.get_input_embeddings().weight
+        table = encoder.embeddings.token_embedding.weight
         assert bool(table[known].any(1).all())
         rest = torch.ones(len(table), dtype=torch.bool)
         rest[known] = False
@@ -156,8 +156,11 @@ def test_a_phrase_is_asked_where_it_ends() -> None:
 
 def test_a_phrase_of_the_shipped_checkpoint_tells_of_itself_only() -> None:
     """The context of every other token is nearly the same with another phrase in its place."""
-    pair = [load(MICRO).text_encoder, load(MICRO).text_encoder_2]
     text = Conditioner()
+    pair = [
+        type(net).from_pretrained(MICRO, subfolder=part)
+        for net, part in ((text.one, "text_encoder"), (text.two, "text_encoder_2"))
+    ]
     ids, weights = text.windows(["a red house, a starry night", "a blue house, a starry night"], 1)
 
     def apart(one: torch.nn.Module, two: torch.nn.Module) -> tuple[float, float]:
@@ -276,7 +279,7 @@ def test_the_exam_passes_who_paints_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the painter in the checkpoint's place; nothing is asked twice."""
-    exam = Exam(load(MICRO), prompts=4)
+    exam = Exam(MICRO, prompts=4)
     calls: list[str] = []
 
     def paint(nets: object, jobs: list[ImageParams], desc: str) -> list[Image.Image]:

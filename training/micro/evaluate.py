@@ -24,11 +24,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
 from imaged.catalogue import MICRO
-from imaged.engine.load import Nets, load
+from imaged.engine.load import load
 from imaged.params import SCHEDULERS, ImageParams
 from training.micro.captions import (
     BOAT,
@@ -84,8 +85,8 @@ WEIGHED: dict[str, tuple[dict[str, str], str]] = {
 class Exam:
     """The same held-out prompts, asked again and again under different conditions."""
 
-    def __init__(self, nets: Nets, prompts: int) -> None:
-        self.nets, self.judge = nets, load_judge()
+    def __init__(self, checkpoint: Path, prompts: int) -> None:
+        self.checkpoint, self.nets, self.judge = checkpoint, load(checkpoint), load_judge()
         rng = random.Random(103)
         self.scenes = [sample_scene(rng, unseen=True) for _ in range(prompts)]
         self.told = [choose(s, rng, 1.0) for s in self.scenes]
@@ -119,7 +120,8 @@ class Exam:
 
     def vae_psnr(self, size: int, count: int) -> float:
         """Mean PSNR in dB of unseen scenes through the autoencoder and back."""
-        rng, total, vae = random.Random(102), 0.0, self.nets.vae
+        rng, total = random.Random(102), 0.0
+        vae = AutoencoderKL.from_pretrained(self.checkpoint, subfolder="vae").to(self.nets.device)
         for _ in tqdm(range(count), desc="autoencoder"):
             x = to_tensor(draw(sample_scene(rng, unseen=True), size, size))[None]
             x = x.to(self.nets.device)
@@ -304,7 +306,7 @@ def main(prompts: int, checkpoint: Path, work: Path) -> None:
     for file in [*sorted(checkpoint.rglob("*.safetensors")), WEIGHTS]:
         weights.update(file.read_bytes())
     kept = Kept(work / f"evaluation-{weights.hexdigest()[:8]}.json")
-    lines = report(Exam(load(checkpoint), prompts), kept, prompts)
+    lines = report(Exam(checkpoint, prompts), kept, prompts)
     into_card(checkpoint / "README.md", lines)
     click.echo("\n".join(lines))
 

@@ -31,14 +31,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from tqdm import tqdm
 
-from imaged.engine.load import Nets
+from imaged.engine.load import assemble
 from imaged.params import ImageParams
 from training.micro.architecture import (
     CHECKPOINT,
     build_scheduler,
     build_unet,
     build_vae,
-    load_tokenizer,
 )
 from training.micro.captions import caption
 from training.micro.painter import draw
@@ -411,15 +410,20 @@ def parts_of(work: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
+def told(net: Any) -> dict[str, Any]:
+    """A net's config.json; one library writes it by the config, the other by the net."""
+    writer = net.config if hasattr(net.config, "to_json_string") else net
+    config: dict[str, Any] = json.loads(writer.to_json_string())
+    return config
+
+
 def samples(work: Path, weights: dict[str, torch.Tensor], count: int = 6) -> Image.Image:
     """What the averaged weights make of the README's prompts, by the product's own engine."""
-    parts = {k: net.to(DEVICE).eval() for k, net in parts_of(work, weights).items()}
-    tokenizers = {name: load_tokenizer(name) for name in TOKENIZERS}
-    nets = Nets(
-        **parts,
-        **tokenizers,
-        scheduler_config=build_scheduler().config,
-        force_zeros_for_empty_prompt=True,
+    nets = assemble(
+        {name: (told(net), net.state_dict()) for name, net in parts_of(work, weights).items()},
+        tokenizers=CHECKPOINT,
+        device=torch.device(DEVICE),
+        dtype=torch.float32,
     )
     prompts = PROMPTS[:count]
     jobs = [ImageParams(p, seed=7, img_width=512, img_height=512) for p in prompts]

@@ -13,7 +13,7 @@ from imaged.errors import JobFailed
 
 CACHED_PROMPTS = 256
 MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
-AT_A_TIME = 8  # windows in one call of a text encoder, whose every hidden state is kept
+AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PromptEncoder:
 
     @torch.inference_mode()
     def _run(self, text: str, count: int) -> Encoded:
-        contexts, pooled = [], torch.empty(0)
+        contexts, pooled = [], None
         for tokenizer, encoder in self._pairs:
             windows = read_windows(text, tokenizer)
             empty = read_windows("", tokenizer)
@@ -91,11 +91,12 @@ class PromptEncoder:
             hidden: list[torch.Tensor] = []
             for first in range(0, count, AT_A_TIME):
                 ids = torch.tensor(windows.ids[first : first + AT_A_TIME], device=encoder.device)
-                out = encoder(ids, output_hidden_states=True)
+                vectors, whole = encoder(ids, tokenizer.end)
                 if not hidden:
-                    pooled = out[0]  # the second encoder's text_embeds (windows, width)
-                hidden.append(out.hidden_states[-2])
+                    pooled = whole  # the second encoder's; the first has none
+                hidden.append(vectors)
             contexts.append(_emphasise(torch.cat(hidden), windows))
+        assert pooled is not None
         return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
 
 

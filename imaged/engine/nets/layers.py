@@ -1,0 +1,84 @@
+"""The layers that UNet and VAE are made of. Pictures are (rows, channels, height, width)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a shift by the time embedding, beside a shortcut.
+
+    Source: He et al. 2015, in the form of Dhariwal and Nichol 2021.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, groups: int, eps: float, time_width: int = 0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        if time_width:
+            self.time_emb_proj = nn.Linear(time_width, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
+        """`time`: (rows, outputs), the time embedding through `time_emb_proj`."""
+        h: torch.Tensor = self.conv1(F.silu(self.norm1(x)))
+        if time is not None:
+            h = h + time[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, size: torch.Size | None = None) -> torch.Tensor:
+        """Twice as large, or of the given (height, width)."""
+        wider = F.interpolate(x, size) if size else F.interpolate(x, scale_factor=2.0)
+        out: torch.Tensor = self.conv(wider)
+        return out
+
+
+class Attention(nn.Module):
+    """Queries of one sequence, (rows, tokens, width), to keys and values of another."""
+
+    def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias)
+        self.to_k = nn.Linear(context, width, bias)
+        self.to_v = nn.Linear(context, width, bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def keys_values(self, context: torch.Tensor) -> Pair:
+        """(rows, tokens, context) -> keys and values, each (rows, heads, tokens, head width)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x: torch.Tensor, given: Pair | None = None) -> torch.Tensor:
+        """`given`: keys and values, where they are not the sequence's own."""
+        keys, values = given or self.keys_values(x)
+        h = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
+        out: torch.Tensor = self.to_out[0](h.transpose(1, 2).flatten(2))
+        return out
