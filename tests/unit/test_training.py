@@ -88,7 +88,8 @@ def test_what_shows_can_be_said() -> None:
 def test_captions_hold_known_words_only() -> None:
     """But for "masterpiece", which stands for any unknown one."""
     text = Conditioner()
-    known = {i for p in (*vocabulary(), "masterpiece") for i in text.tokenizer(p).input_ids}
+    known = {i for p in (*vocabulary(), "masterpiece") for i in text.tokens(p)}
+    known |= {text.tokenizer.start, text.tokenizer.end}
     rng = random.Random(3)
     for windows in (1, 2, 3, 4):
         captions = [caption(any_scene(rng), rng, windows) for _ in range(100)]
@@ -132,7 +133,8 @@ def test_log_odds_are_of_the_judges_probabilities() -> None:
 
 def test_unknown_tokens_have_no_embedding_in_the_shipped_checkpoint() -> None:
     nets, text = load(MICRO), Conditioner()
-    known = sorted({i for p in vocabulary() for i in text.tokenizer(p).input_ids})
+    ends = {text.tokenizer.start, text.tokenizer.end}
+    known = sorted(ends | {i for p in vocabulary() for i in text.tokens(p)})
     for encoder in (nets.text_encoder, nets.text_encoder_2):
         table = encoder.embeddings.token_embedding.weight
         assert bool(table[known].any(1).all())

@@ -9,12 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from imaged.engine.prompt.tokenizer import Tokenizer
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "imaged" / "checkpoints" / "micro"
 TEXT_WIDTH = 32
@@ -99,6 +96,6 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def load_tokenizer(name: str = "tokenizer") -> CLIPTokenizer:
+def load_tokenizer(name: str = "tokenizer") -> Tokenizer:
     """A shipped tokenizer; the second encoder's, "tokenizer_2", differs in its padding only."""
-    return CLIPTokenizer.from_pretrained(CHECKPOINT, subfolder=name)
+    return Tokenizer(CHECKPOINT / name)

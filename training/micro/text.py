@@ -34,7 +34,8 @@ class Conditioner(torch.nn.Module):
         super().__init__()
         self.one, self.two = build_text_encoders()
         self.tokenizer = load_tokenizer()
-        known = {i for p in vocabulary() for i in self.tokenizer(p).input_ids}
+        known = {i for p in vocabulary() for i in self.tokens(p)}
+        known |= {self.tokenizer.start, self.tokenizer.end}
         mask = torch.zeros(49408, 1)
         mask[sorted(known)] = 1
         for encoder in (self.one, self.two):
@@ -46,7 +47,7 @@ class Conditioner(torch.nn.Module):
 
     def tokens(self, text: str) -> list[int]:
         """A text's token ids, without start and end."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return self.tokenizer.ids(text)
 
     def windows(self, texts: list[str], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and weights (batch, count, 77), cut or filled up with empty windows."""

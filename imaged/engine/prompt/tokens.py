@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imaged.engine.prompt.grammar import parse
+from imaged.engine.prompt.tokenizer import Tokenizer
 
 WINDOW = 75
 
@@ -22,20 +23,20 @@ class Windows:
     weights: tuple[tuple[float, ...], ...]
 
 
-def read_windows(prompt: str, tokenizer: Any) -> Windows:
+def read_windows(prompt: str, tokenizer: Tokenizer) -> Windows:
     """Parse the emphasis, tokenise each piece and cut the whole into windows.
 
-    `tokenizer` is a transformers CLIPTokenizer; every piece is tokenised on its own, so a word
-    never joins across a change of weight. An empty prompt is one empty window.
+    Every piece is tokenised on its own, so a word never joins across a change of weight. An empty
+    prompt is one empty window.
     """
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse(prompt):
-        piece = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        piece = tokenizer.ids(text)
         ids += piece
         weights += [weight] * len(piece)
     starts = range(0, max(len(ids), 1), WINDOW)
-    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    start, end, pad = tokenizer.start, tokenizer.end, tokenizer.pad
     return Windows(
         tuple(_window(ids[s : s + WINDOW], start, end, pad) for s in starts),
         tuple(_window(weights[s : s + WINDOW], 1.0, 1.0, 1.0) for s in starts),
