@@ -52,6 +52,7 @@ def nets() -> Any:
 @pytest.fixture(scope="session")
 def theirs() -> Any:
     """The same checkpoint in the reference libraries' nets: their own SDXL pipeline."""
+    import torch
     from diffusers import StableDiffusionXLPipeline
 
     from imaged.catalogue import MICRO
@@ -60,6 +61,9 @@ def theirs() -> Any:
         MICRO, local_files_only=True, use_safetensors=True, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(torch.float32)
+    for net in (pipeline.unet, pipeline.vae):
+        net.to(memory_format=torch.channels_last)  # as ours are: another layout rounds otherwise
     return pipeline
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from imaged.engine.nets.vae import VAE
 from imaged.errors import JobFailed
 
 
@@ -60,7 +61,7 @@ def decoder(device: torch.device) -> InTurn | ThreadPoolExecutor:
 
 
 @torch.inference_mode()
-def decode(vae: Any, latent: torch.Tensor, seed: int) -> Picture:
+def decode(vae: VAE, latent: torch.Tensor, seed: int) -> Picture:
     """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one."""
     if not bool(torch.isfinite(latent).all()):
         raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
@@ -82,7 +83,7 @@ def _flat(planes: torch.Tensor) -> bool:
     return bool((planes.amax((1, 2)) == planes.amin((1, 2))).all())
 
 
-def unscale(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+def unscale(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
     """(C, h, w) as the UNet has it -> as the VAE has it."""
     scale, mean, std = vae.config.scaling_factor, vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
@@ -91,5 +92,5 @@ def unscale(vae: Any, latent: torch.Tensor) -> torch.Tensor:
     return latent * _column(std, latent).view(shape) / scale + _column(mean, latent).view(shape)
 
 
-def _column(values: Any, like: torch.Tensor) -> torch.Tensor:
+def _column(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, device=like.device, dtype=like.dtype)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from imaged.engine.decode import unscale
+from imaged.engine.nets.vae import VAE
 
 PATCH = 4  # cells a side of one colour in the latents that the map is fitted on
 FITTED_ON = 8  # patches a side
@@ -26,7 +26,7 @@ class Preview:
 class Map:
     """Latent to colour, fitted once on what the VAE makes of random patches."""
 
-    def __init__(self, vae: Any, channels: int) -> None:
+    def __init__(self, vae: VAE, channels: int) -> None:
         self._weights = _fit(vae, channels)  # (C + 1, 3)
 
     def __call__(self, latent: torch.Tensor, call: int) -> Preview:
@@ -39,7 +39,7 @@ class Map:
 
 
 @torch.inference_mode()
-def _fit(vae: Any, channels: int) -> torch.Tensor:
+def _fit(vae: VAE, channels: int) -> torch.Tensor:
     """Least squares from mean patch colours; seeded, so that a checkpoint has one map."""
     generator = torch.Generator("cpu").manual_seed(0)
     patches = torch.randn(channels, FITTED_ON, FITTED_ON, generator=generator)

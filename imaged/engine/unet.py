@@ -75,7 +75,7 @@ class Unet:
 
     def _plain(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         widths = [projection.out_features for projection in self._projections]
-        out: torch.Tensor = self.net(x, iter(times.split(widths, dim=1)), self._pairs(texts))
+        out: torch.Tensor = self.net(x, iter(torch.split(times, widths, dim=1)), self._pairs(texts))
         return out
 
     def _pairs(self, texts: torch.Tensor) -> Iterator[Pair]:

@@ -1,7 +1,8 @@
 """What the engine computes once instead of in every call changes nothing.
 
-Reference: diffusers' own UNet, which computes everything in each call, and the text encoders without
-their cache. Tolerance: 2e-6 of the largest output, float32: other products, summed in another order.
+Reference: diffusers' own UNet, which computes everything in each call, and the text encoders
+without their cache. Tolerance: 2e-6 of the largest output, float32: other products, summed in
+another order.
 """
 
 from __future__ import annotations

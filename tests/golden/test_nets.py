@@ -1,0 +1,143 @@
+"""Each of our nets against the reference libraries' own, with the same weights.
+
+Two checkpoints: the shipped one, and SDXL's full structure at reduced width with random weights.
+Tolerance: 3e-6 of the largest output, float32; text encoders and VAE have been equal to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from imaged.catalogue import MICRO
+from imaged.engine.load import Nets, assemble
+from imaged.errors import CheckpointRefused
+from tests.golden.test_checkpoints import reduced_nets
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOLERANCE = 3e-6
+CPU, FLOAT = torch.device("cpu"), torch.float32
+END = 49407
+
+
+def config_of(net: Any) -> dict[str, Any]:
+    writer = net.config if hasattr(net.config, "to_json_string") else net
+    config: dict[str, Any] = json.loads(writer.to_json_string())
+    return config
+
+
+def ours_of(their_nets: dict[str, Any], **changed: Any) -> Nets:
+    """Our nets with the weights of theirs; `changed` values of the UNet's config."""
+    parts = {name: (config_of(net), net.state_dict()) for name, net in their_nets.items()}
+    parts["unet"][0].update(changed)
+    return assemble(parts, tokenizers=MICRO, device=CPU, dtype=FLOAT)
+
+
+@pytest.fixture(scope="module", params=["shipped", "reduced"])
+def pair(request: pytest.FixtureRequest) -> tuple[Nets, dict[str, Any]]:
+    if request.param == "shipped":
+        pipeline = request.getfixturevalue("theirs")
+        their_nets = {part: getattr(pipeline, part) for part in PARTS}
+    else:
+        their_nets = {name: net.eval() for name, net in reduced_nets().items()}
+        for part in ("unet", "vae"):
+            their_nets[part].to(memory_format=torch.channels_last)  # as ours are
+    return ours_of(their_nets), their_nets
+
+
+def differ(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@torch.inference_mode()
+def unet_outputs(ours: Nets, unet: Any, height: int, width: int) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    config = ours.unet.config
+    x = torch.randn(2, 4, height, width, generator=generator)
+    context = torch.randn(2, 154, config.cross_attention_dim, generator=generator)
+    pooled_width = ours.text_encoder_2.config.projection_dim
+    pooled = torch.randn(pooled_width, generator=generator)
+    time, sizes = torch.tensor([999.0, 17.5]), torch.tensor([1152, 896, 0, 0, 1152, 896.0])
+    embedded = ours.unet.embed(time, pooled, sizes)
+    mine = ours.unet(
+        x,
+        iter([block.time_emb_proj(embedded) for block in ours.unet.resnets()]),
+        iter([attention.keys_values(context) for attention in ours.unet.cross_attentions()]),
+    )
+    added = {"text_embeds": pooled.expand(2, -1), "time_ids": sizes.expand(2, -1)}
+    out = unet(x, time, encoder_hidden_states=context, added_cond_kwargs=added).sample
+    return mine, out
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 13)], ids=str)
+def test_unet(pair: tuple[Nets, dict[str, Any]], size: tuple[int, int]) -> None:
+    ours, theirs = unet_outputs(pair[0], pair[1]["unet"], *size)
+    assert differ(ours, theirs) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_decoder(pair: tuple[Nets, dict[str, Any]]) -> None:
+    ours, theirs = pair
+    z = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(2))
+    assert differ(ours.vae(z), theirs["vae"].decode(z).sample) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_text_encoders(pair: tuple[Nets, dict[str, Any]]) -> None:
+    """Windows that end early, in the middle and nowhere but at the end."""
+    ours, theirs = pair
+    ids = torch.randint(0, END - 1, (3, 77), generator=torch.Generator().manual_seed(3))
+    ids[0, 5:], ids[1, 40:], ids[2, 76] = END, END, END
+    for part in ("text_encoder", "text_encoder_2"):
+        vectors, pooled = getattr(ours, part)(ids, END)
+        out = theirs[part](ids, output_hidden_states=True)
+        assert differ(vectors, out.hidden_states[-2]) <= TOLERANCE
+        assert (pooled is None) == (part == "text_encoder")
+        if pooled is not None:
+            assert differ(pooled, out.text_embeds) <= TOLERANCE
+
+
+def test_a_wrong_number_of_heads_is_seen() -> None:
+    """The mutant: weights of the same shapes, read in another way."""
+    reduced = {name: net.eval() for name, net in reduced_nets().items()}
+    ours = ours_of(reduced, attention_head_dim=[1, 2, 4])
+    mine, theirs = unet_outputs(ours, reduced["unet"], 16, 16)
+    assert differ(mine, theirs) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"act_fn": "gelu"}, "unet: act_fn is 'gelu'; SDXL's is 'silu'"),
+        ({"use_linear_projection": False}, "use_linear_projection is False"),
+        ({"addition_embed_type": None}, "addition_embed_type is None"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 3}, "other blocks than SDXL's"),
+        ({"block_out_channels": [64, 128]}, "not as many block_out_channels"),
+        ({"cross_attention_dim": None}, "its config has no cross_attention_dim"),
+        ({"cross_attention_dim": 64}, "two text encoders"),
+        ({"addition_time_embed_dim": 128}, "two text encoders"),
+        ({"block_out_channels": [32, 128, 128]}, "has the shape"),
+        ({"layers_per_block": 3}, r"unet: it lacks \d+ weights"),
+        ({"layers_per_block": 1}, r"unet: it does not know \d+ weights"),
+    ],
+    ids=str,
+)
+def test_what_would_be_read_wrong_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointRefused, match=said):
+        ours_of(reduced_nets(), **changed)
+
+
+def test_neither_library_is_imported_by_the_engine() -> None:
+    """They take seconds; an import that creeps in would not be noticed otherwise."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; import imaged.engine.engine, imaged.engine.load, imaged.worker.main;"
+        "print(sorted({'diffusers', 'transformers', 'scipy', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
