@@ -200,8 +200,8 @@ def vae_decode(bench: Bench, effort: Effort) -> list[Row]:
     rows, repeats = [], effort.choose(10, 1)
     for name, vae, target in peers:
         pair = compare(
-            each_round(_decode_ms, bench.nets.vae, latent, repeats),
-            each_round(_decode_ms, vae, latent, repeats),
+            each_round(_ms, bench.nets.vae, latent.to(bench.nets.vae.dtype), repeats),
+            each_round(_ms, vae.decode, latent.to(vae.dtype), repeats),
             effort.rounds,
             name,
         )
@@ -211,6 +211,5 @@ def vae_decode(bench: Bench, effort: Effort) -> list[Row]:
     return [Row(f"VAE decode, {bench.pixels} px", "ms", ours=ours, limit=limit), *rows]
 
 
-def _decode_ms(vae: Any, latent: torch.Tensor, repeats: int) -> float:
-    z = latent.to(vae.dtype)
-    return 1000 * fastest(lambda: vae.decode(z, return_dict=False), latent.device, repeats)
+def _ms(decode: Callable[[torch.Tensor], Any], z: torch.Tensor, repeats: int) -> float:
+    return 1000 * fastest(lambda: decode(z), z.device, repeats)

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -256,17 +256,26 @@ def test_a_failing_sample_fails_its_job_once(nets: Any, monkeypatch: pytest.Monk
     assert outcomes["x"].pictures == () and outcomes["y"].error is None
 
 
+class Painting:
+    """Stands in for a VAE that paints what it is told to."""
+
+    dtype = torch.float32
+
+    def __init__(self, paint: Callable[[torch.Tensor], torch.Tensor], **config: Any) -> None:
+        self.paint = paint
+        self.config = SimpleNamespace(**{"latents_mean": None, "latents_std": None, **config})
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        return self.paint(z)
+
+
 def test_broken_pictures_do_not_pass(nets: Any) -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(JobFailed, match="not a number"):
             decode(nets.vae, torch.full((4, 16, 16), value), 1)
     colour = torch.tensor([200.0, 40.0, 40.0]).view(1, 3, 1, 1) / 127.5 - 1
     for shade in (torch.full((1, 3, 1, 1), -1.0), colour):
-        flat = SimpleNamespace(
-            config=SimpleNamespace(scaling_factor=1.0),
-            dtype=torch.float32,
-            decode=lambda z, return_dict, shade=shade: (shade.expand(1, 3, 128, 128),),
-        )
+        flat = Painting(lambda z, shade=shade: shade.expand(1, 3, 128, 128), scaling_factor=1.0)
         with pytest.raises(JobFailed, match="one flat colour"):
             decode(flat, torch.rand(4, 16, 16), 1)
     for latent in (torch.zeros(4, 16, 16), torch.rand(4, 1, 1).expand(4, 16, 16)):
@@ -571,14 +580,12 @@ def test_latent_statistics_are_undone(nets: Any) -> None:
     """Checkpoints may carry per-channel mean and deviation of their latents."""
     seen: list[torch.Tensor] = []
 
-    def keep(z: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+    def keep(z: torch.Tensor) -> torch.Tensor:
         seen.append(z)
-        return (torch.rand(1, 3, 8, 8),)
+        return torch.rand(1, 3, 8, 8)
 
-    config = SimpleNamespace(
-        scaling_factor=0.5, latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0] * 4
-    )
-    vae = SimpleNamespace(config=config, dtype=torch.float32, decode=keep)
+    means, deviations = (1.0, 2.0, 3.0, 4.0), (2.0,) * 4
+    vae = Painting(keep, scaling_factor=0.5, latents_mean=means, latents_std=deviations)
     decode(vae, torch.arange(8.0).view(4, 1, 2), 1)
     assert seen[0].flatten().tolist() == [1.0, 5.0, 10.0, 14.0, 19.0, 23.0, 28.0, 32.0]
 
