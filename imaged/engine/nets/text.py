@@ -96,11 +96,16 @@ class Layer(nn.Module):
         return out
 
 
+def _table(count: int, width: int) -> nn.Embedding:
+    """Not drawn at random: on no device that would import torch's compiler, a second and more."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width))
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_embedding = _table(config.vocab_size, config.hidden_size)
+        self.position_embedding = _table(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.token_embedding(ids) + self.position_embedding.weight
