@@ -1,6 +1,6 @@
 """Parameters in, pixels out: no database, no network, no environment.
 
 Files in the order of an image's way: plan (what it needs), prompt/ (text to context), samplers
-(its table), batching (who shares the next UNet call), denoise (the call), engine (the loop),
-decode (latents to pixels); load puts a checkpoint on a device.
+(its table, from schedule and solvers), batching (who shares the next UNet call), denoise (the
+call), engine (the loop), decode (latents to pixels); load puts a checkpoint on a device.
 """

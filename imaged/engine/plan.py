@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from imaged.engine.samplers import Table, build_scheduler, frozen, table
+from imaged.engine.samplers import Table, alphas, frozen, table
 from imaged.params import ImageParams
 
 
@@ -51,14 +51,14 @@ def plan_images(
     """One plan for each sample; sample k has seed `params.seed + k`."""
     assert params.seed >= 0, "the seed is drawn at submit"
     shape = (channels, params.img_height // factor, params.img_width // factor)
-    traced = table(params.scheduler, params.num_inference_steps, scheduler_config)
+    sampler = table(params.scheduler, params.num_inference_steps, scheduler_config)
     return [
         Plan(
             params.seed + k,
             params.img_width,
             params.img_height,
             shape,
-            traced,
+            sampler,
             params.guidance_scale,
             _alphas(frozen(scheduler_config)),
             str(scheduler_config.get("prediction_type", "epsilon")),
@@ -69,5 +69,4 @@ def plan_images(
 
 @lru_cache(maxsize=16)
 def _alphas(config: tuple[tuple[str, Any], ...]) -> torch.Tensor:
-    alphas: torch.Tensor = build_scheduler("DDIM", dict(config)).alphas_cumprod
-    return alphas
+    return alphas(dict(config))

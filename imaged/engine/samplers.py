@@ -1,52 +1,27 @@
-"""Each of the thirteen samplers as a table, traced from the reference library.
+"""Each of the thirteen samplers as a table.
 
-With the number of steps fixed, a scheduler is a linear function of the initial noise, the
-UNet's outputs and the fresh noises it draws. So no sampler's mathematics is written here: the
-diffusers scheduler runs once on basis vectors instead of images, and what it returns are the
-coefficients. One row of a table combines what an image has seen so far into the UNet's next
-input; the last row gives the final latent.
+With the number of steps fixed, a sampler is a linear function of the initial noise, the UNet's
+outputs and the fresh noises it draws. So it runs once on basis vectors instead of images
+(solvers.Walk), and what comes out are the coefficients. One row of a table combines what an image
+has seen so far into the UNet's next input; the last row gives the final latent.
+
+What each sampler does with a checkpoint's scheduler config, absent keys included, is what the
+class of the same name in diffusers does; the tests compare the two.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
-import diffusers
+import numpy as np
 import torch
 
-# What of a checkpoint's scheduler config describes the model and not a sampler: the sampler is
-# the caller's choice, and a config that says "Karras" must not change what "Euler" means.
-MODEL_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "timestep_spacing",
-    "steps_offset",
-    "rescale_betas_zero_snr",
-)
-CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
-    "DPM Multi": ("DPMSolverMultistepScheduler", {}),
-    "DPM Single": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "Heun": ("HeunDiscreteScheduler", {}),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "DPM2 a Karras": ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
-    "DPM2 Karras": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
-    "LMS": ("LMSDiscreteScheduler", {}),
-    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
-    "DDPM": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_small"}),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-}
+from imaged.engine import solvers
+from imaged.engine.schedule import Path, Training, Vector, on_alphas, on_lambdas, on_sigmas
+from imaged.engine.solvers import Walk
 
 
 @dataclass(frozen=True)
@@ -69,16 +44,51 @@ class Table:
         return len(self.timesteps)
 
 
-def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh diffusers scheduler of this name for a checkpoint with this scheduler config."""
-    class_name, overrides = CLASSES[name]
-    kept = {k: v for k, v in config.items() if k in MODEL_KEYS}
-    return getattr(diffusers, class_name).from_config({**kept, **overrides})
+@dataclass(frozen=True)
+class Sampler:
+    """A solver, where it steps, and how it reads a scheduler config."""
+
+    solve: Callable[[Walk], Vector]
+    path: Callable[[Training, int], Path]
+    absent: Mapping[str, Any] = field(default_factory=dict)  # what a key means that is not there
+    ignores: tuple[str, ...] = ()
+
+
+_LEADING = {"timestep_spacing": "leading"}
+_SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_SNR = ("rescale_betas_zero_snr",)
+_SPACING = ("timestep_spacing", "steps_offset")
+_karras_sigmas = partial(on_sigmas, karras=True)
+_karras_lambdas = partial(on_lambdas, karras=True)
+
+SAMPLERS: dict[str, Sampler] = {
+    "DDIM": Sampler(solvers.ddim, on_alphas, _LEADING),
+    "DPM Multi": Sampler(solvers.dpm_multistep, on_lambdas),
+    "DPM Single": Sampler(solvers.dpm_singlestep, on_lambdas, ignores=_SNR + _SPACING),
+    "Euler a": Sampler(solvers.euler_ancestral, on_sigmas),
+    "Euler": Sampler(solvers.euler, on_sigmas),
+    "Heun": Sampler(solvers.heun, on_sigmas, _SDXL_BETAS, _SNR),
+    "DPM++ 2M Karras": Sampler(solvers.dpm_multistep, _karras_lambdas),
+    "DPM2 a Karras": Sampler(solvers.dpm2_ancestral, _karras_sigmas, _SDXL_BETAS, _SNR),
+    "DPM2 Karras": Sampler(solvers.dpm2, _karras_sigmas, _SDXL_BETAS, _SNR),
+    "LMS": Sampler(solvers.lms, on_sigmas, ignores=_SNR),
+    "PNDM": Sampler(solvers.pndm, on_alphas, _LEADING, _SNR),
+    "DDPM": Sampler(solvers.ddpm, on_alphas, _LEADING),
+    "UniPC": Sampler(solvers.unipc, on_lambdas),
+}
 
 
 def table(name: str, steps: int, config: Mapping[str, Any]) -> Table:
-    """The sampler's table, traced at first use and kept."""
+    """The sampler's table for a checkpoint with this scheduler config, made at first use and kept.
+
+    Raises CheckpointRefused for a config that the sampler cannot use.
+    """
     return _cached(name, steps, frozen(config))
+
+
+def alphas(config: Mapping[str, Any]) -> torch.Tensor:
+    """(T,) float32: the picture's share of the variance at each of the training's timesteps."""
+    return Training.of(config).alphas()
 
 
 def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -89,59 +99,23 @@ def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 @lru_cache(maxsize=256)
 def _cached(name: str, steps: int, config: tuple[tuple[str, Any], ...]) -> Table:
-    return trace(build_scheduler(name, dict(config)), steps)
+    return make(SAMPLERS[name], steps, dict(config))
 
 
-def trace(scheduler: Any, steps: int) -> Table:
-    """Run a scheduler on basis vectors; every value it returns is a row of coefficients."""
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps
-    calls = len(timesteps)
-    width = 1 + calls + 2 * calls  # no scheduler here draws more than two noises a call
-    draws: list[int] = []
-    rows = []
-    with _noises(type(scheduler).__module__, first=1 + calls, width=width) as drawn:
-        sample = _basis(0, width) * scheduler.init_noise_sigma
-        for i, t in enumerate(timesteps):
-            before = len(drawn)
-            rows.append(scheduler.scale_model_input(sample, t))
-            sample = scheduler.step(_basis(1 + i, width), t, sample, return_dict=False)[0]
-            draws.append(len(drawn) - before)
-        rows.append(sample)
-    used = 1 + calls + sum(draws)
-    matrix = torch.stack([row.flatten()[:used] for row in rows]).float()
-    return Table(timesteps.float(), matrix, tuple(draws))
-
-
-def _basis(i: int, width: int) -> torch.Tensor:
-    """The i-th basis vector, shaped like a latent (1, width, 1, 1)."""
-    vector = torch.zeros(1, width, 1, 1)
-    vector[0, i] = 1
-    return vector
-
-
-_trace_lock = threading.Lock()  # tracing swaps a name inside diffusers' modules
-
-
-@contextmanager
-def _noises(module_name: str, first: int, width: int) -> Iterator[list[int]]:
-    """While tracing, noise j is basis vector first + j; yields the list of those drawn."""
-    import importlib
-
-    module: Any = importlib.import_module(module_name)
-    drawn: list[int] = []
-
-    def draw(*_: Any, **__: Any) -> torch.Tensor:
-        drawn.append(first + len(drawn))
-        return _basis(drawn[-1], width)
-
-    with _trace_lock:
-        original = getattr(module, "randn_tensor", None)
-        module.randn_tensor = draw
-        try:
-            yield drawn
-        finally:
-            if original is None:
-                del module.randn_tensor
-            else:
-                module.randn_tensor = original
+def make(sampler: Sampler, steps: int, config: Mapping[str, Any]) -> Table:
+    """Run a sampler on basis vectors and keep what it asked of the model."""
+    heard = {k: v for k, v in config.items() if k not in sampler.ignores}
+    training = Training.of({**sampler.absent, **heard})
+    with np.errstate(divide="ignore", invalid="ignore"):  # eps says nothing where alpha is 0
+        path = sampler.path(training, steps)
+        most = 2 * len(path.timesteps)  # no sampler here asks more than twice a step
+        walk = Walk(path, training.prediction_type == "v_prediction", most)
+        final = sampler.solve(walk)
+    calls, draws = len(walk.times), sum(walk.draws)
+    used = np.r_[: 1 + calls, 1 + most : 1 + most + draws]
+    rows = np.stack([*walk.inputs, final])[:, used]
+    return Table(
+        torch.tensor(walk.times, dtype=torch.float32),
+        torch.from_numpy(rows.astype(np.float32)),
+        tuple(walk.draws),
+    )

@@ -19,8 +19,8 @@ from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.plan import Plan
-from imaged.engine.samplers import build_scheduler
 from imaged.params import SCHEDULERS, ImageParams
+from tests.oracle import build_scheduler
 
 TOLERANCE = 5e-4
 SCHEDULER = json.loads((MICRO / "scheduler" / "scheduler_config.json").read_text())
