@@ -98,7 +98,7 @@ class Layer(nn.Module):
 
 def _table(count: int, width: int) -> nn.Embedding:
     """Not drawn at random: on no device that would import torch's compiler, a second and more."""
-    return nn.Embedding.from_pretrained(torch.empty(count, width))
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))
 
 
 class Embeddings(nn.Module):
