@@ -1,6 +1,6 @@
 """The largest job stays within its bound: four pictures of 2048 x 2048.
 
-The bound for micro: 3.25 GiB for the process, and for each picture under way 1 MiB more for each
+The bound for micro: 2.25 GiB for the process, and for each picture under way 1 MiB more for each
 UNet call and for each noise that its sampler draws (what it may look back on). In a process of its
 own, whose peak the kernel reports.
 """
@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 
-BOUND = 3.25 * 1024**3
+BOUND = 2.25 * 1024**3
 PROGRAM = """
 import json, resource
 from imaged.catalogue import MICRO
