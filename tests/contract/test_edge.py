@@ -326,7 +326,8 @@ def test_who_reads_goes_last_and_who_has_stopped_does_not() -> None:
     clock, unread = SimpleNamespace(time=lambda: 100.0), iter([900, 900, 700, 700, 700, 0, 0])
     reader: Any = edge.Edge.__new__(edge.Edge)
     reader.doors, reader.loop, reader.due = edge.Doors(Limits()), clock, None
-    reader.cycle, reader._unread, reader._read_by, reader._stalled = None, 0, None, None
+    reader._unread, reader._read_by, reader._stalled = 0, None, None
+    reader.cycle, reader._between = SimpleNamespace(response_complete=False), True
     seen = []
     for now in range(1, 8):
         size = next(unread)
