@@ -23,6 +23,8 @@ text repeats what the caller sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -191,13 +193,15 @@ class StillRunning(Unavailable):
 
 
 class JobFailed(ImagedError):
-    """The job failed."""
+    """The job failed; `headers` say of it what an answer's headers say of a job."""
 
     code, status = "job_failed", 422
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(
+        self, reason: str, detail: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(detail)
-        self.code = reason
+        self.code, self.headers = reason, headers
 
 
 class CheckpointRefused(ImagedError):

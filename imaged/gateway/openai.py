@@ -116,7 +116,7 @@ def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links
         "request_id": job.id,
         "seed": images[0]["seed"],
     }
-    return JSONResponse(body)
+    return JSONResponse(body, headers=replies.checked(job))
 
 
 def _model(slug: str, model: Model) -> dict[str, Any]:

@@ -255,7 +255,8 @@ def _slug(given: Mapping[str, Any]) -> str:
 def _answer(job: Job, files: list[bytes]) -> Response:
     images = [base64.b64encode(content).decode() for content in files]
     return JSONResponse(
-        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
+        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))},
+        headers=replies.checked(job),
     )
 
 

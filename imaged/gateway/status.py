@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 Answer = tuple[Message, Message]
 
@@ -81,7 +84,7 @@ class Status:
         if keep and not query and headers.get("host"):
             # No longer than a key is believed: it may have been revoked before this read.
             keep(writes, min(time.time() + FRESH_S, job.expires_at or math.inf))
-        return _json(code, body)
+        return _json(code, body, replies.checked(job))
 
     def _origin(self, scope: Scope, headers: Headers) -> str:
         host = headers.get("host") or "{}:{}".format(*scope["server"])  # HTTP/1.0 may name none
@@ -105,9 +108,10 @@ def _problem(problem: ImagedError) -> Answer:
     return _json(problem.status or 500, replies.error_body(problem))
 
 
-def _json(code: int, body: dict[str, Any]) -> Answer:
+def _json(code: int, body: dict[str, Any], more: Mapping[str, str] = NOTHING) -> Answer:
     content = json.dumps(body).encode()
     headers = [
+        *((name.encode(), value.encode()) for name, value in more.items()),
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
     ]
