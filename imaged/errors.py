@@ -13,6 +13,7 @@ ImagedError
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
 ├── CommandError             the command line asked for something that cannot be done
+├── BadAddress               client side: the server's address, or what is asked of it, is no URL
 ├── NoAnswer                 client side: the server was not reached, or its answer was lost
 ├── InferenceFailed          client side: the server reported FAILED
 └── InferenceTimeout         client side: waiting ended before the job did
@@ -214,6 +215,12 @@ class CommandError(ImagedError):
     """The command cannot be carried out."""
 
     code = "command"
+
+
+class BadAddress(ImagedError):
+    """This is no URL of a server."""
+
+    code, status = "bad_address", None
 
 
 class NoAnswer(ImagedError):
