@@ -165,7 +165,7 @@ class Edge(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.doors.leave(self)
-        self.transport.drop()  # type: ignore[attr-defined]
+        self._forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -284,11 +284,15 @@ class Edge(HttpToolsProtocol):
 
     def cut(self) -> None:
         """End the connection at once, whatever is still unsent."""
+        self._forget()
+        self.transport.abort()
+
+    def _forget(self) -> None:
+        """What is unsent, and what the app still says, of all requests in hand, goes nowhere."""
         for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
             if cycle is not None:
-                cycle.disconnected = True  # what the app still says goes nowhere
+                cycle.disconnected = True
         self.transport.drop()  # type: ignore[attr-defined]
-        self.transport.abort()
 
     def _wait(self, seconds: float) -> None:
         self.since = self.loop.time()
