@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imaged.errors import ImagedError, InferenceFailed, InferenceTimeout, NoAnswer
+from imaged.errors import BadAddress, ImagedError, InferenceFailed, InferenceTimeout, NoAnswer
 
 if TYPE_CHECKING:  # the same names for type checkers, which load nothing
     from imaged.client.account import Accounts, Generations, Models, Webhooks
@@ -49,6 +49,7 @@ SegmindError = ImagedError  # the vendor's name, so that `import imaged as segmi
 __all__ = [
     *_CLIENT,
     *_GROUPS,
+    "BadAddress",
     "ImagedError",
     "InferenceFailed",
     "InferenceTimeout",

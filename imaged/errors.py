@@ -13,6 +13,7 @@ ImagedError
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
 ├── CommandError             the command line asked for something that cannot be done
+├── BadAddress               client side: the server's address, or what is asked of it, is no URL
 ├── NoAnswer                 client side: the server was not reached, or its answer was lost
 ├── InferenceFailed          client side: the server reported FAILED
 └── InferenceTimeout         client side: waiting ended before the job did
@@ -23,6 +24,8 @@ text repeats what the caller sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -191,13 +194,15 @@ class StillRunning(Unavailable):
 
 
 class JobFailed(ImagedError):
-    """The job failed."""
+    """The job failed; `headers` say of it what an answer's headers say of a job."""
 
     code, status = "job_failed", 422
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(
+        self, reason: str, detail: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(detail)
-        self.code = reason
+        self.code, self.headers = reason, headers
 
 
 class CheckpointRefused(ImagedError):
@@ -210,6 +215,12 @@ class CommandError(ImagedError):
     """The command cannot be carried out."""
 
     code = "command"
+
+
+class BadAddress(ImagedError):
+    """This is no URL of a server."""
+
+    code, status = "bad_address", None
 
 
 class NoAnswer(ImagedError):

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from httpx_retries import Retry, RetryTransport
 
-from imaged.errors import ImagedError, NoAnswer
+from imaged.errors import BadAddress, ImagedError, NoAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 INTERVAL_S = 1.0
@@ -48,9 +48,13 @@ def transport() -> RetryTransport:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Raises NoAnswer for whatever goes wrong between a request and its answer."""
+    """Raises NoAnswer for whatever goes wrong between a request and its answer, and BadAddress
+    for a request that has no URL.
+    """
     try:
         yield
+    except httpx.InvalidURL as error:
+        raise BadAddress(f"this cannot be asked for: {error}") from error
     except httpx.RequestError as error:
         raise NoAnswer(f"no answer from the server: {error or type(error).__name__}") from error
 
@@ -65,9 +69,27 @@ def submit(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def origin(url: str | None) -> str:
-    """The server's origin from an argument, IMAGED_URL or the default; a final /v1 may stand."""
-    text = (url or os.environ.get("IMAGED_URL") or DEFAULT_URL).rstrip("/")
+    """The server's origin from an argument, IMAGED_URL or the default; a final /v1 may stand.
+
+    Raises BadAddress, which does not repeat what was given: there may be a password in it.
+    """
+    text = (url or os.environ.get("IMAGED_URL") or DEFAULT_URL).strip().rstrip("/")
+    if not _is_address(text):
+        raise BadAddress(
+            f"{'base_url' if url else 'IMAGED_URL'} should be http:// or https://, a host and "
+            f"perhaps a port, such as {DEFAULT_URL}"
+        )
     return text.removesuffix("/v1").removesuffix("/v2")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    named = url.scheme in ("http", "https") and url.host and "%" not in url.host
+    whole = not url.query and not url.fragment and (url.port is None or 0 < url.port < 65536)
+    return bool(named and whole)
 
 
 def headers(api_key: str | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -105,6 +106,15 @@ class Admission:
         if key.models is not None and not {slug, model.slug} & key.models:
             raise ModelForbidden()
         return replace(model, knobs=knobs) if knobs and model.slug != slug else model
+
+    async def models(self, key: Key) -> dict[str, Model]:
+        """What this key may ask for, by slug; of aliases those that it names."""
+        slugs = sorted(await self.catalogue() if key.models is None else key.models)
+        found = {}
+        for slug in slugs:
+            with suppress(UnknownModel, ModelRetired):
+                found[slug] = await self.model(slug, key)
+        return found
 
     def aliases_of(self, slug: str) -> list[str]:
         """Other slugs under which this one is served."""

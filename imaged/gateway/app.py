@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import sqlalchemy as sa
 from starlette.applications import Starlette
@@ -31,8 +31,7 @@ from imaged.gateway import (
 from imaged.gateway.access import public, route
 from imaged.gateway.middleware import CLOSE, Guard
 from imaged.gateway.state import Gateway
-from imaged.gateway.status import Again, Kept, Status
-from imaged.settings import Settings
+from imaged.gateway.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +115,8 @@ CORS_EXPOSED = (
 )
 
 
-def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> ASGIApp:
-    """The whole gateway as one ASGI app; it opens the store now and closes it at shutdown.
-
-    Event streams and waiting calls end when `stopping` says so; a server that has to stop waits
-    for them.
-    """
-    gateway = Gateway.open(settings, stopping)
+def build_app(gateway: Gateway) -> ASGIApp:
+    """The whole gateway as one ASGI app, which closes it at shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -148,9 +142,8 @@ def build_app(settings: Settings, stopping: Callable[[], bool] = lambda: False) 
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
     app.state.gateway, app.state.described = gateway, openapi.Described.of(ROUTES)
-    kept = Kept(gateway.watch)
-    guarded = Guard(Status(app, gateway, kept), settings.max_body)
-    return _cors(Again(guarded, kept), settings.cors)
+    settings = gateway.settings
+    return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
 
 
 def _cors(app: ASGIApp, origins: str) -> ASGIApp:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from imaged.aliases import widened
 from imaged.catalogue import Model
 from imaged.errors import BadParameter, JobFailed, StillRunning, WrongContentType
-from imaged.gateway import body
+from imaged.gateway import body, replies
 from imaged.gateway.admit import Admitted
 from imaged.gateway.state import Gateway
 from imaged.gateway.terms import read_terms
@@ -54,7 +54,8 @@ async def made(
     if not job.state.final:
         raise StillRunning(job.id)
     if job.state is not State.COMPLETED:
-        raise JobFailed(job.reason or "job_failed", job.error or "the job failed")
+        reason, error = job.reason or "job_failed", job.error or "the job failed"
+        raise JobFailed(reason, error, replies.checked(job))
     return job, await gateway.files(job), admitted
 
 

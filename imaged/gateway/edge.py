@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from imaged.errors import HeadersTooLarge, ImagedError
 from imaged.gateway import replies
+from imaged.gateway.kept import EXTENSION, Kept
 from imaged.gateway.middleware import BODY_S, MAX_HEADERS
 
 SWEEP_S = 0.5
@@ -97,6 +99,7 @@ class Corked:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop, self._held = transport, loop, b""
+        self.copies: list[bytes] | None = None  # of all that is written, if somebody wants them
         self.is_closing = transport.is_closing
         self.get_write_buffer_size = transport.get_write_buffer_size
 
@@ -105,6 +108,8 @@ class Corked:
 
     def write(self, data: bytes) -> None:
         """At once what follows another write; else when the loop has gone round, if not before."""
+        if self.copies is not None:
+            self.copies.append(data)
         if not self._held and len(data) <= SMALL:
             self._held = data
             self._loop.call_soon(self.flush)
@@ -133,6 +138,7 @@ class Edge(HttpToolsProtocol):
     """
 
     doors: Doors
+    kept: Kept
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -145,6 +151,9 @@ class Edge(HttpToolsProtocol):
         self._stalled: float | None = None  # since when none of it is read
         self._head = 0  # bytes of headers so far
         self._in_head, self._refused = True, False
+        self._between, self._begun = True, 0  # two requests, and those begun in what came last
+        self._asked = b""  # a request that waits for its kept answer
+        self._keeping: tuple[bytes, int, float] | None = None  # for what, and see `Kept.put`
         self._running: Any = None  # the request that the app has in hand
         self._wait(self.doors.limits.headers_s)
         if not self.doors.enter(self):
@@ -156,12 +165,40 @@ class Edge(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.doors.leave(self)
-        self.transport.drop()  # type: ignore[attr-defined]
+        self._forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
             return
+        if self._asked:  # more came before it had its answer: all is parsed
+            data, self._asked = self._asked + data, b""
+        elif self._idle() and self._ask(data):
+            return
+        self._parse(data)
+
+    def _ask(self, data: bytes) -> bool:
+        """Whether there is a kept answer, and one who reads it."""
+        if self.flow.write_paused or not self.kept.ask((self.address, data), self._again):
+            return False
+        self._asked = data
+        return True
+
+    def _again(self, answer: bytes | None) -> None:
+        """Send a kept answer, or find one if it holds no more."""
+        data, self._asked = self._asked, b""
+        if not data or self.transport.is_closing():
+            return
+        if answer is None:
+            self._parse(data)
+            return
+        self._unset_keepalive_if_required()
+        self.due = None
+        self.transport.flush(answer)  # type: ignore[attr-defined]
+        self.on_response_complete()
+
+    def _parse(self, data: bytes) -> None:
+        alone, self._begun = self._between, 0
         if self.due is None and (self.cycle is None or self.cycle.response_complete):
             self._wait(self.doors.limits.headers_s)
         super().data_received(data)
@@ -169,10 +206,24 @@ class Edge(HttpToolsProtocol):
             self._head += len(data)
             if self._head > MAX_HEADERS:
                 self._refuse(HeadersTooLarge(f"The headers are over {MAX_HEADERS} bytes."))
+        elif alone and self._between and self._begun == 1 and not self.transport.is_closing():
+            # One whole request, and the app has not seen it yet.
+            keep: Any = partial(self._keep, data)
+            self.scope["extensions"] = {EXTENSION: keep}
+
+    def _keep(self, data: bytes, writes: int, until: float) -> None:
+        """Keep the answer that the app is about to send, for whoever sends this again."""
+        self._keeping = data, writes, until
+        self.transport.copies = []  # type: ignore[attr-defined]
+
+    def shutdown(self) -> None:
+        self._again(None)  # who has asked is answered first
+        super().shutdown()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head, self._in_head = 0, True
+        self._head, self._in_head, self._between = 0, True, False
+        self._begun += 1
         if self.due is None:
             self._wait(self.doors.limits.headers_s)
 
@@ -182,13 +233,22 @@ class Edge(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self.due = None
+        self.due, self._between = None, True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self.due is None:
             self.since = self.loop.time()
+        if self._keeping is not None:
+            self._put()
         super().on_response_complete()
+
+    def _put(self) -> None:
+        assert self._keeping is not None
+        (data, writes, until), self._keeping = self._keeping, None
+        copies, self.transport.copies = self.transport.copies, None  # type: ignore[attr-defined]
+        if self._running.keep_alive:
+            self.kept.put((self.address, data), writes, until, b"".join(copies))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
@@ -217,15 +277,22 @@ class Edge(HttpToolsProtocol):
             return self.since
         if self.transport.get_write_buffer_size():
             return self.loop.time() if self._stalled is None else self._stalled
-        return self.since if self.cycle is not None and self.cycle.response_complete else None
+        return self.since if self._idle() else None
+
+    def _idle(self) -> bool:
+        return self._between and (self.cycle is None or self.cycle.response_complete)
 
     def cut(self) -> None:
         """End the connection at once, whatever is still unsent."""
+        self._forget()
+        self.transport.abort()
+
+    def _forget(self) -> None:
+        """What is unsent, and what the app still says, of all requests in hand, goes nowhere."""
         for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
             if cycle is not None:
-                cycle.disconnected = True  # what the app still says goes nowhere
+                cycle.disconnected = True
         self.transport.drop()  # type: ignore[attr-defined]
-        self.transport.abort()
 
     def _wait(self, seconds: float) -> None:
         self.since = self.loop.time()
@@ -245,6 +312,6 @@ class Edge(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[problem.status or 400] + head + b"\r\n" + content)
 
 
-def protocol(limits: Limits) -> type[Any]:
+def protocol(limits: Limits, kept: Kept) -> type[Any]:
     """The protocol class of one server, for uvicorn's `http`."""
-    return type("Edge", (Edge,), {"doors": Doors(limits)})
+    return type("Edge", (Edge,), {"doors": Doors(limits), "kept": kept})

@@ -44,13 +44,13 @@ async def result(request: Request, gateway: Gateway, job: Job) -> Response:
     """GET /v2/requests/{id}: the result body, complete once the job is COMPLETED."""
     encoded = await gateway.files(job) if job.params.base64 else []
     links = gateway.links(request)
-    return await asyncio.to_thread(lambda: _json(*replies.result(job, links, encoded)))
+    return await asyncio.to_thread(lambda: _json(job, *replies.result(job, links, encoded)))
 
 
 @owned
 async def poll(request: Request, gateway: Gateway, job: Job) -> Response:
     """GET /v1/requests/{id}: the older poll_url, status and output in one."""
-    return _json(*replies.polled(job, gateway.links(request)))
+    return _json(job, *replies.polled(job, gateway.links(request)))
 
 
 @owned
@@ -62,7 +62,7 @@ async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
         )
     )
     after = await own_job(request, gateway)
-    return JSONResponse(replies.status(after, gateway.links(request))[1])
+    return _json(after, 200, replies.status(after, gateway.links(request))[1])
 
 
 class OwnRequest(HTTPEndpoint):
@@ -127,5 +127,5 @@ async def read_body(
     return params, ignored
 
 
-def _json(code: int, body: dict[str, Any]) -> Response:
-    return JSONResponse(body, code)
+def _json(job: Job, code: int, body: dict[str, Any]) -> Response:
+    return JSONResponse(body, code, headers=replies.checked(job))

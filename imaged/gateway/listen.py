@@ -10,6 +10,7 @@ import uvicorn
 from imaged.gateway.app import build_app
 from imaged.gateway.edge import Limits, protocol
 from imaged.gateway.rules import statement
+from imaged.gateway.state import Gateway
 from imaged.settings import Settings
 
 SPARE_FILES = 128  # for the store, pictures, pipes
@@ -21,11 +22,12 @@ def server(settings: Settings) -> uvicorn.Server:
         connections=min(settings.connections, _open_files() - SPARE_FILES),
         per_address=settings.connections_per_address,
     )
+    gateway = Gateway.open(settings, stopping=lambda: ready.should_exit)
     config = uvicorn.Config(
-        build_app(settings, stopping=lambda: ready.should_exit),
+        build_app(gateway),
         host=settings.host,
         port=settings.port,
-        http=protocol(limits),
+        http=protocol(limits, gateway.kept),
         ws="none",
         log_level="warning",
         access_log=False,

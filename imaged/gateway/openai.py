@@ -6,7 +6,6 @@ import asyncio
 import base64
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -18,7 +17,6 @@ from imaged.errors import (
     BadParameter,
     IdempotencyMismatch,
     ImagedError,
-    ModelRetired,
     NoCredits,
     StillRunning,
     UnknownModel,
@@ -76,12 +74,8 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
 @spoken
 @keyed
 async def list_models(_: Request, gateway: Gateway, key: Key) -> Response:
-    """GET /openai/v1/models: the slugs that this key may ask for; of aliases those it names."""
-    slugs = sorted(await gateway.admission.catalogue() if key.models is None else key.models)
-    mine = []
-    for slug in slugs:
-        with suppress(UnknownModel, ModelRetired):
-            mine.append(_model(slug, await gateway.admission.model(slug, key)))
+    """GET /openai/v1/models: the slugs that this key may ask for."""
+    mine = [_model(*pair) for pair in (await gateway.admission.models(key)).items()]
     return JSONResponse({"object": "list", "data": mine})
 
 
@@ -122,7 +116,7 @@ def _answer(job: Job, files: list[bytes], answer_with: str, links: replies.Links
         "request_id": job.id,
         "seed": images[0]["seed"],
     }
-    return JSONResponse(body)
+    return JSONResponse(body, headers=replies.checked(job))
 
 
 def _model(slug: str, model: Model) -> dict[str, Any]:

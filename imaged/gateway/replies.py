@@ -16,13 +16,15 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import ImagedError, StillRunning, TooFast
+from imaged.errors import ImagedError, JobFailed, StillRunning, TooFast
 from imaged.jobs import Job, Preview, State
 from imaged.store import blobs
 from imaged.store.limits import Share
 
 #: What made a picture, as results name it (worker/deliver.py).
 STAMP = ("checkpoint", "determinism", "engine", "device")
+#: What a checker has done when a job that was begun failed for this reason (worker/check.py).
+CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def share_headers(share: Share) -> dict[str, str]:
 
 
 def error_headers(problem: ImagedError) -> dict[str, str]:
-    """When the key may ask again, or the job to come back for."""
+    """When the key may ask again, the job to come back for, or what looked at its pictures."""
     if isinstance(problem, TooFast):
         return {
             "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
             "x-rate-limit-reset-at-utc": utc(problem.reset_at),
         }
+    if isinstance(problem, JobFailed):
+        return dict(problem.headers)
     return {"x-request-id": problem.request_id} if isinstance(problem, StillRunning) else {}
 
 
@@ -203,6 +207,19 @@ def metrics(job: Job) -> dict[str, float]:
     return found
 
 
+def checked(job: Job) -> dict[str, str]:
+    """Whether the operator's checker has looked at the job's pictures, once there were some.
+
+    The header is a list: the server names the rules for prompts on every answer, and this is one
+    more entry.
+    """
+    if job.state is State.COMPLETED and job.result and "checked" in job.result:
+        return {"x-safety": f"image-checker={'on' if job.result['checked'] else 'off'}"}
+    if job.state is State.FAILED and job.started_at is not None and job.reason in CHECKS:
+        return {"x-safety": f"image-checker={CHECKS[job.reason]}"}
+    return {}
+
+
 def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
     """The answer of v1: the first picture's bytes, or JSON with all when base64 was asked."""
     assert job.result is not None
@@ -227,6 +244,7 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
     images = job.result["images"]
     shape = {name: images[0][name] for name in ("width", "height", "seed")}
     return {
+        **checked(job),
         "x-request-id": job.id,
         "x-cost": f"{dollars(job.cost_micros):.6f}",
         "x-remaining-credits": f"{dollars(job.remaining_micros or 0):.6f}",
@@ -243,7 +261,7 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
 
 def failed(job: Job, links: Links) -> Response:
     code, body = status(job, links)
-    return JSONResponse(body, code, headers={"x-request-id": job.id})
+    return JSONResponse(body, code, headers={"x-request-id": job.id, **checked(job)})
 
 
 def wire_state(job: Job) -> State:

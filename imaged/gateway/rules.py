@@ -75,9 +75,10 @@ class Rules:
 
 
 def statement(settings: Settings) -> str:
-    """Which checks a picture of this installation goes through, for the header x-safety."""
-    prompt = "hard+operator" if settings.rules else "hard"
-    return f"prompt-rules={prompt}; image-checker={'on' if settings.checker else 'off'}"
+    """Which rules every prompt goes through here, for the header x-safety; what looked at a job's
+    pictures is said of that job (`replies.checked`).
+    """
+    return f"prompt-rules={'hard+operator' if settings.rules else 'hard'}"
 
 
 def _read_rule(line: str, name: str) -> Rule:

@@ -129,19 +129,19 @@ async def scripts(_: Request, gateway: Gateway, key: Key) -> Response:
 @spoken
 @keyed
 async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
-    """GET /sdapi/v1/sd-models: the catalogue; a title chooses by override_settings."""
-    offered = (await gateway.admission.catalogue()).values()
+    """GET /sdapi/v1/sd-models: what this key may ask for; a title chooses by override_settings."""
+    mine = await gateway.admission.models(key)
     return JSONResponse(
         [
             {
-                "title": model.slug,
-                "model_name": model.slug,
+                "title": slug,
+                "model_name": slug,
                 "hash": None,
                 "sha256": None,
                 "filename": model.checkpoint_name,
                 "config": None,
             }
-            for model in offered
+            for slug, model in mine.items()
         ]
     )
 
@@ -255,7 +255,8 @@ def _slug(given: Mapping[str, Any]) -> str:
 def _answer(job: Job, files: list[bytes]) -> Response:
     images = [base64.b64encode(content).decode() for content in files]
     return JSONResponse(
-        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))}
+        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))},
+        headers=replies.checked(job),
     )
 
 

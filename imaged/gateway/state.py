@@ -12,6 +12,7 @@ from imaged import aliases
 from imaged.errors import UnknownRequest
 from imaged.gateway.admit import Admission
 from imaged.gateway.dispatch import Dispatcher
+from imaged.gateway.kept import Kept
 from imaged.gateway.reach import Reach
 from imaged.gateway.replies import Links
 from imaged.gateway.rules import Rules
@@ -29,7 +30,7 @@ class Gateway:
     settings: Settings
     secret: bytes
     db: Database
-    watch: Watch
+    kept: Kept
     blobs: Blobs
     writer: Writer
     admission: Admission
@@ -39,8 +40,12 @@ class Gateway:
     dispatcher: Dispatcher
 
     @classmethod
-    def open(cls, settings: Settings, stopping: Callable[[], bool]) -> Gateway:
-        """Read the rules, open the store; its schema must be current (`Database.migrate`)."""
+    def open(cls, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> Gateway:
+        """Read the rules, open the store; its schema must be current (`Database.migrate`).
+
+        Event streams and waiting calls end when `stopping` says so; a server that has to stop
+        waits for them.
+        """
         rules, reach = Rules.load(settings.rules), Reach.load(settings.webhook_networks)
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
@@ -49,7 +54,7 @@ class Gateway:
             settings,
             secret,
             db,
-            Watch(db),
+            Kept(Watch(db)),
             Blobs(settings.blobs),
             writer,
             Admission(

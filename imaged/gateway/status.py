@@ -1,108 +1,49 @@
 """GET /v2/requests/{id}/status: what every waiting client asks for every second.
 
-Plain ASGI in front of the framework: no routing, no request object, one coalesced read; and while
-nobody writes to the store, an answer that was given once is given again.
+Plain ASGI in front of the framework: no routing, no request object, one coalesced read; and what
+was answered may be given again (see `kept`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
 import re
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs
 
 import sqlalchemy as sa
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imaged.errors import BadParameter, ImagedError, Unavailable, WrongMethod
 from imaged.gateway import replies
 from imaged.gateway.admit import FRESH_S
+from imaged.gateway.kept import EXTENSION
 from imaged.gateway.replies import Links
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import read_wait
 from imaged.jobs import State
-from imaged.store.db import Watch
 
 log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
 LONGEST_WAIT_S = 60.0
-MOST_KEPT = 10_000
-LONGEST_HOST = 255  # of those for whom an answer is kept; its links repeat it
 
-Ident = tuple[str, bytes, bytes, bytes, str]  # path, query, key, host, scheme
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
 Answer = tuple[Message, Message]
-
-
-class Kept:
-    """Answers that hold while the store stays as it is, each for who shows the same key.
-
-    A write of anyone, be it a worker's progress or a revoked key, ends them all. A store that
-    cannot tell of writes (see `Watch`) has none kept. One look serves a turn of the loop: whatever
-    is answered in it had arrived before.
-    """
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch, self._looked = watch, False
-        self._answers: dict[Ident, tuple[float, Answer]] = {}
-        self.writes = 0  # seen so far
-
-    def get(self, ident: Ident) -> Answer | None:
-        if not self._looked:
-            self._look()
-        until, answer = self._answers.get(ident, (0.0, None))
-        return answer if until > time.time() else None
-
-    def put(self, ident: Ident, writes: int, until: float, answer: Answer) -> None:
-        """Keep what was read after so many `writes`, `until` its job expires."""
-        if self._watch.exact and writes == self.writes and len(ident[3]) <= LONGEST_HOST:
-            if len(self._answers) >= MOST_KEPT:
-                self._answers.clear()
-            self._answers[ident] = until, answer
-
-    def _look(self) -> None:
-        self._looked = True
-        asyncio.get_running_loop().call_soon(self._next_turn)
-        try:
-            changed = self._watch.changed()
-        except Exception:  # a store in trouble; whoever reads it will say so
-            log.exception("the store did not say whether it was written to")
-            changed = True
-        if changed:
-            self._answers.clear()
-            self.writes += 1
-
-    def _next_turn(self) -> None:
-        self._looked = False
-
-
-class Again:
-    """Answers a status poll with a kept answer; everything else goes on to the app."""
-
-    def __init__(self, app: ASGIApp, kept: Kept) -> None:
-        self._app, self._kept = app, kept
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].endswith("/status"):
-            answer = self._kept.get(_ident(scope))
-            if answer is not None and scope["method"] == "GET":
-                start, body = answer
-                await send({**start})  # middleware on the way puts headers into what it is given
-                await send(body)
-                return
-        await self._app(scope, receive, send)
 
 
 class Status:
     """Answers status polls from the store; everything else goes on to the app."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway, kept: Kept) -> None:
-        self._app, self._gateway, self._kept = app, gateway, kept
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
@@ -112,14 +53,13 @@ class Status:
         if scope["method"] not in ("GET", "HEAD"):
             await replies.error(WrongMethod(), {"allow": "GET, HEAD"})(scope, receive, send)
             return
-        start, body = await self._answer(match[1], scope, receive)
-        await send({**start})
-        await send(body)
+        for message in await self._answer(match[1], scope, receive):
+            await send(message)
 
     async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
         """As the store has it now, or why not."""
         try:
-            return await self._read(job_id, _ident(scope), receive)
+            return await self._read(job_id, scope, receive)
         except ImagedError as problem:
             return _problem(problem)
         except sa.exc.OperationalError:
@@ -129,37 +69,26 @@ class Status:
             log.exception("unexpected")
             return _problem(ImagedError("Internal server error"))
 
-    async def _read(self, job_id: str, ident: Ident, receive: Receive) -> Answer:
-        writes, gateway = self._kept.writes, self._gateway
-        _, query_string, shown, host, scheme = ident
-        key = await gateway.admission.key(shown.decode("latin-1"))
-        query = parse_qs(query_string.decode("latin-1"), keep_blank_values=True)
+    async def _read(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
+        gateway, headers = self._gateway, Headers(scope=scope)
+        writes = gateway.kept.writes
+        key = await gateway.admission.key(headers.get("x-api-key"))
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         wait_s, with_preview = _wait_s(query), _with_preview(query)
         job = await gateway.board.settled(key, job_id, wait_s, receive)
-        origin = gateway.settings.public_url.rstrip("/") or f"{scheme}://{host.decode('latin-1')}"
-        code, body = replies.status(job, Links(origin, gateway.secret))
+        code, body = replies.status(job, Links(self._origin(scope, headers), gateway.secret))
         if with_preview and job.state is State.PROCESSING and job.preview_call:
             made = await gateway.board.preview(job)
             body.update({"preview": replies.preview(made)} if made else {})
-        answer = _json(code, body)
-        if not query_string:
+        keep = scope.get("extensions", {}).get(EXTENSION)  # not of every request, see `edge`
+        if keep and not query and headers.get("host"):
             # No longer than a key is believed: it may have been revoked before this read.
-            until = min(time.time() + FRESH_S, job.expires_at or math.inf)
-            self._kept.put(ident, writes, until, answer)
-        return answer
+            keep(writes, min(time.time() + FRESH_S, job.expires_at or math.inf))
+        return _json(code, body, replies.checked(job))
 
-
-def _ident(scope: Scope) -> Ident:
-    """All that an answer depends on, beside the store."""
-    key = host = b""
-    for name, value in scope["headers"]:
-        if name == b"x-api-key":
-            key = key or value
-        elif name == b"host":
-            host = host or value
-    if not host:  # as HTTP/1.0 may
-        host = "{}:{}".format(*scope["server"]).encode()
-    return scope["path"], scope["query_string"], key, host, scope["scheme"]
+    def _origin(self, scope: Scope, headers: Headers) -> str:
+        host = headers.get("host") or "{}:{}".format(*scope["server"])  # HTTP/1.0 may name none
+        return self._gateway.settings.public_url.rstrip("/") or f"{scope['scheme']}://{host}"
 
 
 def _with_preview(query: Mapping[str, list[str]]) -> bool:
@@ -179,9 +108,10 @@ def _problem(problem: ImagedError) -> Answer:
     return _json(problem.status or 500, replies.error_body(problem))
 
 
-def _json(code: int, body: dict[str, Any]) -> Answer:
+def _json(code: int, body: dict[str, Any], more: Mapping[str, str] = NOTHING) -> Answer:
     content = json.dumps(body).encode()
     headers = [
+        *((name.encode(), value.encode()) for name, value in more.items()),
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
     ]

@@ -66,6 +66,7 @@ class Delivery:
             "inference_s": round(outcome.inference_s, 6),
             **asdict(stamp),
             "engine": __version__,
+            "checked": self._check is not None,
         }
         with self._db.write() as connection:
             held = queue.finish(

@@ -77,6 +77,7 @@ class Gate:
     @contextmanager
     def running(self) -> Iterator[Gate]:
         server = listen.server(self.settings)
+        self.doors = server.config.http.doors  # type: ignore[union-attr]
         threads = [threading.Thread(target=server.run), threading.Thread(target=self._paint)]
         for thread in threads:
             thread.start()

@@ -83,7 +83,7 @@ def test_openai_lists_models(client: openai.OpenAI, gate: Gate) -> None:
     ("models", "listed"),
     [(["sdxl-lightning"], ["sdxl-lightning"]), (["micro", "none", "sdxl-old"], ["micro"])],
 )
-def test_openai_lists_what_this_key_may_ask_for(
+def test_the_dialects_list_what_this_key_may_ask_for(
     gate: Gate, models: list[str], listed: list[str]
 ) -> None:
     """A key may be for an alias alone, or name what is not served (any more)."""
@@ -91,6 +91,13 @@ def test_openai_lists_what_this_key_may_ask_for(
     with openai.OpenAI(api_key=key, base_url=base_url, max_retries=0) as limited:
         assert [model.id for model in limited.models.list()] == listed
         assert [limited.models.retrieve(slug).id for slug in listed] == listed
+    webui = webuiapi.WebUIApi(port=gate.settings.port, username="anyone", password=key)
+    assert webui.util_get_model_names() == listed
+    made = webui.txt2img(
+        prompt="x", override_settings={"sd_model_checkpoint": listed[0]}, width=256, height=256
+    )
+    assert made.info["sd_model_name"]
+    webui.session.close()
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,101 @@ def test_mutant_without_making_room(hasty: Gate, monkeypatch: pytest.MonkeyPatch
     assert attack(hasty) < 0.5 * HONEST
 
 
+class Slow:
+    """A connection that says `first`, then `trickle` now and then, and reads a few bytes a time;
+    it comes back when it is cut.
+    """
+
+    def __init__(self, gate: Gate, first: bytes, trickle: bytes) -> None:
+        self._gate, self._first, self._trickle, self.cuts = gate, first, trickle, -1
+        self._begin()
+
+    def go_on(self) -> None:
+        try:
+            self._peer.send(self._trickle)
+            if self._peer.recv(64) == b"":
+                raise ConnectionResetError
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._peer.close()
+            self._begin()
+
+    def _begin(self) -> None:
+        self.cuts += 1
+        self._peer = socket.socket()
+        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._peer.connect(("127.0.0.1", self._gate.settings.port))
+        self._peer.setblocking(False)
+        self._peer.send(self._first)
+
+    def close(self) -> None:
+        self._peer.close()
+
+
+KINDS = [
+    (b"", b""),  # says nothing
+    (b"GET /livez HTTP/1.1\r\nx-a: ", b"a"),  # slow headers
+    (HEAD + b"content-length: 1000\r\n\r\n", b"a"),  # a slow body
+    (ASK * 40, b""),  # a slow reader
+]
+
+
+@contextmanager
+def slow_ones(gate: Gate) -> Iterator[list[Slow]]:
+    """SLOW open connections of all kinds, for as long as the block."""
+    ended = threading.Event()
+    peers = [Slow(gate, *KINDS[n % len(KINDS)]) for n in range(SLOW)]
+
+    def slowly() -> None:
+        while not ended.wait(0.5):
+            for peer in peers:
+                peer.go_on()
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    try:
+        yield peers
+    finally:
+        ended.set()
+        thread.join()
+        for peer in peers:
+            peer.close()
+
+
+def works(client: httpx.Client, n: int) -> bool:
+    """Whether the n-th thing that one who works here does is answered."""
+    with suppress(httpx.TransportError):
+        if n % 3 == 0:
+            answer = client.post("/v2/micro", json={"prompt": "hold"})
+            return client.get(answer.json()["status_url"]).is_success
+        return client.get("/v1/models" if n % 3 == 1 else "/v1/credits").is_success
+    return False
+
+
+def test_500_slow_ones_under_the_limits_as_shipped(tmp_path: Path) -> None:
+    """For longer than the deadline of headers: those that are cut come back."""
+    (tmp_path / "data").mkdir()
+    answered, counts = [], []
+    with Gate(tmp_path / "data").running() as shipped:
+        assert shipped.doors.limits == Limits()
+        new = httpx.Limits(max_keepalive_connections=0)  # a connection for every request
+        rich = {"x-api-key": shipped.make_key(rpm=10_000)}
+        with (
+            slow_ones(shipped) as peers,
+            httpx.Client(base_url=shipped.url, headers=rich, limits=new, timeout=5) as client,
+        ):
+            end = time.monotonic() + Limits().headers_s + 4
+            while len(answered) < 200 or time.monotonic() < end:
+                answered.append(works(client, len(answered)))
+                counts.append(shipped.doors._count)
+                time.sleep(0.03)
+    assert sum(answered) >= 0.99 * len(answered)
+    assert sorted(counts)[len(counts) // 4] >= 0.98 * SLOW  # when not some are on their way back
+    cuts = [sum(peer.cuts for peer in peers[kind :: len(KINDS)]) for kind in range(len(KINDS))]
+    assert min(cuts[:2]) >= SLOW / len(KINDS) and cuts[2] == 0  # a body may take 35 s
+
+
 @contextmanager
 def pinging(gate: Gate, count: int) -> Iterator[None]:
     """Connections that ask a little now and then, and come back when they are cut."""
@@ -326,7 +421,8 @@ def test_who_reads_goes_last_and_who_has_stopped_does_not() -> None:
     clock, unread = SimpleNamespace(time=lambda: 100.0), iter([900, 900, 700, 700, 700, 0, 0])
     reader: Any = edge.Edge.__new__(edge.Edge)
     reader.doors, reader.loop, reader.due = edge.Doors(Limits()), clock, None
-    reader.cycle, reader._unread, reader._read_by, reader._stalled = None, 0, None, None
+    reader._unread, reader._read_by, reader._stalled = 0, None, None
+    reader.cycle, reader._between = SimpleNamespace(response_complete=False), True
     seen = []
     for now in range(1, 8):
         size = next(unread)

@@ -27,6 +27,7 @@ from imaged.errors import ImagedError
 from imaged.gateway import images, openai, sdapi
 from imaged.gateway.app import HISTORY, build_app
 from imaged.gateway.rules import HARD, Rules, _read_rule
+from imaged.gateway.state import Gateway
 from imaged.jobs import State
 from imaged.params import KNOBS
 from imaged.store import queue
@@ -288,7 +289,11 @@ def test_three_thousand_bodies_through_the_whole_app(tmp_path: Path) -> None:
     seen = Counter(
         a.status_code
         for a in asyncio.run(
-            through(build_app(idle.settings), key, (c for seed in range(12) for c in bodies(seed)))
+            through(
+                build_app(Gateway.open(idle.settings)),
+                key,
+                (c for seed in range(12) for c in bodies(seed)),
+            )
         )
     )
     idle.database.close()
@@ -302,7 +307,7 @@ def test_two_thousand_bodies_of_one_who_can_pay(tmp_path: Path) -> None:
     idle = Gate(tmp_path / "data", wait_s=0.0)
     key = idle.make_key(credits=1e6, rpm=100_000_000)
     likely = (c for seed in range(8) for c in bodies(seed, PROMPTS, fields=2, breaks=(0, 0, 0, 1)))
-    seen = asyncio.run(through(build_app(idle.settings), key, likely))
+    seen = asyncio.run(through(build_app(Gateway.open(idle.settings)), key, likely))
     with idle.database.read() as c:
         jobs = queue.newest(c, 5000)
     idle.database.close()

@@ -38,6 +38,47 @@ def test_the_modules_groups_and_names(environment: None, gate: Gate) -> None:
     assert imaged.generations.get(request_id)["model_status"] == "COMPLETED"
 
 
+BAD_ADDRESSES = [
+    *("127.0.0.1:8000", "localhost", "//x", "ftp://x", "http://", "https:///v1", "http://["),
+    *("http:", "http://x:0", "http://x:99999", "http://x:port", "http://me:secret@x:port"),
+    *("http://x\r\ny", "http://a b\0", "http://x?a=b", "http://x#a", "http://\ud800/"),
+    "http://" + "x" * 70_000,
+]
+
+
+@pytest.mark.parametrize("made", [imaged.Client, imaged.AsyncClient])
+@pytest.mark.parametrize("address", BAD_ADDRESSES, ids=lambda text: repr(text[:20]))
+def test_a_wrong_address_is_named_before_anything_is_sent(
+    made: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(imaged.BadAddress, match=r"^base_url should be http:// or https://") as one:
+        made("SG_x", address)
+    if "\0" not in address and "\ud800" not in address:  # no shell can set these
+        monkeypatch.setenv("IMAGED_URL", address)
+        with pytest.raises(imaged.ImagedError, match=r"^IMAGED_URL should be http:// or https://"):
+            made("SG_x")
+    assert "secret" not in str(one.value) and one.value.status is None
+
+
+def test_an_address_may_have_a_path_and_end_as_the_vendors_does(gate: Gate) -> None:
+    for address in (gate.url, f"{gate.url}/", f" {gate.url}/v1/ ", f"{gate.url}/v2"):
+        with imaged.Client(gate.key, address) as client:
+            assert client.origin == gate.url and client.models.list()
+    with imaged.Client(gate.key, "https://x.example/under/v1") as client:
+        assert client.origin == "https://x.example/under"
+
+
+def test_a_model_that_is_no_part_of_a_url_is_our_error(gate: Gate) -> None:
+    async def main() -> None:
+        async with imaged.AsyncClient(gate.key, gate.url) as client:
+            await client.submit_async("a\nb", prompt="x")
+
+    with imaged.Client(gate.key, gate.url) as client, pytest.raises(imaged.BadAddress):
+        client.submit_async("a\nb", prompt="x")
+    with pytest.raises(imaged.BadAddress):
+        asyncio.run(main())
+
+
 def test_pictures_and_files(gate: Gate, tmp_path: Path) -> None:
     small = {"img_width": 512, "img_height": 512}
     with imaged.Client(gate.key, gate.url) as client:
@@ -168,7 +209,8 @@ def test_a_server_that_cannot_be_reached_is_an_error_of_ours(
 
 def test_the_same_without_blocking() -> None:
     async def main() -> None:
-        async with imaged.AsyncClient("SG_x", "gopher://nowhere") as client:
+        async with imaged.AsyncClient("SG_x", "http://nowhere") as client:
+            client.http.base_url = httpx.URL("gopher://nowhere")  # as lost as can be, and at once
             for ask in (client.run, client.run_sync, client.submit_async):
                 with pytest.raises(imaged.NoAnswer):
                     await ask("slug", prompt="x")

@@ -19,7 +19,6 @@ from PIL import Image
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
 from imaged.errors import CommandError
-from imaged.gateway.rules import statement
 from imaged.jobs import Job, State
 from imaged.settings import Settings
 from imaged.store.blobs import Blobs
@@ -227,10 +226,8 @@ def test_a_wrong_setting_ends_the_start(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.returncode == 1 and "IMAGED_CHECKER: no.such.module:f" in done.stderr
 
 
-def test_without_a_setting_there_is_none_and_the_header_says_so() -> None:
+def test_without_a_setting_there_is_none() -> None:
     assert check.load_check("") is None
-    assert statement(Settings()).endswith("image-checker=off")
-    assert statement(Settings(checker="a:b")).endswith("image-checker=on")
 
 
 def test_the_gateway_can_load_it_without_torch() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from imaged.gateway import events
 from imaged.gateway.app import build_app
+from imaged.gateway.state import Gateway
 from imaged.gateway.wait import Board
 from imaged.jobs import Held, Job
 from imaged.settings import Settings
@@ -74,9 +75,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
     worker(db, now=time.time())
     job_id = put(db, found.id, now=time.time())
     stops: list[bool] = []
-    app: Any = build_app(settings, stopping=lambda: bool(stops))
-    yield Place(app, db, key, found.id, job_id, stops)
-    app._app._app._gateway.close()  # Again, Guard, Status
+    gateway = Gateway.open(settings, stopping=lambda: bool(stops))
+    yield Place(build_app(gateway), db, key, found.id, job_id, stops)
+    gateway.close()
     db.close()
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from imaged.gateway import status
+from imaged.gateway import kept as module
 from imaged.gateway.edge import SMALL, Corked
-from imaged.gateway.status import Answer, Ident, Kept
+from imaged.gateway.kept import LONGEST, Ident, Kept
 from imaged.store import keys
 from imaged.store.db import Database, Watch
 
-IDENT: Ident = ("/v2/requests/x/status", b"", b"key", b"here", "http")
-ANSWER: Answer = ({"status": 200}, {"body": b"{}"})
+IDENT: Ident = ("127.0.0.1", b"GET /v2/requests/x/status HTTP/1.1\r\nx-api-key: k\r\n\r\n")
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 LATER = 4e9
 
 
@@ -34,109 +34,118 @@ def in_turns(*steps: Callable[[], Any]) -> list[Any]:
             said.append(step())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        return said
+        return [s[0] if isinstance(s, list) else s for s in said]
 
     return asyncio.run(run())
 
 
-def test_an_answer_holds_until_somebody_writes(db: Database) -> None:
+def asked(kept: Kept, ident: Ident = IDENT) -> list[bytes | None]:
+    """What one who asks now has heard when the turn is over; None if there is no answer."""
+    heard: list[bytes | None] = []
+    if not kept.ask(ident, heard.append):
+        heard.append(None)
+    return heard
+
+
+def keeps(db: Database) -> Kept:
+    """One that has looked at the store and keeps ANSWER."""
     kept = Kept(Watch(db))
+    kept._look()
+    kept.put(IDENT, kept.writes, LATER, ANSWER)
+    return kept
 
-    def get() -> Answer | None:
-        return kept.get(IDENT)
 
-    def put() -> None:
-        kept.put(IDENT, kept.writes, LATER, ANSWER)
+def test_an_answer_holds_until_somebody_writes(db: Database) -> None:
+    kept = keeps(db)
 
-    assert in_turns(get, put, get, get) == [None, None, ANSWER, ANSWER]
+    def get() -> Any:
+        return asked(kept)
+
+    assert in_turns(get, get) == [ANSWER, ANSWER]
     assert in_turns(get, lambda: write(db), get, get) == [ANSWER, None, None, None]
+
+
+def test_a_write_after_the_question_is_heard_of_before_the_answer(db: Database) -> None:
+    kept = keeps(db)
+
+    def get_then_write() -> Any:
+        heard = asked(kept)
+        write(db)
+        return heard
+
+    assert in_turns(get_then_write) == [None]
 
 
 def test_what_was_read_before_a_write_is_not_kept(db: Database) -> None:
     """It was read, another poll heard of a write, and then it would have been kept."""
-    kept = Kept(Watch(db))
-    writes: list[int] = []
-
-    def put() -> None:
-        kept.put(IDENT, writes[0], LATER, ANSWER)
-
-    def look() -> Answer | None:
-        return kept.get(IDENT)
-
-    in_turns(look, lambda: writes.append(kept.writes), lambda: write(db), look)
-    assert in_turns(put, look) == [None, None]
+    kept = keeps(db)
+    writes = kept.writes
+    other: Ident = ("127.0.0.1", b"other")
+    write(db)
+    assert in_turns(lambda: asked(kept)) == [None]
+    kept.put(other, writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(kept, other)) == [None]
+    kept.put(other, kept.writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(kept, other)) == [ANSWER]
 
 
 def test_an_answer_ends_with_its_job(db: Database) -> None:
-    kept = Kept(Watch(db))
-    in_turns(lambda: kept.get(IDENT))
+    kept = keeps(db)
     kept.put(IDENT, kept.writes, time.time() - 1, ANSWER)
-    assert in_turns(lambda: kept.get(IDENT)) == [None]
+    assert in_turns(lambda: asked(kept)) == [None]
 
 
-@pytest.mark.parametrize("field", range(5))
-def test_whoever_asks_otherwise_is_not_given_it(db: Database, field: int) -> None:
-    kept = Kept(Watch(db))
-    in_turns(lambda: kept.get(IDENT))
-    kept.put(IDENT, kept.writes, LATER, ANSWER)
-    other: Any = [*IDENT]
-    other[field] += b"x" if isinstance(other[field], bytes) else "x"
-    assert in_turns(lambda: kept.get(IDENT), lambda: kept.get(tuple(other))) == [ANSWER, None]
+@pytest.mark.parametrize("other", [("127.0.0.2", IDENT[1]), (IDENT[0], IDENT[1] + b"\n")])
+def test_whoever_asks_otherwise_is_not_given_it(db: Database, other: Ident) -> None:
+    kept = keeps(db)
+    assert in_turns(lambda: asked(kept), lambda: asked(kept, other)) == [ANSWER, None]
 
 
 def test_one_look_serves_a_turn(db: Database) -> None:
-    looks: list[bool] = []
-
-    class Counted(Watch):
-        def changed(self) -> bool:
-            looks.append(super().changed())
-            return looks[-1]
-
-    kept = Kept(Counted(db))
+    kept, looks = keeps(db), []
+    right = kept._watch.changed
+    kept._watch.changed = lambda: looks.append(right()) or looks[-1]  # type: ignore[method-assign]
 
     def three() -> None:
         for _ in range(3):
-            kept.get(IDENT)
+            asked(kept)
 
     in_turns(three, three)
-    assert looks == [True, False]
+    assert looks == [False, False]
 
 
 def test_a_store_that_cannot_tell_of_writes_has_nothing_kept(db: Database) -> None:
     watch = Watch(db)
     watch.exact = False
     kept = Kept(watch)
-    in_turns(lambda: kept.get(IDENT), lambda: kept.put(IDENT, kept.writes, LATER, ANSWER))
-    assert in_turns(lambda: kept.get(IDENT)) == [None]
+    kept.put(IDENT, kept.writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(kept)) == [None]
 
 
 def test_a_store_in_trouble_is_for_whoever_reads_it(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch(db)
-    kept = Kept(watch)
-    in_turns(lambda: kept.get(IDENT), lambda: kept.put(IDENT, kept.writes, LATER, ANSWER))
+    kept = keeps(db)
 
     def fails() -> bool:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(watch, "changed", fails)
-    assert in_turns(lambda: kept.get(IDENT)) == [None]
+    monkeypatch.setattr(kept._watch, "changed", fails)
+    assert in_turns(lambda: asked(kept)) == [None]
 
 
-def test_a_long_host_is_not_kept(db: Database) -> None:
-    kept = Kept(Watch(db))
-    in_turns(lambda: kept.get(IDENT))
-    kept.put((*IDENT[:3], b"h" * 256, "http"), kept.writes, LATER, ANSWER)
-    assert not kept._answers
+def test_a_long_request_is_not_kept(db: Database) -> None:
+    kept = keeps(db)
+    long: Ident = (IDENT[0], b"h" * (LONGEST + 1))
+    kept.put(long, kept.writes, LATER, ANSWER)
+    assert not kept.ask(long, lambda _: None) and len(kept._answers) == 1
 
 
 def test_memory_has_a_bound(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MOST_KEPT", 3)
-    kept = Kept(Watch(db))
-    in_turns(lambda: kept.get(IDENT))
+    monkeypatch.setattr(module, "MOST_KEPT", 3)
+    kept = keeps(db)
     for n in range(10):
-        kept.put((f"/{n}", *IDENT[1:]), kept.writes, LATER, ANSWER)
+        kept.put((f"{n}", IDENT[1]), kept.writes, LATER, ANSWER)
     assert len(kept._answers) <= 3
 
 
@@ -187,6 +196,17 @@ def test_a_large_body_is_not_copied() -> None:
 
 def test_nothing_held_is_lost_by_closing() -> None:
     assert corked(lambda t: (t.write(b"last"), t.close())) == [b"last", "closed", "turn"]
+
+
+def test_what_is_written_can_be_copied() -> None:
+    def use(transport: Corked) -> None:
+        transport.write(b"before ")
+        transport.copies = []
+        for part in (b"head ", b"body"):
+            transport.write(part)
+        assert transport.copies == [b"head ", b"body"]
+
+    assert corked(use)[-2:] == ["turn", b"body"]
 
 
 def test_what_nobody_can_read_is_dropped() -> None:

@@ -227,9 +227,9 @@ def test_an_expression_that_takes_too_long_refuses(
     assert "took too long" in caplog.text and "xxx" not in caplog.text
 
 
-def test_the_statement_says_which_checks_run() -> None:
-    assert statement(Settings()) == "prompt-rules=hard; image-checker=off"
-    assert statement(Settings(rules="x")) == "prompt-rules=hard+operator; image-checker=off"
+def test_the_statement_says_which_rules_there_are() -> None:
+    assert statement(Settings()) == "prompt-rules=hard"
+    assert statement(Settings(rules="x")) == "prompt-rules=hard+operator"
 
 
 # -- what a refused prompt leaves behind --------------------------------------------------------
