@@ -138,7 +138,7 @@ def test_thousands_of_mutants_go_through_the_whole_app(tmp_path: Path) -> None:
     """From the guards to the store, under a key that can pay; nobody works, so no job ends.
 
     All hundred thousand, in two or three minutes:
-    FUZZ_BODIES=100000 python -m pytest tests/contract/test_fuzz.py -k mutants_through
+    FUZZ_BODIES=100000 python -m pytest tests/contract/test_fuzz.py -k mutants_go_through
     """
     answers, wrong = fuzz(tmp_path, BODIES)
     assert wrong == []
