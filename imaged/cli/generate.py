@@ -69,6 +69,9 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
 def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
     from tqdm import tqdm
 
+    from imaged.worker.supervisor import waiting
+
+    os.environ.update(waiting(1, 0, os.environ))  # before torch, which reads it once
     from imaged.engine.engine import Engine
     from imaged.engine.load import load
     from imaged.worker.deliver import encode_jpeg, encode_png
