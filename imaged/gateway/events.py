@@ -116,16 +116,19 @@ async def follow(
     """The chunks of the stream until the job, `wait_s` or the server has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     spoke = begun = time.monotonic()
+    writes = None
     try:
         while time.monotonic() < begun + wait_s and not gateway.stopping():
-            job = await gateway.board.again(first)
-            if job is None:
-                return
-            for event in news(job, await _new_preview(gateway, job, seen), seen, links):
-                seen, spoke = event.seen, time.monotonic()
-                yield event.encode()
-            if job.state.final:
-                return
+            before, writes = writes, gateway.board.writes()
+            if writes != before:
+                job = await gateway.board.again(first)
+                if job is None:
+                    return
+                for event in news(job, await _new_preview(gateway, job, seen), seen, links):
+                    seen, spoke = event.seen, time.monotonic()
+                    yield event.encode()
+                if job.state.final:
+                    return
             if time.monotonic() - spoke >= SILENCE_S:
                 spoke = time.monotonic()
                 yield ": waiting\n\n"

@@ -57,13 +57,14 @@ class Kept:
 
     def _tell_all(self) -> None:
         asked, self._asked = self._asked, []
-        self._look()
+        self.look()
         now = time.time()
         for ident, tell in asked:
             until, answer = self._answers.get(ident, (0.0, None))
             tell(answer if until > now else None)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Find out whether somebody has written; `writes` says so."""
         try:
             changed = self._watch.changed()
         except Exception:  # a store in trouble; whoever reads it will say so

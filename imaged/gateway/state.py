@@ -49,12 +49,12 @@ class Gateway:
         rules, reach = Rules.load(settings.rules), Reach.load(settings.webhook_networks)
         db = Database(settings.database)
         secret = keys.load_secret(settings.data)
-        writer = Writer(db)
+        writer, kept = Writer(db), Kept(Watch(db))
         return cls(
             settings,
             secret,
             db,
-            Kept(Watch(db)),
+            kept,
             Blobs(settings.blobs),
             writer,
             Admission(
@@ -65,7 +65,7 @@ class Gateway:
                 rules,
                 settings.retention_s,
             ),
-            Board(db, stopping),
+            Board(db, kept, stopping),
             stopping,
             reach,
             Dispatcher(db, writer, secret, reach, settings.public_url),

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from starlette.types import Receive
 
 from imaged.errors import BadParameter, UnknownRequest
+from imaged.gateway.kept import Kept
 from imaged.jobs import Job, Preview
 from imaged.store import progress, queue
 from imaged.store.db import Database
@@ -33,8 +34,11 @@ def read_wait(text: str, longest_s: float) -> float:
 class Board:
     """What the store knows of jobs, for many who ask at once."""
 
-    def __init__(self, db: Database, stopping: Callable[[], bool] = lambda: False) -> None:
-        self._db, self._stopping = db, stopping
+    def __init__(
+        self, db: Database, kept: Kept, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._db, self._kept, self._stopping = db, kept, stopping
+        self._looked = 0
         self._jobs = _Gathered(self._read)
         self._previews = _Gathered(self._read_previews)
 
@@ -61,7 +65,7 @@ class Board:
         seconds, when the caller of this request has hung up, or when the server is stopping. The
         job itself goes on.
         """
-        deadline = time.monotonic() + wait_s
+        deadline, writes = time.monotonic() + wait_s, self.writes()
         job = await self.job(key, job_id)
         if job.state.final or not wait_s:
             return job
@@ -71,7 +75,9 @@ class Board:
                 if gone.done() or self._stopping():
                     break
                 await self.tick()
-                job = await self.job(key, job_id)
+                before, writes = writes, self.writes()
+                if writes != before:
+                    job = await self.job(key, job_id)
         finally:
             gone.cancel()
         return job
@@ -79,6 +85,17 @@ class Board:
     async def tick(self) -> None:
         """The next moment at which all who wait look together, so that one query serves them."""
         await asyncio.sleep(TICK_S - time.monotonic() % TICK_S)
+
+    def writes(self) -> int:
+        """How many writes to the store were seen: while it stays the same, so does every job.
+
+        To be asked before a read; one look serves all who ask between two ticks.
+        """
+        now = int(time.monotonic() / TICK_S)
+        if now != self._looked:
+            self._looked = now
+            self._kept.look()
+        return self._kept.writes
 
     def _read(self, ids: list[str]) -> dict[str, Job]:
         """Jobs by id; an expired one is gone even if its row is not yet."""

@@ -16,12 +16,13 @@ import pytest
 
 from imaged.gateway import events
 from imaged.gateway.app import build_app
+from imaged.gateway.kept import Kept
 from imaged.gateway.state import Gateway
 from imaged.gateway.wait import Board
-from imaged.jobs import Held, Job
+from imaged.jobs import Held, Job, State
 from imaged.settings import Settings
 from imaged.store import keys, queue
-from imaged.store.db import Database
+from imaged.store.db import Database, Watch
 from imaged.store.keys import Key
 from tests.unit.test_store import KEEP_S, SECRET, put, worker
 
@@ -357,6 +358,38 @@ async def silent() -> Any:
     await asyncio.Event().wait()
 
 
+class Unsure:
+    """Of a store that cannot tell of writes."""
+
+    exact = False
+
+    def changed(self) -> bool:
+        return True
+
+
+def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
+    """And a write is heard at the next tick."""
+    job_id, asked = put(place.db, place.key_id, now=time.time()), []
+    read, took = queue.read, 0.0
+
+    async def cancelled_after(seconds: float) -> None:
+        nonlocal took
+        waiting = asyncio.create_task(board.settled(Key(place.key_id, "t"), job_id, 20.0, silent))
+        await asyncio.sleep(seconds)
+        assert len(asked) == 1
+        with place.db.write() as c:
+            queue.cancel(c, job_id, time.time(), 60.0)
+        begun = time.monotonic()
+        assert (await waiting).state is State.CANCELLED
+        took = time.monotonic() - begun
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "read", lambda c, ids: asked.append(ids) or read(c, ids))
+        board = Board(place.db, Kept(Watch(place.db)))
+        asyncio.run(cancelled_after(0.5))
+    assert took < 5.0 and len(asked) == 2
+
+
 def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     job_ids = [put(place.db, place.key_id, now=time.time()) for _ in range(40)]
 
@@ -365,7 +398,7 @@ def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.Mon
         read = queue.read
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(queue, "read", lambda c, ids: asked.append(len(ids)) or read(c, ids))
-            board = Board(place.db)
+            board = Board(place.db, Kept(Unsure()))
 
             async def watch(k: int) -> None:
                 await asyncio.sleep(0.002 * k)  # they come one after the other

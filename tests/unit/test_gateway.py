@@ -15,10 +15,12 @@ import sqlalchemy as sa
 
 from imaged.errors import CommandError
 from imaged.gateway import ops, replies
+from imaged.gateway.kept import Kept
 from imaged.gateway.middleware import MAX_HEADERS, Guard
 from imaged.gateway.wait import Board
 from imaged.store import keys, queue
 from imaged.store.blobs import Blobs
+from imaged.store.db import Watch
 from imaged.store.schema import jobs
 from tests.unit.test_store import make_key, put
 
@@ -76,7 +78,7 @@ def test_chores_go_on_after_any_failure(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_expired_job_is_gone_before_its_row_is(db: Any, job_id: str) -> None:
-    board = Board(db)
+    board = Board(db, Kept(Watch(db)))
     assert set(board._read([job_id])) == {job_id}
     with db.write() as c:
         queue.cancel(c, job_id, time.time(), 3600.0)

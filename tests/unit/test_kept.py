@@ -50,7 +50,7 @@ def asked(kept: Kept, ident: Ident = IDENT) -> list[bytes | None]:
 def keeps(db: Database) -> Kept:
     """One that has looked at the store and keeps ANSWER."""
     kept = Kept(Watch(db))
-    kept._look()
+    kept.look()
     kept.put(IDENT, kept.writes, LATER, ANSWER)
     return kept
 
