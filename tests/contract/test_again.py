@@ -204,7 +204,7 @@ def test_mutant_that_does_not_look(
     job_id = running(gate)
     with Peer(gate) as peer:
         remembered(peer, poll(gate, job_id), reads)
-        monkeypatch.setattr(Kept, "_look", lambda self: None)
+        monkeypatch.setattr(Kept, "look", lambda self: None)
         with gate.database.write() as c:
             queue.cancel(c, job_id, 0.0, 60.0)
         assert peer.ask(poll(gate, job_id))[1]["status"] == "PROCESSING"

@@ -62,7 +62,7 @@ def connected(db: Database, use: Callable[[Any, Wire], None]) -> tuple[Any, Wire
         await send({"type": "http.response.body", "body": scope["path"].encode()})
 
     kept = Kept(Watch(db))
-    kept._look()
+    kept.look()
 
     async def run() -> tuple[Any, Wire]:
         config = uvicorn.Config(app, http=protocol(Limits(), kept), proxy_headers=False)
