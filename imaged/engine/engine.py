@@ -7,8 +7,11 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -273,14 +276,32 @@ class Engine:
         return future
 
     def _look(self, job: _Job, run: Run) -> None:
-        """A preview, if the decoder has found out how latents look."""
+        """A preview, if the decoder has found out how latents look.
+
+        On a GPU beside the loop, which would wait for the device; on the CPU it takes no time.
+        """
+        if not self._map or not self._map.done():
+            return
+        with self._yielding():
+            look = partial(self._map.result(), run.estimate(), run.call)
+            if isinstance(self._decoder, InTurn):
+                job.preview = look()
+            else:
+                self._decoder.submit(self._show, job, look)
+
+    def _show(self, job: _Job, look: Callable[[], Preview]) -> None:
+        with self._yielding():
+            job.preview = look()
+
+    @contextmanager
+    def _yielding(self) -> Iterator[None]:
+        """Without memory for it there are no more previews: pictures need it more."""
         try:
-            if self._map and self._map.done():
-                job.preview = self._map.result()(run.estimate(), run.call)
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
-            self.previews = False  # the picture needs the memory more
+            self.previews = False
 
     def _step(self) -> None:
         if isinstance(self._decoder, InTurn):
@@ -344,6 +365,8 @@ class Engine:
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
         """The job's one outcome."""
         job = self._jobs.pop(job_id)
+        if not any(r.precise for other in self._jobs.values() for r in other.runs):
+            self._precise = None  # as much memory again as the checkpoint itself
         failure = _as_failure(error, self.unet.device.type)
         pictures = () if failure else tuple(p for _, p in sorted(job.pictures.items()))
         return [Outcome(job_id, pictures, failure, time.monotonic() - job.started)]

@@ -310,6 +310,7 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
         engine.submit("x", replace(SMALL, samples=2))
         [outcome] = run(engine)
         assert outcome.error is None
+        assert engine._precise is None  # not kept: it is as large as the checkpoint
         pictures.append([p.rgb for p in outcome.pictures])
     assert pictures[0] == pictures[1]
 
@@ -416,9 +417,12 @@ def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
     assert engine.idle
 
 
-def test_previews_look_like_the_picture(nets: Any) -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["in turn", "beside the loop, as on a GPU"])
+def test_previews_look_like_the_picture(nets: Any, beside: bool) -> None:
     engine = Engine(nets)
     assert engine._map is not None and engine._map.result(60)
+    if beside:
+        engine._decoder = ThreadPoolExecutor(1)
     engine.submit("x", replace(SMALL, prompt="a red house, noon", img_width=256, img_height=256))
     looks: dict[int, Any] = {}
     outcomes: list[Outcome] = []

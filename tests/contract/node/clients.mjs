@@ -85,7 +85,11 @@ console.log(
       await mcp("POST", "/sdxl1.0-txt2img", { ...sdxl, seed: 2 }),
     ],
     mcp_again: await comesBack("/sdxl1.0-txt2img", sdxl),
-    mcp_unknown: await mcp("POST", "/fooocus", { prompt, steps: 20 }),
+    mcp_unknown: await mcp("POST", "/fooocus", {
+      prompt, negative_prompt: "", steps: 20, samples: 1, guidance_scale: 7.5, seed: 7,
+      styles: "V2,Enhance", aspect_ratio: "1024*1024", base_model: "juggernaut",
+      scheduler: "DPM++ SDE",
+    }),
     mcp_credits: await mcp("GET", "/credits"),
     mcp_health: await mcp("GET", "/health"),
   }),
