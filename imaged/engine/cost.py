@@ -10,6 +10,8 @@ import torch
 from imaged.engine.batching import Cost
 
 FORGET = 0.98  # weight of what was known when a call is added
+FIXED = 0.2  # share of a call that is taken for fixed until calls of two sizes were seen
+ALIKE = 1e-3  # of the sizes' mean squared: a variance below it tells nothing of a slope
 
 
 class Meter:
@@ -28,13 +30,15 @@ class Meter:
 
     @property
     def cost(self) -> Cost:
-        """The fit; while all calls were alike, a tenth of them is taken for fixed."""
+        """The fit. While all calls were alike a share is taken for fixed, and it has to be one at
+        which sharing pays (batching.FIXED_SHARE): else no other size would ever be tried.
+        """
         if not self._n:
             return Cost(0.01, 1e-8)
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x**2
-        if spread <= 1e-6 * mean_x**2:
-            return Cost(0.1 * mean_y, 0.9 * mean_y / mean_x)
+        if spread <= ALIKE * mean_x**2:
+            return Cost(FIXED * mean_y, (1 - FIXED) * mean_y / mean_x)
         slope = (self._xy / self._n - mean_x * mean_y) / spread
         slope = min(max(slope, 0.0), mean_y / mean_x)
         return Cost(mean_y - slope * mean_x, slope)

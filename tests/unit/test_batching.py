@@ -190,6 +190,48 @@ def test_with_measured_costs_and_padding_too(name: str, lower: float) -> None:
     assert max(long) < 1.5 * max(old_long)
 
 
+def learning(cost: Cost, meter: Meter, hiccup: int = -1) -> Policy:
+    """As the engine does: what calls cost is found out by making them. One may take long."""
+    calls = 0
+
+    def policy(running: Sequence[Fake], now: float) -> list[Fake]:
+        nonlocal calls
+        chosen = choose(running, meter.cost, {}, now, anything, fit)
+        slow = 10 if calls == hiccup else 1
+        work = fit(sum(p.rows for p in chosen)) * chosen[0].pixels
+        meter.add(work, slow * call_s_of(chosen, cost, fit))
+        calls += 1
+        return chosen
+
+    return policy
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_that_sharing_pays_is_found_out(name: str) -> None:
+    """After any number of calls that were all alike, and after one that took long by chance."""
+    cost, meter = MEASURED[name], Meter()
+    alone = Fake(calls_left=101)
+    simulate([alone], cost, learning(cost, meter))
+    crowd = [Fake(calls_left=25) for _ in range(8)]
+    simulate(crowd, cost, learning(cost, meter))
+    one_by_one = 8 * 25 * cost.call_s(CROWD)
+    assert max(p.ended for p in crowd) < one_by_one / 1.25
+    later = [Fake(calls_left=25) for _ in range(80)]
+    simulate(later, cost, learning(cost, meter, hiccup=1))
+    assert max(p.ended for p in later) < 10 * one_by_one / 1.15
+
+
+def test_a_share_at_which_sharing_does_not_pay_would_never_be_corrected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("imaged.engine.cost.FIXED", 0.1)
+    cost, meter = MEASURED["wide"], Meter()
+    simulate([Fake(calls_left=101)], cost, learning(cost, meter))
+    crowd = [Fake(calls_left=25) for _ in range(8)]
+    simulate(crowd, cost, learning(cost, meter))
+    assert max(p.ended for p in crowd) > 0.99 * 8 * 25 * cost.call_s(CROWD)
+
+
 def test_without_ageing_long_jobs_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     _, long = times(LARGE, 0.85, ours(LARGE))
     monkeypatch.setattr(batching, "AGEING", 0.0)
