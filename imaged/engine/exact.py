@@ -3,7 +3,7 @@
 With the number of rows in a call fixed, a row's result depends neither on its neighbours nor on
 where it stands; with another number of rows the libraries may sum in another order. Which counts
 sum alike is a fact of device, threads and shape, so it is found out here, once for each shape, by
-comparing bits (decision 13).
+comparing bits; where single layers are to blame, they compute two rows at a time (decision 13).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Hashable
 import torch
 
 from imaged.engine.memory import is_full
+from imaged.engine.nets.layers import ALONE
 from imaged.engine.unet import Unet
 
-ALONE = 2  # rows of a guided picture alone; every other count has to agree with it
 BUCKETS = (2, 4, 8, 16)
 AGAIN_S = 60.0  # after a trial for which there was no memory, from when on there may be
 ENOUGH = 10_000  # values that have to be equal: a few could agree by luck
@@ -51,7 +51,9 @@ class Buckets:
             return
         self.tried = True
         try:
-            self._agree[shape, bucket] = agrees(unet, bucket, example)
+            self._agree[shape, bucket] = agrees(unet, bucket, example) or (
+                unet.settle(*_noises(bucket, example)) and agrees(unet, bucket, example)
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
@@ -66,10 +68,9 @@ def fit(rows: int) -> int:
 @torch.inference_mode()
 def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool:
     """Whether a call of `rows` rows gives the bits of calls of two, on noise like the example."""
-    generator = torch.Generator("cpu").manual_seed(rows)
     compared = 0
     while compared < ENOUGH:
-        batch = [_noise_like(part, rows, generator) for part in example]
+        batch = _noises(rows, example, seed=rows + compared)
         whole = unet(*batch)
         pairs = [unet(*(part[at : at + ALONE] for part in batch)) for at in range(0, rows, ALONE)]
         if not torch.equal(whole, torch.cat(pairs)):
@@ -78,7 +79,11 @@ def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool:
     return True
 
 
-def _noise_like(part: torch.Tensor, rows: int, generator: torch.Generator) -> torch.Tensor:
-    """(rows, ...) noise of the example's size."""
-    noise = torch.randn(rows, *part.shape, generator=generator)
-    return (noise * part.float().std().cpu()).to(part.device, part.dtype)
+def _noises(rows: int, example: tuple[torch.Tensor, ...], seed: int = 0) -> list[torch.Tensor]:
+    """(rows, ...) noise of each of the example's sizes."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = []
+    for part in example:
+        noise = torch.randn(rows, *part.shape, generator=generator)
+        drawn.append((noise * part.float().std().cpu()).to(part.device, part.dtype))
+    return drawn

@@ -47,6 +47,10 @@ class Graphs:
             memory.copy_(part)
         return recording.replay().clone()
 
+    def forget(self) -> None:
+        """The function does something else from now on."""
+        self._recordings.clear()
+
     def _own(self, place: int, part: torch.Tensor) -> torch.Tensor:
         """Memory for one input: the text's alone is hundreds of megabytes in a large batch."""
         own = self._memory.get((place, part.shape))

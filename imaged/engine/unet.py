@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from imaged.engine.graphs import Graphs
-from imaged.engine.nets.layers import Pair
+from imaged.engine.nets.layers import Layer, Pair
 from imaged.engine.nets.unet import UNetModel
 from imaged.engine.prompt.encode import Encoded
 
@@ -72,6 +72,30 @@ class Unet:
     def __call__(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """x (rows, C, h, w), times (rows, E), texts (rows, T) -> outputs (rows, C, h, w)."""
         return self._call(x.to(self.dtype), times, texts)
+
+    @torch.inference_mode()
+    def settle(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> bool:
+        """Find the layers whose bits change with the number of rows, by a call of many, and have
+        them compute two rows at a time from now on; whether there are any.
+        """
+        changing: list[Layer] = []
+
+        def compare(layer: Layer, rows: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+            if not torch.equal(layer.paired(*rows), out):
+                changing.append(layer)
+
+        layers = [layer for layer in self.net.modules() if isinstance(layer, Layer)]
+        hooks = [layer.register_forward_hook(compare) for layer in layers]
+        try:
+            self._plain(x.to(self.dtype), times, texts)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for layer in changing:
+            layer.in_pairs = True
+        if changing and isinstance(self._call, Graphs):
+            self._call.forget()
+        return bool(changing)
 
     def _plain(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         widths = [projection.out_features for projection in self._projections]

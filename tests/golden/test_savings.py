@@ -7,13 +7,15 @@ another order.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
-from imaged.engine.exact import agrees
+from imaged.engine.exact import Buckets, agrees
 from imaged.engine.graphs import KEPT_SHAPES, Graphs
+from imaged.engine.nets.layers import Layer
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.engine.unet import Unet
 
@@ -120,3 +122,34 @@ def test_a_count_of_rows_that_changes_bits_is_not_trusted(
             return torch.nextafter(out, out + 1) if len(x) > 2 else out
 
     assert not agrees(Wider(nets.unet), 4, example)
+    assert not Buckets().allow(Wider(nets.unet), "shape", 4, example)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "recorded"])
+def test_layers_that_change_bits_compute_in_pairs(
+    nets: Any, texts: tuple[Encoded, Encoded], graphs: bool
+) -> None:
+    """Three layers, one of each kind, whose last bit depends on the number of rows."""
+
+    def fickle(layer: Layer) -> None:
+        plain = layer.plain
+
+        def changing(*rows: torch.Tensor) -> torch.Tensor:
+            out = plain(*rows)
+            return torch.nextafter(out, out + 1) if len(rows[0]) > 2 else out
+
+        layer.plain = changing  # type: ignore[method-assign]
+
+    net = copy.deepcopy(nets.unet)
+    block = net.mid_block.attentions[0].transformer_blocks[0]
+    layers = [block.ff.net[2], block.attn1.attend, net.down_blocks[0].resnets[0].conv1]
+    for layer in layers:
+        fickle(layer)
+    unet, buckets = Unet(net, graphs=graphs), Buckets()
+    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
+    assert not agrees(unet, 4, example)
+    assert buckets.allow(unet, "shape", 4, example)
+    assert [layer for layer in net.modules() if getattr(layer, "in_pairs", False)] == [
+        layer for layer in net.modules() if layer in layers
+    ]
+    assert agrees(unet, 8, example)

@@ -8,6 +8,49 @@ from torch.nn import functional as F
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
+ALONE = 2  # rows of a guided picture alone
+
+
+class Layer(nn.Module):
+    """A layer that may be told to compute two rows at a time, however many there are.
+
+    Libraries sum some products in another order when there are more rows. Then a picture would
+    change with its company; in pairs of rows it cannot.
+    """
+
+    in_pairs = False
+
+    def plain(self, *rows: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def paired(self, *rows: torch.Tensor) -> torch.Tensor:
+        starts = range(0, len(rows[0]), ALONE)
+        return torch.cat([self.plain(*(r[at : at + ALONE] for r in rows)) for at in starts])
+
+    def forward(self, *rows: torch.Tensor) -> torch.Tensor:
+        """Tensors whose first dimension are the rows."""
+        if self.in_pairs and len(rows[0]) > ALONE:
+            return self.paired(*rows)
+        return self.plain(*rows)
+
+
+class Linear(Layer, nn.Linear):
+    def plain(self, *rows: torch.Tensor) -> torch.Tensor:
+        return nn.Linear.forward(self, *rows)
+
+
+class Conv2d(Layer, nn.Conv2d):
+    def plain(self, *rows: torch.Tensor) -> torch.Tensor:
+        return nn.Conv2d.forward(self, *rows)
+
+
+class Attend(Layer):
+    """Queries, keys and values, each (rows, heads, tokens, head width)."""
+
+    def plain(self, *rows: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = rows
+        return F.scaled_dot_product_attention(queries, keys, values)
+
 
 class ResBlock(nn.Module):
     """Two convolutions around a shift by the time embedding, beside a shortcut.
@@ -20,12 +63,12 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inputs, eps)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
         if time_width:
-            self.time_emb_proj = nn.Linear(time_width, outputs)
+            self.time_emb_proj = Linear(time_width, outputs)
         self.norm2 = nn.GroupNorm(groups, outputs, eps)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """`time`: (rows, outputs), the time embedding through `time_emb_proj`."""
@@ -39,7 +82,7 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.conv(x)
@@ -49,7 +92,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor, size: torch.Size | None = None) -> torch.Tensor:
         """Twice as large, or of the given (height, width)."""
@@ -64,10 +107,11 @@ class Attention(nn.Module):
     def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias)
-        self.to_k = nn.Linear(context, width, bias)
-        self.to_v = nn.Linear(context, width, bias)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias)
+        self.to_k = Linear(context, width, bias)
+        self.to_v = Linear(context, width, bias)
+        self.to_out = nn.ModuleList([Linear(width, width)])
+        self.attend = Attend()
 
     def keys_values(self, context: torch.Tensor) -> Pair:
         """(rows, tokens, context) -> keys and values, each (rows, heads, tokens, head width)."""
@@ -79,6 +123,6 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, given: Pair | None = None) -> torch.Tensor:
         """`given`: keys and values, where they are not the sequence's own."""
         keys, values = given or self.keys_values(x)
-        h = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
+        h = self.attend(self._split(self.to_q(x)), keys, values)
         out: torch.Tensor = self.to_out[0](h.transpose(1, 2).flatten(2))
         return out

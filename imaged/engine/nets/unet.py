@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from imaged.engine.nets.layers import Attention, Downsample, Pair, ResBlock, Upsample
+from imaged.engine.nets.layers import (
+    Attention,
+    Conv2d,
+    Downsample,
+    Linear,
+    Pair,
+    ResBlock,
+    Upsample,
+)
 from imaged.engine.nets.net import Config, Net
 from imaged.errors import CheckpointRefused
 
@@ -99,7 +107,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -111,9 +119,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         # the middle is a dropout where the net is trained; the names of the others count it
-        self.net = nn.Sequential(
-            GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)
-        )
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.net(x)
@@ -145,11 +151,11 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, context: int, depth: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width)
+        self.proj_in = Linear(width, width)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(width, heads, context) for _ in range(depth)
         )
-        self.proj_out = nn.Linear(width, width)
+        self.proj_out = Linear(width, width)
 
     def forward(self, x: torch.Tensor, texts: Iterator[Pair]) -> torch.Tensor:
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
@@ -239,8 +245,8 @@ class Up(Level):
 class Embedding(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(inputs, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.linear_2(F.silu(self.linear_1(x)))
@@ -259,7 +265,7 @@ class UNetModel(Net):
         last = len(widths) - 1
         self.time_embedding = Embedding(widths[0], 4 * widths[0])
         self.add_embedding = Embedding(config.projection_class_embeddings_input_dim, 4 * widths[0])
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks, skips, width = nn.ModuleList(), [widths[0]], widths[0]
         for at in range(len(widths)):
             inputs = [width, *[widths[at]] * (layers - 1)]
@@ -273,7 +279,7 @@ class UNetModel(Net):
             self.up_blocks.append(Up(config, at, inputs))
             width = widths[at]
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def resnets(self) -> list[ResBlock]:
         return [m for m in self.modules() if isinstance(m, ResBlock)]
