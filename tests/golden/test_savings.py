@@ -149,7 +149,5 @@ def test_layers_that_change_bits_compute_in_pairs(
     example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
     assert not agrees(unet, 4, example)
     assert buckets.allow(unet, "shape", 4, example)
-    assert [layer for layer in net.modules() if getattr(layer, "in_pairs", False)] == [
-        layer for layer in net.modules() if layer in layers
-    ]
+    assert all(layer.in_pairs for layer in layers)  # and with one thread many small ones
     assert agrees(unet, 8, example)
