@@ -81,12 +81,6 @@ def test_planted_breaches_are_seen(part: str, source: str) -> None:
     assert len(breaches(part, source)) == 1
 
 
-@pytest.mark.parametrize("name", ["plan", "samplers", "schedule", "solvers"])
-def test_tables_need_no_slow_import(name: str) -> None:
-    tops = {m.split(".")[0] for m in imports((PACKAGE / "engine" / f"{name}.py").read_text())}
-    assert not tops & {"diffusers", "scipy", "transformers"}
-
-
 #: The gateway reads rows of jobs through functions that name their owner (decision 15), so it has
 #: no table of them; the count of workers that are ready is nobody's.
 MAY_SEE_TABLES = {"gateway/ops.py": {"workers"}}

@@ -2,8 +2,8 @@
 
 Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one
 thread and half with two, with jobs that join and leave between calls: every picture that comes out
-is byte-equal to the same picture alone. At sizes and steps below what the API offers: the bits of a
-row are a matter of its shape.
+is byte-equal to the same picture alone (with one thread its final latent, undecoded). At sizes and
+steps below what the API offers: the bits of a row are a matter of its shape.
 """
 
 from __future__ import annotations
