@@ -3,6 +3,7 @@
 from bench import (  # noqa: F401 (adds commands)
     crowd,
     exact,
+    full,
     gpu,
     models,
     polls,

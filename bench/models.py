@@ -83,6 +83,19 @@ class Shape:
             projection_class_embeddings_input_dim=pooled + 6 * self.time_width,
         )
 
+    def nets(self) -> dict[str, Any]:
+        """The reference libraries' nets, drawn anew."""
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        first, second = self.texts
+        return {
+            "unet": UNet2DConditionModel(**self.unet()),
+            "vae": AutoencoderKL(**self.vae()),
+            "text_encoder": CLIPTextModel(first.config()),
+            "text_encoder_2": CLIPTextModelWithProjection(second.config()),
+        }
+
     def vae(self) -> dict[str, Any]:
         levels = len(self.vae_channels)
         return dict(
@@ -106,6 +119,18 @@ SHAPES = {
     ),
     "wide": Shape(
         (64, 128, 256), (1, 2, 2), (1, 2, 4), 32, 32, 32, (4, 4, 8, 8, 16), 0, 4, _SMALL_TEXTS
+    ),
+    "reduced": Shape(  # SDXL's own blocks and VAE, narrow
+        (64, 128, 128),
+        (1, 1, 2),
+        (1, 2, 2),
+        32,
+        256,
+        128,
+        (32, 32, 64, 64),
+        2,
+        32,
+        (Text(64, 2, 1, "quick_gelu", 64), Text(128, 2, 2, "gelu", 128)),
     ),
     "full": Shape(
         (320, 640, 1280),
@@ -131,20 +156,13 @@ def checkpoint(name: str, device: str = "cpu") -> Path:
 
 
 def build(shape: Shape, folder: Path, device: str = "cpu") -> None:
-    """Draw the weights on the device and save a diffusers folder; half size on a GPU."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
+    """Draw the weights on the device and save a diffusers folder; half size where it is large."""
     torch.manual_seed(SEED)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    first, second = shape.texts
+    if device == "cpu" and shape is SHAPES["full"]:
+        dtype = torch.float16
     with torch.device(device):
-        nets = {
-            "unet": UNet2DConditionModel(**shape.unet()),
-            "vae": AutoencoderKL(**shape.vae()),
-            "text_encoder": CLIPTextModel(first.config()),
-            "text_encoder_2": CLIPTextModelWithProjection(second.config()),
-        }
+        nets = shape.nets()
     with torch.no_grad():
         nets["vae"].decoder.conv_out.weight *= 1.5  # else grey in grey, where all pictures agree
     for part, net in nets.items():

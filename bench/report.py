@@ -1,4 +1,4 @@
-"""The figures of the last runs into docs/benchmarks.md, and the plot."""
+"""The figures of the last runs into the documents, and the plot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 from bench.app import ROOT, main
 from bench.figures import COLUMNS, Figures
 
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
-PLOT = Path("pictures") / "load.png"  # beside the document
+DOCUMENTS = [ROOT / "docs" / name for name in ("benchmarks.md", "checkpoints.md")]
+PLOT = Path("pictures") / "load.png"  # beside the documents
 NOT_MEASURED = "*Not measured.*"
 LEAST_ROUNDS = 5  # as the document promises
 PLACE = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -21,17 +21,18 @@ PLACE = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DO
 
 @main.command()
 def report() -> None:
-    """Write the figures in build/bench into docs/benchmarks.md and draw its plot.
+    """Write the figures in build/bench into the documents and draw their plot.
 
     Only the places between the marks are touched. What was not measured, or with --quick or fewer
     than five rounds only, is said to be not measured.
     """
-    text = DOCUMENT.read_text()
-    names = [match[1] for match in PLACE.findall(text)]
-    found = {name: figures for name in names if (figures := Figures.read(name)) is not None}
-    DOCUMENT.write_text(fill(text, found, DOCUMENT.parent))
-    measured = sorted(name for name, figures in found.items() if counts(figures))
-    click.echo(f"{DOCUMENT.relative_to(ROOT)}: {', '.join(measured) or 'nothing measured'}")
+    for document in DOCUMENTS:
+        text = document.read_text()
+        names = [match[1] for match in PLACE.findall(text)]
+        found = {name: figures for name in names if (figures := Figures.read(name)) is not None}
+        document.write_text(fill(text, found, document.parent))
+        measured = sorted(name for name, figures in found.items() if counts(figures))
+        click.echo(f"{document.relative_to(ROOT)}: {', '.join(measured) or 'nothing measured'}")
 
 
 def fill(text: str, found: Mapping[str, Figures], folder: Path) -> str:

@@ -1,11 +1,10 @@
-"""Start the server, send demo/request.json through the vendor's SDK, save demo.jpg, stop.
+"""Start the server, send its model's sample request through the vendor's SDK, save demo.jpg, stop.
 
 make demo
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,13 +17,15 @@ import httpx
 from segmind import SegmindClient
 from tqdm import tqdm
 
+from imaged import offers
+from imaged.catalogue import DEFAULT_SLUG
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build" / "demo"
 PICTURE = ROOT / "demo.jpg"
 
 
 def main() -> None:
-    request = json.loads((ROOT / "demo" / "request.json").read_text("utf-8"))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     print(f"starting imaged at {url}")
@@ -37,21 +38,20 @@ def main() -> None:
     )
     try:
         wait_until_ready(server, url)
-        make_picture(request, url)
+        make_picture(url)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
 
 
-def make_picture(request: dict[str, object], url: str) -> None:
+def make_picture(url: str) -> None:
     """What a user of the vendor's SDK writes, with its own base URL and a progress bar."""
     key = (DATA / "first-key").read_text().strip()
     client = SegmindClient(api_key=key, base_url=f"{url}/v1")
-    body = request["body"]
-    assert isinstance(body, dict)
+    body = offers.built_in()[DEFAULT_SLUG].sample
     start = time.monotonic()
-    job = client.submit_async(request["model"], **body)
-    print(f"submitted {job.request_id} to {request['model']}")
+    job = client.submit_async(DEFAULT_SLUG, **body)
+    print(f"submitted {job.request_id} to {DEFAULT_SLUG}")
     with tqdm(total=body["num_inference_steps"], unit="step", desc="denoising") as bar:
         while (status := job.status())["status"] not in ("COMPLETED", "FAILED"):
             bar.update(status.get("step", 0) - bar.n)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from imaged.catalogue import SLUG
-from imaged.errors import BadParameter, CommandError
+from imaged.errors import CommandError
+from imaged.offers import ranged
 from imaged.params import KNOBS, WIDEST, Knob
 
 SHIPPED = Path(__file__).parent / "aliases.toml"
@@ -73,25 +74,9 @@ def _alias(path: Path, slug: str, table: Any) -> tuple[str, tuple[Knob, ...]]:
     unknown = set(table) - set(WIDEST) - {"model"}
     if unknown:
         raise CommandError(f"{path}: [alias.{slug}] may set {', '.join(WIDEST)} and no other")
-    knobs = tuple(_ranged(path, slug, knob, table.get(knob.name, {})) for knob in KNOBS)
-    return table["model"], knobs
-
-
-def _ranged(path: Path, slug: str, knob: Knob, table: Any) -> Knob:
-    if table == {}:
-        return knob
-    low, high = WIDEST[knob.name]
-    where = f"{path}: {knob.name} of [alias.{slug}]"
-    numbers = isinstance(table, dict) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in table.values()
+    where = f"{path}: [alias.{slug}]"
+    knobs = tuple(
+        ranged(f"{where}: {knob.name}", knob, table[knob.name]) if knob.name in table else knob
+        for knob in KNOBS
     )
-    if not numbers or set(table) - {"low", "high", "default"}:
-        raise CommandError(f"{where} should be numbers under low, high and default")
-    ranged = replace(knob, **table)
-    assert ranged.low is not None and ranged.high is not None
-    if not low <= ranged.low <= ranged.high <= high:
-        raise CommandError(f"{where} should stay between {low} and {high}")
-    try:
-        return replace(ranged, default=ranged.read(ranged.default))
-    except BadParameter as problem:
-        raise CommandError(f"{where}: the default {problem.detail}") from None
+    return table["model"], knobs

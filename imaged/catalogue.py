@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imaged.params import KNOBS, ImageParams, Knob
 
 MICRO = Path(__file__).parent / "checkpoints" / "micro"
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 MICROS = 1_000_000  # micro-dollars in a dollar
+DTYPES = ("fp32", "bf16", "fp16")  # that weights may be held in
+PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learnt to predict
 STANDARD_PRICE = 8_000  # micro-dollars for 1024 x 1024 at 25 UNet calls
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's weights lie, and what was said of them when they were added."""
+
+    checkpoint: Path  # a diffusers folder or a safetensors file
+    vae: Path | None = None  # taken in place of the checkpoint's own
+    dtype: str = ""  # of DTYPES; empty: what suits the device
+    prediction: str = ""  # of PREDICTIONS; empty: what the files say
+    zero_snr: bool | None = None  # the training's noise ended in noise alone; None: likewise
+    sha256: str = ""  # of the files when they were added; empty: never found
 
 
 @dataclass(frozen=True)
@@ -21,9 +37,16 @@ class Model:
 
     slug: str
     title: str
-    checkpoint: Path
+    weights: Weights
     price_micros: int = STANDARD_PRICE  # of one picture of 1024 x 1024 at 25 UNet calls
     knobs: tuple[Knob, ...] = KNOBS  # an alias may take wider ranges
+    description: str = ""
+    licence: str = ""  # a note for people
+    sample: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a request that shows it
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.checkpoint
 
     @property
     def checkpoint_name(self) -> str:
@@ -36,12 +59,6 @@ class Model:
 
 
 DEFAULT_SLUG = "sdxl1.0-yamers-realistic"
-
-#: Served when nothing else was added under the same slug.
-BUILT_IN = (
-    Model(DEFAULT_SLUG, "Yamer's Realistic SDXL", MICRO),
-    Model("micro", "micro, the small checkpoint that comes with imaged", MICRO),
-)
 
 
 def price_micros(model: Model, params: ImageParams) -> int:

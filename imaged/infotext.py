@@ -30,7 +30,8 @@ def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
         "Model": _quoted(checkpoint),
         "Version": "imaged",
     }
-    lines = [_lines(params.prompt)]
+    tags = [f"<lora:{lora.name}:{lora.unet:g}>" for lora in params.loras]
+    lines = [_lines(" ".join([params.prompt, *tags]))]
     if params.negative_prompt:
         lines.append(f"{NEGATIVE} {_lines(params.negative_prompt)}")
     lines.append(", ".join(f"{name}: {value}" for name, value in pairs.items()))

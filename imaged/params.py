@@ -7,6 +7,7 @@ wrong and what is allowed.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ class Knob:
     """One parameter on the wire: its bounds are inclusive, `multiple` counts from zero."""
 
     name: str
-    kind: Literal["text", "integer", "number", "boolean", "choice"]
+    kind: Literal["text", "integer", "number", "boolean", "choice", "loras"]
     default: Any
     text: str
     low: float | None = None
@@ -56,6 +57,11 @@ class Knob:
             return "one of " + ", ".join(f'"{c}"' for c in self.choices)
         if self.kind == "boolean":
             return "true or false"
+        if self.kind == "loras":
+            return (
+                f'a list of at most {MOST_LORAS} like {{"name": "NAME", "weight": 0.8}}, weights '
+                f"between {-MOST_WEIGHT:.0f} and {MOST_WEIGHT:.0f}"
+            )
         if self.kind == "text":
             return f"a string of at most {self.high:.0f} characters"
         noun = "an integer" if self.kind == "integer" else "a number"
@@ -104,6 +110,7 @@ KNOBS: tuple[Knob, ...] = (
         "The file's format; a PNG carries its parameters as text.",
         choices=("jpeg", "png"),
     ),
+    Knob("loras", "loras", (), "LoRA files of this server, by name, and their weights."),
 )
 
 #: What the engine can do, knob by knob; an alias or another dialect may allow so much.
@@ -114,6 +121,21 @@ WIDEST: Mapping[str, tuple[int, int]] = {
     "img_width": (256, 2048),
     "img_height": (256, 2048),
 }
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA by its file's name, and how strongly it changes UNet and text encoders."""
+
+    name: str
+    unet: float = 1.0
+    text: float = 1.0
+
+
+MOST_LORAS, MOST_WEIGHT = 8, 10.0
+LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder
+_WEIGHT = r"(?::([+-]?(?:\d{1,4}\.?\d{0,9}|\.\d{1,9})))?"
+_TAG = re.compile(f"<lora:({LORA_NAME.pattern}){_WEIGHT}{_WEIGHT}>")
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,20 @@ class ImageParams:
     img_height: int = 1024
     base64: bool = False
     output_format: str = "jpeg"
+    loras: tuple[Lora, ...] = ()
+
+    def __post_init__(self) -> None:
+        """As read from JSON, the LoRAs are tables."""
+        loras = tuple(lora if isinstance(lora, Lora) else Lora(**lora) for lora in self.loras)
+        object.__setattr__(self, "loras", loras)
+
+    @property
+    def all_loras(self) -> tuple[Lora, ...]:
+        """Those of the field and, as A1111 has it, those that the prompt names as <lora:NAME:0.8>
+        or <lora:NAME:TEXT WEIGHT:UNET WEIGHT>.
+        """
+        tags = [Lora(n, float(u or t or 1), float(t or 1)) for n, t, u in _TAG.findall(self.prompt)]
+        return (*self.loras, *tags)
 
     @property
     def unet_calls(self) -> int:
@@ -193,6 +229,35 @@ def _read_text(knob: Knob, value: Any) -> str:
     return value
 
 
+def without_loras(prompt: str) -> str:
+    """The prompt without what names a LoRA in it."""
+    return _TAG.sub("", prompt)
+
+
+def _read_loras(knob: Knob, value: Any) -> tuple[Lora, ...]:
+    if isinstance(value, str):  # a form's
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise knob.refuse("other text") from None
+    if not isinstance(value, list | tuple) or len(value) > MOST_LORAS:
+        raise knob.refuse()
+    return tuple(_read_lora(knob, entry) for entry in value)
+
+
+def _read_lora(knob: Knob, entry: Any) -> Lora:
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, Mapping) or set(entry) - {"name", "weight"}:
+        raise knob.refuse()
+    name, weight = entry.get("name"), entry.get("weight", 1.0)
+    if not isinstance(name, str) or not LORA_NAME.fullmatch(name):
+        raise knob.refuse("an entry without a name of a file")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not -MOST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise knob.refuse("a weight beyond these")
+    return Lora(name, float(weight), float(weight))
+
+
 _NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 
@@ -246,4 +311,5 @@ _READERS = {
     "number": _read_number,
     "boolean": _read_boolean,
     "choice": _read_choice,
+    "loras": _read_loras,
 }

@@ -23,6 +23,9 @@ class Settings:
     workers: int = 1
     slots: int = 4  # jobs that one worker runs at a time
     threads: int = 0  # of torch; 0 leaves its choice
+    memory_gb: float = 0.0  # of one worker's weights; 0: half of what the device has for each
+    idle_s: float = 0.0  # a checkpoint that nobody has asked for so long leaves; 0: never
+    patience_s: float = 15.0  # a job whose checkpoint is not loaded waits so long for others' jobs
     graphs: str = "off"  # or "on": CUDA graphs, see engine/graphs.py
     determinism: str = "exact"  # or "close": calls of any number of rows, the last bits may differ
     retention_s: float = 3600.0  # results live so long from completion
@@ -35,6 +38,9 @@ class Settings:
     rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
     checker: str = ""  # of finished pictures: package.module:callable or a URL, see worker/check.py
     webhook_networks: str = ""  # open to webhooks beside public addresses: 10.0.0.0/8,fd00::/8
+    models: Path = Path()  # models on offer, see models.toml; empty: DATA/models.toml if it exists
+    loras: Path = Path()  # folder of LoRA files; empty: DATA/loras
+    embeddings: Path = Path()  # folder of textual inversions; empty: DATA/embeddings
     aliases: Path = Path()  # more slugs, see aliases.toml; empty: DATA/aliases.toml if it exists
     cors: str = ""  # origins of web pages that may call, separated by commas, or *; empty: none
     history_s: float = 31 * 86_400.0  # what was asked and what it cost is listed so long; 0: not
@@ -61,10 +67,30 @@ class Settings:
     @property
     def aliases_file(self) -> Path | None:
         """The operator's aliases, if there are any."""
-        if self.aliases != Path():
-            return self.aliases
-        own = self.data / "aliases.toml"
+        return self._own(self.aliases, "aliases.toml")
+
+    @property
+    def models_file(self) -> Path | None:
+        """The operator's models, if there are any."""
+        return self._own(self.models, "models.toml")
+
+    def _own(self, given: Path, name: str) -> Path | None:
+        if given != Path():
+            return given
+        own = self.data / name
         return own if own.exists() else None
+
+    @property
+    def loras_folder(self) -> Path:
+        return self.loras if self.loras != Path() else self.data / "loras"
+
+    @property
+    def embeddings_folder(self) -> Path:
+        return self.embeddings if self.embeddings != Path() else self.data / "embeddings"
+
+    def lora_names(self) -> list[str]:
+        """The LoRA files there are at the moment, by name."""
+        return sorted(path.stem for path in self.loras_folder.glob("*.safetensors"))
 
     @property
     def database(self) -> str:

@@ -9,7 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "imaged"
-NOUNS = {"params", "jobs", "errors", "settings", "catalogue", "aliases", "infotext", "__version__"}
+NOUNS = {
+    "params",
+    "jobs",
+    "errors",
+    "settings",
+    "catalogue",
+    "offers",
+    "aliases",
+    "infotext",
+    "__version__",
+}
 MAY_IMPORT = {
     "nouns": NOUNS,
     "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},

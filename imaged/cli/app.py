@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imaged.catalogue import BUILT_IN, Model
+from imaged import offers
+from imaged.catalogue import Model
 from imaged.errors import CommandError, ImagedError
 from imaged.settings import Settings
 
@@ -104,7 +105,7 @@ def find_model(slug: str, data: Path | None) -> Model:
     from imaged.store import models
 
     settings = Settings.from_env(os.environ, data=data)
-    offered = {m.slug: m for m in BUILT_IN}
+    offered = dict(offers.built_in())
     if (settings.data / "imaged.db").exists() or settings.database_url:
         with store(data) as (_, db), db.read() as connection:
             offered = models.catalogue(connection)

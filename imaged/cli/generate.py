@@ -36,7 +36,7 @@ def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for knob in reversed(KNOBS):
-        if knob.name not in ("prompt", "base64", "output_format"):
+        if knob.name not in ("prompt", "base64", "output_format", "loras"):
             command = knob_option(knob)(command)
     return command
 
@@ -54,7 +54,8 @@ def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @data_option
 def generate(prompt: str, model: str, output: Path | None, data: Path | None, **given: Any) -> None:
     """Make pictures in this process, without a server. Prints each file and its seed."""
-    params, _ = read_params({"prompt": prompt, **given})
+    chosen = find_model(model, data)
+    params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
     if output is not None and output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
@@ -63,10 +64,10 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
         raise CommandError(f"--output: there is no folder {output.parent}")
     if Rules.load(Settings.from_env(os.environ).rules).judge(params.prompt):
         raise CommandError(REFUSAL)
-    _generate(params, find_model(model, data), output)
+    _generate(params, chosen, output, Settings.from_env(os.environ, data=data))
 
 
-def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
+def _generate(params: ImageParams, model: Model, output: Path | None, settings: Settings) -> None:
     from tqdm import tqdm
 
     from imaged.worker.supervisor import waiting
@@ -77,7 +78,12 @@ def _generate(params: ImageParams, model: Model, output: Path | None) -> None:
     from imaged.worker.deliver import encode_jpeg, encode_png
 
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
-    engine = Engine(load(model.checkpoint), previews=False)
+    engine = Engine(
+        load(model.weights),
+        previews=False,
+        loras=settings.loras_folder,
+        embeddings=settings.embeddings_folder,
+    )
     engine.submit("cli", params)
     outcomes: list[Any] = []
     calls = params.unet_calls * params.samples

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from imaged.catalogue import MICRO, MICROS, SLUG, STANDARD_PRICE, Model
+from imaged import offers
+from imaged.catalogue import DTYPES, MICRO, MICROS, PREDICTIONS, Model
 from imaged.cli.app import Dollars, data_option, find_model, main, store
 from imaged.errors import CommandError
-from imaged.params import KNOBS
 
 
 @main.group()
@@ -21,15 +25,18 @@ def models() -> None:
 @models.command("list")
 @data_option
 def models_list(data: Path | None) -> None:
-    """All models on offer."""
+    """All models on offer, and whether a worker holds their checkpoints at this moment."""
+    from imaged.store import demand
     from imaged.store import models as table
 
-    with store(data) as (_, db), db.read() as connection:
+    with store(data) as (settings, db), db.read() as connection:
         offered = table.catalogue(connection)
-    click.echo(f"{'slug':<28} {'checkpoint':<24} {'1024 px, 25 steps':>18}")
+        states = demand.states(connection, time.time() - settings.lease_s)
+    click.echo(f"{'slug':<28} {'state':<12} {'checkpoint':<24} {'1024 px, 25 steps':>18}")
     for model in offered.values():
         click.echo(
-            f"{model.slug:<28} {model.checkpoint_name:<24} {model.price_micros / MICROS:>14.6f} USD"
+            f"{model.slug:<28} {states.get(model.slug, 'UNLOADED'):<12} "
+            f"{model.checkpoint_name:<24} {model.price_micros / MICROS:>14.6f} USD"
         )
 
 
@@ -40,14 +47,28 @@ def models_show(slug: str, data: Path | None) -> None:
     """One model and the parameters it takes."""
     model = find_model(slug, data)
     click.echo(
-        f"{model.slug}: {model.title}\ncheckpoint: {model.checkpoint_name} "
-        f"({model.checkpoint})\nprice: {model.price_micros / MICROS:.6f} USD for 1024 x "
-        "1024 at 25 UNet calls\n"
+        f"{model.slug}: {model.title}\n{model.description}\n"
+        f"checkpoint: {model.checkpoint_name} ({model.checkpoint})\n{_said(model)}"
+        f"price: {model.price_micros / MICROS:.6f} USD for 1024 x 1024 at 25 UNet calls\n"
     )
     if model.checkpoint == MICRO and model.slug != "micro":
         click.echo("No checkpoint was added under this slug: micro stands in for it.\n")
-    for knob in KNOBS:
+    for knob in model.knobs:
         click.echo(f"  {knob.name:<20} {knob.allowed}; default {knob.default}. {knob.text}")
+
+
+def _said(model: Model) -> str:
+    """What was said of the model when it was added, a line each."""
+    weights = model.weights
+    lines = {
+        "SHA-256": weights.sha256,
+        "VAE": weights.vae,
+        "dtype": weights.dtype,
+        "prediction": weights.prediction,
+        "zero terminal SNR": {None: "", True: "yes", False: "no"}[weights.zero_snr],
+        "licence": model.licence,
+    }
+    return "".join(f"{name}: {value}\n" for name, value in lines.items() if value)
 
 
 @models.command("add")
@@ -56,32 +77,104 @@ def models_show(slug: str, data: Path | None) -> None:
     "--checkpoint",
     required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="A diffusers folder, or one .safetensors file in the original SDXL layout.",
+    help="A diffusers folder, or one safetensors file in the original SDXL layout.",
 )
-@click.option("--title", default=None, help="Shown in lists  [default: the slug]")
+@click.option(
+    "--vae",
+    type=click.Path(exists=True, path_type=Path),
+    help="A VAE in place of the checkpoint's own: a safetensors file, or a diffusers folder.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Type of the weights in memory; with fp16 the VAE stays fp32  "
+    "[default: fp32 on the CPU; on a GPU bf16, or fp16 where it has no bf16]",
+)
+@click.option(
+    "--prediction",
+    type=click.Choice(PREDICTIONS),
+    help="What the UNet predicts  [default: what the files say]",
+)
+@click.option(
+    "--zero-snr/--no-zero-snr",
+    default=None,
+    help="Whether the training's noise ended in noise alone  [default: what the files say]",
+)
+@click.option("--title", help="Shown in lists  [default: the slug]")
+@click.option("--description", help="What its pictures are like.")
+@click.option("--licence", help="A note on its licence.")
 @click.option(
     "--price",
     type=Dollars(0, 1000, min_open=True),
-    default=STANDARD_PRICE / MICROS,
-    show_default=True,
-    help="US dollars for one picture of 1024 x 1024 at 25 UNet calls.",
+    help="US dollars for one picture of 1024 x 1024 at 25 UNet calls  [default: 0.008]",
 )
 @data_option
 def models_add(
-    slug: str, checkpoint: Path, title: str | None, price: float, data: Path | None
+    slug: str, checkpoint: Path, vae: Path | None, data: Path | None, **said: Any
 ) -> None:
-    """Serve a checkpoint under a slug. It is loaded once now, to see that it can be."""
-    from imaged.engine.load import load
+    """Serve a checkpoint under a slug.
+
+    It is loaded once now, to see that it can be, and its SHA-256 is kept: if the files are others
+    later, the model is not served. Ranges, defaults and a sample request are for a models.toml.
+    """
     from imaged.store import models as table
 
-    if not SLUG.fullmatch(slug):
-        raise CommandError("a slug is lower-case letters, digits, '.', '_' and '-', at most 80")
-    click.echo(f"checking {checkpoint.name} ...", err=True)
-    load(checkpoint.resolve())
-    model = Model(slug, title or slug, checkpoint.resolve(), max(1, round(price * MICROS)))
+    paths = {"checkpoint": checkpoint, "vae": vae}
+    given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
+    given |= {name: value for name, value in said.items() if value is not None}
+    entry = _checked(slug, {**offers.shipped(slug), **given})
     with store(data) as (_, db), db.write() as connection:
-        table.add(connection, model, time.time())
+        model = table.add(connection, slug, entry, time.time())
     click.echo(f"{slug} is served from {model.checkpoint_name}")
+
+
+@models.command("sync")
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
+)
+@data_option
+def models_sync(file: Path | None, data: Path | None) -> None:
+    """Serve what a models.toml says  [default: DATA/models.toml].
+
+    What is new or was changed in it is loaded once, as `add` does. What was added otherwise stays.
+    `imaged serve` does this at its start.
+    """
+    from imaged.store import models as table
+
+    with store(data) as (settings, db):
+        path = file or settings.models_file
+        if path is None:
+            raise CommandError(f"there is no {settings.data / 'models.toml'}")
+        with db.read() as connection:
+            known = table.tables(connection)
+        for slug, said in offers.tables(path.resolve()).items():
+            entry = {**offers.shipped(slug), **said}
+            before = dict(known.get(slug, {}))
+            digest = before.pop("sha256", "")
+            if before == entry and digest:
+                click.echo(f"{slug} is as it was")
+                continue
+            entry = _checked(slug, entry)
+            with db.write() as connection:
+                table.add(connection, slug, entry, time.time())
+            click.echo(f"{slug} is served from {entry.get('checkpoint', 'micro')}")
+
+
+def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its digest, when it was loaded once; raises CommandError, CheckpointRefused."""
+    from imaged.engine.load import load
+
+    weights = offers.model(slug, entry).weights
+    click.echo(f"checking {weights.checkpoint.name} ...", err=True)
+    began = time.monotonic()
+    nets = load(replace(weights, sha256=""), show=sys.stderr.isatty())
+    seconds, size = time.monotonic() - began, nets.file_bytes / 1e9
+    click.echo(
+        f"loaded {size:.3g} GB in {seconds:.1f} s ({size / seconds:.3g} GB/s) onto "
+        f"{nets.device}; SHA-256 {nets.sha256}",
+        err=True,
+    )
+    return {**entry, "sha256": nets.sha256}
 
 
 @models.command("remove")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,10 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
+    if given.models_file is not None:  # in a process of its own, which takes torch with it
+        sync = [sys.executable, "-m", "imaged", "models", "sync", "--data", str(given.data)]
+        if subprocess.run(sync, check=False).returncode:
+            raise CommandError(f"{given.models_file} cannot be served")
     with store(given.data) as (_, db):
         load_check(given.checker)  # before any worker: a wrong setting ends the start here
         server = listen.server(given)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
+from imaged.engine.lora import Loras
 from imaged.engine.memory import is_full
 from imaged.engine.plan import plan_images
 from imaged.engine.preview import Map, Preview
@@ -29,7 +31,7 @@ from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.engine.unet import Unet
 from imaged.errors import ImagedError, JobFailed
-from imaged.params import ImageParams
+from imaged.params import ImageParams, without_loras
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,8 @@ class Engine:
 
     submit() a job, tick() until it comes out. Exactly one outcome for each job that is not
     cancelled. With `exact` a picture has the same bytes whatever runs beside it; without, its
-    last bits may depend on the company, and calls are never padded. `graphs`: see graphs.py.
+    last bits may depend on the company, and calls are never padded. `graphs`: see graphs.py;
+    `loras` and `embeddings`: the folders of their files.
     """
 
     def __init__(
@@ -81,14 +84,18 @@ class Engine:
         exact: bool = True,
         previews: bool = True,
         graphs: bool = False,
+        loras: Path | None = None,
+        embeddings: Path | None = None,
         pixels_a_call: int = PIXELS_A_CALL,
     ) -> None:
         self.nets, self.exact, self.previews = nets, exact, previews
         self._pixels_a_call = self._most_pixels = pixels_a_call
         self._grow_at = math.inf
-        self._encoder = PromptEncoder(nets)
+        self._encoder = PromptEncoder(nets, embeddings)
         self.unet = Unet(nets.unet, graphs=graphs)
-        self._precise: tuple[Unet, Any] | None = None  # UNet and VAE in float32
+        texts = {part: getattr(nets, part) for part in ("text_encoder", "text_encoder_2")}
+        self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
+        self._precise: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
         self._buckets, self._meter, self._clock = Buckets(), Meter(), Clock(self.unet.device)
         self._under_way: deque[tuple[list[Run], Any, Any]] = deque()  # calls, and their marks
         self._jobs: dict[str, _Job] = {}
@@ -131,8 +138,9 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Let go of the decoder."""
+        """Let go of the decoder, and leave the nets as they came."""
         self._decoder.shutdown(cancel_futures=True)
+        self._loras.use(())
 
     def progress(self) -> dict[str, Progress]:
         return {
@@ -175,7 +183,7 @@ class Engine:
     def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
         bucket = self._bucket(sum(r.rows for r in chosen))
         began = self._clock.mark()
-        outputs = denoise(self._unet(chosen[0].precise), chosen, bucket)
+        outputs = denoise(self._unet(chosen[0]), chosen, bucket)
         self._under_way.append((chosen, began, self._clock.mark()))
         return outputs
 
@@ -188,11 +196,17 @@ class Engine:
         if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
         example = (run.history[0], run.times[0, -1], run.kept[-1])
-        unet = self._unet(run.precise)
+        unet = self._unet(run)
         return not self.exact or self._buckets.allow(unet, run.shape, rows, example)
 
-    def _unet(self, precise: bool) -> Unet:
-        return self._in_float32()[0] if precise else self.unet
+    def _unet(self, run: Run) -> Unet:
+        """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
+        unet, loras = self.unet, self._loras
+        if run.precise:
+            unet, _, loras = self._in_float32()
+        loras.use(run.loras)
+        unet.changed = bool(run.loras)
+        return unet
 
     def _account(self, ahead: int) -> None:
         """Who has used the device for how long, and what calls cost; waits for all but the last
@@ -242,7 +256,10 @@ class Engine:
     def _start(self, job_id: str, params: ImageParams, key: int) -> list[Run]:
         nets = self.nets
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
-        positive, negative = self._encoder.pair(params.prompt, params.negative_prompt)
+        loras = params.all_loras
+        self._loras.use(loras)
+        negated = params.negative_prompt and without_loras(params.negative_prompt)
+        positive, negative = self._encoder.pair(without_loras(params.prompt), negated, loras)
         texts = (negative, positive) if plans[0].guided else (positive,)
         now = time.monotonic()
         # A key that comes back has no claim to the time in which it asked for nothing.
@@ -253,7 +270,7 @@ class Engine:
             k: s for k, s in self._used_s.items() if present and (k in present or s > least)
         }
         self._used_s[key] = max(self._used_s.get(key, 0.0), least)
-        runs = [Run(job_id, plan, texts, key, now) for plan in plans]
+        runs = [Run(job_id, plan, texts, loras, key, now) for plan in plans]
         for run in runs:
             run.start(self.unet)
         return runs
@@ -350,16 +367,15 @@ class Engine:
             return False
         log.warning("job %s: not a picture in %s; again in float32", run.job_id, nets.unet.dtype)
         run.precise = True
-        run.start(self._in_float32()[0])
+        run.start(self._unet(run))
         return True
 
-    def _in_float32(self) -> tuple[Unet, Any]:
+    def _in_float32(self) -> tuple[Unet, Any, Loras]:
         if self._precise is None:
-            nets = self.nets
-            self._precise = (
-                Unet(copy.deepcopy(nets.unet).float()),
-                copy.deepcopy(nets.vae).float(),
-            )
+            self._loras.use(())  # else the copy would have them for good
+            unet = copy.deepcopy(self.nets.unet).float()
+            vae = copy.deepcopy(self.nets.vae).float()
+            self._precise = Unet(unet), vae, Loras({"unet": unet}, self._folder)
         return self._precise
 
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:

@@ -3,42 +3,46 @@
 Two forms: a diffusers folder, and one safetensors file in the original SDXL layout. The
 file carries no configs, so they are read off its tensors' shapes; tokenizers and the
 scheduler's config are SDXL's own and come with the product.
+
+The files are mapped. Each tensor goes from there to its place on the device in its type there, one
+after the other, so that there is never a second copy of the weights.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from imaged.catalogue import MICRO
+from imaged.catalogue import MICRO, Weights
+from imaged.engine.files import Header, digest
+from imaged.engine.folder import TABLES, Part, folder_files, read_folder, read_json, read_part
 from imaged.engine.memory import is_full
-from imaged.engine.nets.net import Tensors
 from imaged.engine.nets.text import ProjectingTextEncoder, TextConfig, TextEncoder
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.nets.vae import VAE, VAEConfig
 from imaged.engine.prompt.tokenizer import Tokenizer
-from imaged.engine.single_file import read_single_file
+from imaged.engine.single_file import Noise, read_single_file, read_vae, terms
 from imaged.errors import CheckpointRefused
 
 # What the libraries raise on files that are damaged or are something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 NETS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, UNetModel),
     "vae": (VAEConfig, VAE),
     "text_encoder": (TextConfig, TextEncoder),
     "text_encoder_2": (TextConfig, ProjectingTextEncoder),
 }
-Part = tuple[Mapping[str, Any], Tensors]  # config.json of a net and its weights
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,18 @@ class Nets:
     tokenizer_2: Tokenizer
     scheduler_config: Mapping[str, Any]
     force_zeros_for_empty_prompt: bool
+    sha256: str = ""  # of the files
+    file_bytes: int = 0
 
     @property
     def device(self) -> torch.device:
         return self.unet.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights on the device."""
+        nets = (self.unet, self.vae, self.text_encoder, self.text_encoder_2)
+        return sum(weight.nbytes for net in nets for weight in net.parameters())
 
     @property
     def channels(self) -> int:
@@ -79,27 +91,130 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def load(checkpoint: Path, device: torch.device | None = None) -> Nets:
-    """Load a diffusers folder or a single file; raises CheckpointRefused with the reason.
+def load(
+    weights: Weights | Path, device: torch.device | None = None, *, show: bool = False
+) -> Nets:
+    """A diffusers folder or a single file on a device; raises CheckpointRefused with the reason.
 
-    float32 on the CPU; on a GPU bfloat16, which overflows no sooner than float32. UNet and VAE have
-    their channels last, as the convolutions of either want them.
+    The digest of the files is found beside the loading, and has to be the one that was recorded,
+    if one was. show: a progress bar on stderr.
     """
+    weights = Weights(weights) if isinstance(weights, Path) else weights
     device = device or best_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
-        if checkpoint.is_dir():
-            return _load_folder(checkpoint, device, dtype)
-        if checkpoint.is_file():
-            parts = read_single_file(checkpoint)
-            return assemble(parts, tokenizers=MICRO, device=device, dtype=dtype)
-        raise CheckpointRefused(f"there is no file or folder {checkpoint}")
+        files = _files(weights)
+        with _digested(files) as found:
+            nets = _load(weights, device, show)
+            size = sum(path.stat().st_size for path in files.values())
+            nets = replace(nets, sha256=found(), file_bytes=size)
     except (*_BROKEN, MemoryError) as error:
+        name = weights.checkpoint.name
         if is_full(error):
-            raise CheckpointRefused(
-                f"{checkpoint.name} does not fit into {device}'s memory"
-            ) from error
-        raise CheckpointRefused(f"{checkpoint.name} is not an SDXL checkpoint: {error}") from error
+            raise CheckpointRefused(f"{name} does not fit into {device}'s memory") from error
+        raise CheckpointRefused(f"{name} is not an SDXL checkpoint: {error}") from error
+    if weights.sha256 not in ("", nets.sha256):
+        raise CheckpointRefused(
+            f"{weights.checkpoint.name} is not the file that was added (its SHA-256 is now "
+            f"{nets.sha256}); imaged models add takes it anew"
+        )
+    return nets
+
+
+def size(weights: Weights, device: torch.device) -> int:
+    """Bytes that a checkpoint will take on a device, told from its files' headers; raises
+    CheckpointRefused. A little more than it will be: not all that files carry is used.
+    """
+    dtype = DTYPES[weights.dtype] if weights.dtype else best_dtype(device)
+    numbers = 0
+    for path in _files(weights).values():
+        if path.suffix not in TABLES:
+            numbers += sum(math.prod(shape) for shape in Header.read(path).shapes.values())
+    return numbers * dtype.itemsize
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory of a device, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def _digested(files: Mapping[str, Path]) -> Iterator[Callable[[], str]]:
+    """Find the digest beside what is done meanwhile; whoever leaves early does not wait for it."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "digest") as beside:
+        try:
+            yield beside.submit(digest, files, stop.is_set).result
+        finally:
+            stop.set()
+
+
+def _files(weights: Weights) -> dict[str, Path]:
+    """Every file that decides what pictures look like, by its name within the checkpoint."""
+    files: dict[str, Path] = {}
+    for name, path in (("", weights.checkpoint), ("vae/", weights.vae)):
+        if path is None:
+            continue
+        if path.is_dir():
+            files |= {f"{name}{p.relative_to(path)}": p for p in folder_files(path)}
+        elif path.is_file():
+            files[f"{name}{path.name}"] = path
+        else:
+            raise CheckpointRefused(f"there is no file or folder {path}")
+    return files
+
+
+def _load(weights: Weights, device: torch.device, show: bool) -> Nets:
+    checkpoint = weights.checkpoint
+    folder, index, said = MICRO, {}, Noise()
+    vae = _vae(weights.vae)
+    if checkpoint.is_dir():
+        parts = read_folder(checkpoint, {"vae": vae} if vae else {})
+        folder, index = checkpoint, read_json(checkpoint / "model_index.json")
+    else:
+        parts, said = read_single_file(checkpoint, vae)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | said
+    return assemble(
+        parts,
+        tokenizers=folder,
+        device=device,
+        dtype=DTYPES[weights.dtype] if weights.dtype else best_dtype(device),
+        scheduler_config=scheduler | _told(weights, scheduler),
+        force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
+        show=show,
+    )
+
+
+def _vae(path: Path | None) -> Part | None:
+    if path is None:
+        return None
+    return read_part(path) if path.is_dir() else read_vae(path)
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """float32 on the CPU; on a GPU bfloat16, which overflows no sooner than float32, where the
+    GPU has it.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    has = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has else torch.float16
+
+
+def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """SDXL's VAE overflows in float16: its pictures would be black."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _told(weights: Weights, config: Mapping[str, Any]) -> Noise:
+    """What the operator says of the noise, over what the files say."""
+    if not weights.prediction and weights.zero_snr is None:
+        return {}
+    prediction = weights.prediction or config.get("prediction_type", "epsilon")
+    zero = config.get("rescale_betas_zero_snr", False)
+    told = terms(prediction, zero if weights.zero_snr is None else weights.zero_snr)
+    return {"rescale_betas_zero_snr": False} | told
 
 
 def assemble(
@@ -110,19 +225,28 @@ def assemble(
     dtype: torch.dtype,
     scheduler_config: Mapping[str, Any] | None = None,
     force_zeros: bool = True,
+    show: bool = False,
 ) -> Nets:
-    """Nets of the four parts' configs and weights; `tokenizers` is a folder with both of them."""
-    scheduler = scheduler_config or _json(MICRO / "scheduler" / "scheduler_config.json")
+    """Nets of the four parts' configs and weights; `tokenizers` is a folder with both of them.
+
+    UNet and VAE have their channels last, as the convolutions of either want them.
+    """
+    scheduler = scheduler_config or read_json(MICRO / "scheduler" / "scheduler_config.json")
     configs = {}
     for part, (config, _) in NETS.items():
         with _named(part):
             configs[part] = config.read(parts[part][0])
     _check(configs, scheduler)
+    tensors = {
+        part: {k.removeprefix("text_model."): v for k, v in parts[part][1].items()} for part in NETS
+    }
+    size = sum(v.nbytes for part in tensors.values() for v in part.values())
     nets = {}
-    for part, (_, cls) in NETS.items():
-        with _named(part):
-            tensors = {k.removeprefix("text_model."): v for k, v in parts[part][1].items()}
-            nets[part] = cls.build(configs[part], tensors, device, dtype)
+    with _bar(size, show) as done:
+        for part, (_, cls) in NETS.items():
+            with _named(part):
+                kind = _vae_dtype(dtype) if part == "vae" else dtype
+                nets[part] = cls.build(configs[part], tensors[part], device, kind, done)
     for part in ("unet", "vae"):
         nets[part].to(memory_format=torch.channels_last)
     return Nets(
@@ -132,6 +256,18 @@ def assemble(
         scheduler_config=scheduler,
         force_zeros_for_empty_prompt=force_zeros,
     )
+
+
+@contextmanager
+def _bar(size: int, show: bool) -> Iterator[Callable[[int], Any]]:
+    """What is to be told of bytes that were loaded."""
+    if not show:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc="loading", unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update
 
 
 @contextmanager
@@ -164,36 +300,3 @@ def _check(configs: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         raise CheckpointRefused(f"its scheduler {kind} is not one of SDXL's")
     if scheduler.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         raise CheckpointRefused(f"prediction type {scheduler['prediction_type']} is not served")
-
-
-def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Nets:
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise CheckpointRefused(f"the folder {folder.name} lacks {', '.join(missing)}")
-    index = _json(folder / "model_index.json")
-    return assemble(
-        {part: (_json(folder / part / "config.json"), _weights(folder / part)) for part in NETS},
-        tokenizers=folder,
-        device=device,
-        dtype=dtype,
-        scheduler_config=_json(folder / "scheduler" / "scheduler_config.json"),
-        force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
-    )
-
-
-def _weights(folder: Path) -> Tensors:
-    """A net's tensors, mapped, from one file or several; in half precision if there is no other."""
-    for variant in ("", r"\.fp16"):
-        form = re.compile(rf"(diffusion_pytorch_)?model{variant}(-\d+-of-\d+)?\.safetensors")
-        files = [file for file in folder.iterdir() if form.fullmatch(file.name)]
-        if files:
-            return {k: v for file in files for k, v in load_file(file).items()}
-    raise CheckpointRefused(
-        f"{folder.name} has no safetensors weights; other formats can run code and are refused"
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text("utf-8"))
-    assert isinstance(content, dict)
-    return content

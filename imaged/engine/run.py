@@ -10,6 +10,7 @@ import torch
 from imaged.engine.plan import Plan
 from imaged.engine.prompt.encode import Encoded
 from imaged.engine.unet import Unet
+from imaged.params import Lora
 
 
 @dataclass(eq=False)
@@ -22,6 +23,7 @@ class Run:
     job_id: str
     plan: Plan
     texts: tuple[Encoded, ...]  # negative and positive, or positive alone at guidance 1
+    loras: tuple[Lora, ...] = ()
     key: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
@@ -56,7 +58,7 @@ class Run:
     @property
     def shape(self) -> Hashable:
         """What must agree for two pictures to share a call."""
-        return (self.plan.latent_shape, self.texts[0].context.shape[0], self.precise)
+        return (self.plan.latent_shape, self.texts[0].context.shape[0], self.precise, self.loras)
 
     @property
     def rows(self) -> int:

@@ -2,23 +2,27 @@
 
 The file has no configs. What differs between SDXL checkpoints of any width is read off the
 tensors' shapes; what never differs is written here. The tensors stay views of the mapped file:
-nothing is read before it is used, and of the whole only one small matrix is copied.
+nothing is read before it is used, and of the whole only one small matrix is copied. A VAE may
+lie in a file of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from imaged.engine.files import Header
 from imaged.errors import CheckpointRefused
 
 Tensors = Mapping[str, torch.Tensor]
-Net = tuple[dict[str, Any], dict[str, torch.Tensor]]  # as config.json and *.safetensors hold it
+Net = tuple[Mapping[str, Any], Tensors]  # as config.json and *.safetensors hold it
+Noise = dict[str, Any]  # a part of a scheduler's config
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = (
@@ -31,8 +35,9 @@ PARTS = {
     "text_encoder": (CLIP, "the first text encoder"),
     "text_encoder_2": (OPEN_CLIP, "the second text encoder"),
 }
-NOT_EPSILON = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")  # marks in files
+NOT_WEIGHTS = ("position_ids", "attn_mask", "logit_scale")  # tables that some files carry along
 HEAD = 64  # width of one attention head, in the UNet and in both text encoders
+VAE_KEPT = ("decoder.", "post_quant_conv.")  # no picture is ever encoded
 LEVEL = 3  # of the UNet's numbered blocks make a level: down two and a halving, up three
 
 UNET_ENDS = {
@@ -80,65 +85,102 @@ OPEN_CLIP_LAYER = {
 }
 
 
-def read_single_file(path: Path) -> dict[str, Net]:
-    """Config and tensors of unet, vae (without its encoder), text_encoder and text_encoder_2.
+def read_single_file(path: Path, vae: Net | None = None) -> tuple[dict[str, Net], Noise]:
+    """Config and tensors of unet, vae (without its encoder), text_encoder and text_encoder_2, and
+    what the file says of its noise. `vae` is taken in place of the file's own.
 
     Raises CheckpointRefused. Whether the tensors are all of a net's is for its loading to tell.
     """
-    parts = _read(path)
+    header = Header.read(path)
+    header.refuse_others()
     readers: dict[str, Callable[[Tensors], Net]] = {
         "vae": _vae,
         "text_encoder": _clip,
         "text_encoder_2": _open_clip,
     }
-    try:
+    wanted = [name for name in PARTS if vae is None or name != "vae"]
+    parts = {name: _tensors(header, _within(header, name), PARTS[name][0]) for name in wanted}
+    with _shaped(path):
         pooled = parts["text_encoder_2"]["text_projection"].shape[1]
-        nets = {"unet": _unet(parts["unet"], pooled)}
-        return nets | {name: read(parts[name]) for name, read in readers.items()}
+        nets = {"unet": _unet(parts.pop("unet"), pooled)}
+        nets |= {name: readers[name](tensors) for name, tensors in parts.items()}
+    return nets | ({"vae": vae} if vae else {}), noise(header)
+
+
+def read_vae(path: Path) -> Net:
+    """A VAE in a file of its own, in the original layout or with diffusers' names."""
+    header = Header.read(path)
+    prefix = VAE if any(key.startswith(VAE) for key in header.shapes) else ""
+    kept = tuple(prefix + part for part in VAE_KEPT)
+    keys = [key for key in header.shapes if key.startswith(kept)]
+    if not keys:
+        raise CheckpointRefused(f"{path.name} holds no VAE (decoder.* and post_quant_conv.*)")
+    tensors = _tensors(header, keys, prefix)
+    with _shaped(path):
+        if any(key.startswith("decoder.up_blocks.") for key in tensors):
+            return _vae_config(tensors), tensors
+        return _vae(tensors)
+
+
+def noise(header: Header) -> Noise:
+    """What a file says of the noise that it was trained with, in words of scheduler configs.
+
+    Marks that trainers leave: tensors without content, or remarks.
+    """
+    said = header.metadata
+    prediction = said.get("modelspec.prediction_type", "").lower()
+    v = prediction in ("v", "v_prediction", "v-prediction")
+    if prediction and not v and prediction not in ("epsilon", "eps"):
+        raise CheckpointRefused(f"{header.path.name} predicts {prediction}, which is not served")
+    v = v or "v_pred" in header.shapes or _says(said, "ss_v_parameterization")
+    zero = "ztsnr" in header.shapes or _says(said, "ss_zero_terminal_snr")
+    return terms("v_prediction" if v else "epsilon", zero)
+
+
+def terms(prediction: str, zero_snr: bool) -> Noise:
+    """Scheduler config of a kind of training.
+
+    Where training ended in noise alone, sampling has to begin there (Lin et al. 2024, 3.3).
+    """
+    spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return {"prediction_type": prediction} | (spacing if zero_snr else {})
+
+
+def _says(metadata: Mapping[str, str], name: str) -> bool:
+    return metadata.get(name, "").lower() == "true"
+
+
+@contextmanager
+def _shaped(path: Path) -> Iterator[None]:
+    """Tensors that are missing, or have shapes that no SDXL checkpoint's have."""
+    try:
+        yield
     except KeyError as error:
         raise CheckpointRefused(
             f"{path.name} is not an SDXL checkpoint: there is no {error.args[0]}"
         ) from error
-    except (IndexError, ValueError) as error:  # shapes that no SDXL checkpoint has
+    except (IndexError, ValueError) as error:
         raise CheckpointRefused(f"{path.name} is not an SDXL checkpoint: {error}") from error
 
 
-def _read(path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Each part's tensors under their names within it; all else that files carry is left out."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            said = (file.metadata() or {}).get("modelspec.prediction_type", "epsilon")
-            _refuse_other_noise(path, keys, said)
-            return {
-                name: {
-                    key.removeprefix(prefix): file.get_tensor(key)
-                    for key in _keys(path, keys, prefix, what)
-                }
-                for name, (prefix, what) in PARTS.items()
-            }
-    except SafetensorError as error:
-        raise CheckpointRefused(
-            f"{path.name} is not a safetensors file; other formats can run code and are refused"
-        ) from error
-
-
-def _refuse_other_noise(path: Path, keys: set[str], said: str) -> None:
-    marks = [key for key in NOT_EPSILON if key in keys]
-    if marks or said.lower() not in ("epsilon", "eps"):
-        raise CheckpointRefused(
-            f"{path.name} does not predict noise ({marks[0] if marks else said}): v-prediction and "
-            "EDM files are not served; a v-prediction model in a diffusers folder is"
-        )
-
-
-def _keys(path: Path, keys: set[str], prefix: str, what: str) -> list[str]:
-    found = sorted(key for key in keys if key.startswith(prefix))
+def _within(header: Header, name: str) -> list[str]:
+    """The names of one part's tensors in the file."""
+    prefix, what = PARTS[name]
+    found = sorted(key for key in header.shapes if key.startswith(prefix))
     if not found:
+        hint = "; one can be given along with it: --vae FILE" if name == "vae" else ""
         raise CheckpointRefused(
-            f"{path.name} is not an SDXL checkpoint: there is not {what} at {prefix}*"
+            f"{header.path.name} is not a whole SDXL checkpoint: there is not {what} at "
+            f"{prefix}*{hint}"
         )
     return found
+
+
+def _tensors(header: Header, keys: list[str], prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors under their names within the part; all else that files carry is left out."""
+    header.refuse_odd_types(key for key in keys if not key.endswith(NOT_WEIGHTS))
+    with safe_open(header.path, framework="pt") as file:
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
@@ -211,6 +253,18 @@ def _unet_name(name: str) -> str | None:
     return block + _layer(int(kind), place, rest) if kind in ("0", "1") else name
 
 
+def diffusers_name(name: str) -> str:
+    """A layer of the original layout, with underscores for points, as diffusers names it, likewise
+    with underscores; any other name as it is.
+    """
+    pointed = re.sub(r"^(input|output)_blocks_(\d+)_(\d+)(_|$)", r"\1_blocks.\2.\3.", name)
+    pointed = re.sub(r"^middle_block_(\d)_", r"middle_block.\1.", pointed)
+    pointed = re.sub(r"^(time_embed|out|label_emb_0)_(\d)$", r"\1.\2", pointed)
+    pointed = re.sub(r"((in|out|emb)_layers)_(\d)$", r"\1.\3", pointed)
+    pointed = pointed.replace("label_emb_0.", "label_emb.0.").rstrip(".") + "."
+    return (_unet_name(pointed) or name).rstrip(".").replace(".", "_")
+
+
 def _layer(kind: int, place: int, rest: str) -> str:
     """A residual block's tensor (kind 0) or a transformer's, whose inner names are the same."""
     if kind == 0:
@@ -223,19 +277,27 @@ def _layer(kind: int, place: int, rest: str) -> str:
 
 def _vae(tensors: Tensors) -> Net:
     levels = _count(tensors, r"decoder\.up\.(\d+)\.")
-    widths = [tensors[f"decoder.up.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
-    config = dict(
+    named = ((_vae_name(key, levels), value) for key, value in tensors.items())
+    renamed = {name: _linear(name, value) for name, value in named if name}
+    return _vae_config(renamed), renamed
+
+
+def _vae_config(tensors: Tensors) -> dict[str, Any]:
+    """The config of a VAE whose tensors have diffusers' names."""
+    levels = _count(tensors, r"decoder\.up_blocks\.(\d+)\.")
+    widths = [
+        tensors[f"decoder.up_blocks.{i}.resnets.0.conv2.weight"].shape[0] for i in range(levels)
+    ]
+    return dict(
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
-        block_out_channels=widths,
+        block_out_channels=widths[::-1],
         # The decoder's levels have one residual block more than the encoder's, which are counted.
-        layers_per_block=_count(tensors, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
+        layers_per_block=_count(tensors, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1,
         latent_channels=tensors["post_quant_conv.weight"].shape[0],
         sample_size=1024,
         scaling_factor=0.13025,
     )
-    named = ((_vae_name(key, levels), value) for key, value in tensors.items())
-    return config, {name: _linear(name, value) for name, value in named if name}
 
 
 def _vae_name(name: str, levels: int) -> str | None:
@@ -249,7 +311,7 @@ def _vae_name(name: str, levels: int) -> str | None:
     else:
         new = _renamed(name, DECODER_ENDS) or name
     new = new.replace(".nin_shortcut.", ".conv_shortcut.")
-    return new if new.startswith(("decoder.", "post_quant_conv.")) else None
+    return new if new.startswith(VAE_KEPT) else None
 
 
 def _linear(name: str, value: torch.Tensor) -> torch.Tensor:

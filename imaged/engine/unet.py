@@ -33,6 +33,7 @@ class Unet:
         self.net = net
         self._call = Graphs(self._plain) if graphs else self._plain
         self.device, self.dtype = net.device, net.dtype
+        self.changed = False  # whether LoRAs are in use, which recorded calls know nothing of
         self._attentions = net.cross_attentions()
         self._projections = [block.time_emb_proj for block in net.resnets()]
         self._texts: OrderedDict[int, tuple[Encoded, torch.Tensor]] = OrderedDict()
@@ -71,7 +72,8 @@ class Unet:
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """x (rows, C, h, w), times (rows, E), texts (rows, T) -> outputs (rows, C, h, w)."""
-        return self._call(x.to(self.dtype), times, texts)
+        call = self._plain if self.changed else self._call
+        return call(x.to(self.dtype), times, texts)
 
     @torch.inference_mode()
     def settle(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from imaged.aliases import Aliases
 from imaged.catalogue import Model, price_micros
 from imaged.errors import (
+    BadParameter,
     KeyInvalid,
     KeyMissing,
     ModelForbidden,
@@ -25,7 +26,7 @@ from imaged.errors import (
 from imaged.gateway.rules import REASON, REFUSAL, Rules
 from imaged.gateway.terms import fingerprint
 from imaged.jobs import NO_TERMS, Terms, new_job_id
-from imaged.params import ImageParams
+from imaged.params import MOST_LORAS, ImageParams
 from imaged.store import keys, limits, models, queue, repeats
 from imaged.store.db import Database
 from imaged.store.keys import Key
@@ -61,9 +62,10 @@ class Admission:
         aliases: Aliases,
         rules: Rules,
         retention_s: float,
+        loras: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
-        self._rules, self._retention_s = rules, retention_s
+        self._rules, self._retention_s, self._loras = rules, retention_s, loras
         self._keys: dict[str, tuple[float, Key]] = {}
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
         self._turns: dict[int, float] = {}  # when a key may submit again, as last heard
@@ -127,9 +129,10 @@ class Admission:
 
         Under an Idempotency-Key that was used before nothing is held or drawn: the first job
         stands for this one. A prompt that the rules refuse makes a job that has failed; its text
-        is not kept. Raises TooFast, NoCredits or IdempotencyMismatch, and then nothing
-        has happened.
+        is not kept. Raises BadParameter for a LoRA that is not there, TooFast, NoCredits or
+        IdempotencyMismatch, and then nothing has happened.
         """
+        await self._check_loras(params)
         terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
@@ -171,6 +174,18 @@ class Admission:
             return
         if word is None or not await asyncio.to_thread(self._known, key, word):
             raise TooFast(wait_s, now)
+
+    async def _check_loras(self, params: ImageParams) -> None:
+        """Raises BadParameter for too many LoRAs and for one that is not there."""
+        asked = params.all_loras
+        if not asked:
+            return
+        if len(asked) > MOST_LORAS:
+            raise BadParameter("loras", f"should be at most {MOST_LORAS} with those in the prompt")
+        there = await asyncio.to_thread(self._loras)
+        if not {lora.name for lora in asked} <= set(there):
+            known = ", ".join(list(there)[:20]) or "none"
+            raise BadParameter("loras", f"should name files of this server ({known})")
 
     async def _refused(self, prompt: str) -> bool:
         """Whether a rule refuses this prompt; the log names the rule, never the prompt."""

@@ -21,6 +21,7 @@ from imaged.gateway import (
     events,
     history,
     images,
+    metrics,
     openai,
     openapi,
     ops,
@@ -48,6 +49,7 @@ HISTORY = "/inference-request/request-history"
 ROUTES = [
     route("/livez", ops.livez),
     route("/readyz", ops.readyz),
+    route("/metrics", metrics.metrics),
     route("/openapi.json", openapi.openapi),
     route("/docs", openapi.page),
     route("/files/{name}", images.file),
@@ -80,6 +82,7 @@ ROUTES = [
     route("/sdapi/v1/schedulers", sdapi.schedulers),
     route("/sdapi/v1/scripts", sdapi.scripts),
     route("/sdapi/v1/sd-models", sdapi.sd_models),
+    route("/sdapi/v1/loras", sdapi.loras),
     route("/sdapi/v1/options", sdapi.options),
     route("/sdapi/v1/progress", sdapi.progress),
 ]

@@ -182,7 +182,8 @@ def _model(model: Model) -> dict[str, Any]:
         "title": model.title,
         "type": "text to image",
         "slug": model.slug,
-        "description": f"{model.title}, from the checkpoint {model.checkpoint_name}.",
+        "description": model.description
+        or f"{model.title}, from the checkpoint {model.checkpoint_name}.",
         "parameters": {
             knob.name: _parameter(knob, place) for place, knob in enumerate(model.knobs)
         },

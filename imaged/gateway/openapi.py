@@ -201,6 +201,8 @@ def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
         content |= {"image/jpeg": binary, "image/png": binary}
     if path == EVENTS:
         content = {"text/event-stream": {"schema": {"type": "string"}}}
+    if path == "/metrics":
+        content = {"text/plain": {"schema": {"type": "string"}}}
     if path == "/docs":
         content = {"text/html": {"schema": {"type": "string"}}}
     refusals = [kind for kind in _refusals(Refused) if _may(kind, verb, mark)]

@@ -16,7 +16,7 @@ from imaged.gateway.access import public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
 from imaged.params import Knob
-from imaged.store import history, queue
+from imaged.store import demand, history, queue
 from imaged.store.schema import workers
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,18 @@ async def readyz(request: Request) -> Response:
 
 @public
 async def list_models(request: Request) -> Response:
-    """GET /v1/models: what can be asked for, by whose weights, at what price."""
-    admission = Gateway.of(request).admission
-    offered = await admission.catalogue()
+    """GET /v1/models: what can be asked for, by whose weights, at what price.
+
+    `state`: BUSY, READY, STARTING, UNAVAILABLE or UNLOADED, the best that a worker says of it.
+    """
+    gateway = Gateway.of(request)
+    admission = gateway.admission
+
+    def states() -> dict[str, str]:
+        with gateway.db.read() as connection:
+            return demand.states(connection, time.time() - gateway.settings.lease_s)
+
+    offered, found = await admission.catalogue(), await asyncio.to_thread(states)
     return JSONResponse(
         {
             "models": [
@@ -63,10 +72,14 @@ async def list_models(request: Request) -> Response:
                     "slug": m.slug,
                     "aliases": admission.aliases_of(m.slug),
                     "title": m.title,
+                    "description": m.description,
+                    "licence": m.licence,
+                    "state": found.get(m.slug, "UNLOADED"),
                     "checkpoint": m.checkpoint_name,
                     "stand_in": m.checkpoint == MICRO and m.slug != "micro",
                     "price_1024px_25_steps": dollars(m.price_micros),
                     "parameters": [_parameter(knob) for knob in m.knobs],
+                    "sample": dict(m.sample),
                 }
                 for m in offered.values()
             ]

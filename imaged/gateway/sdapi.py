@@ -148,6 +148,14 @@ async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
 
 @spoken
 @keyed
+async def loras(_: Request, gateway: Gateway, __: Key) -> Response:
+    """GET /sdapi/v1/loras: the LoRA files that a prompt may name as <lora:NAME:WEIGHT>."""
+    names = await asyncio.to_thread(gateway.settings.lora_names)
+    return JSONResponse([{"name": n, "alias": n, "path": "", "metadata": {}} for n in names])
+
+
+@spoken
+@keyed
 async def options(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/options: what a request gets that names no model."""
     return JSONResponse({"sd_model_checkpoint": DEFAULT_SLUG, "samples_format": "png"})

@@ -11,7 +11,7 @@ from typing import Any
 from imaged.aliases import widened
 from imaged.gateway import history, openai, replies, sdapi, webhooks
 from imaged.jobs import State
-from imaged.params import KNOBS, Knob
+from imaged.params import KNOBS, LORA_NAME, MOST_LORAS, MOST_WEIGHT, Knob
 from imaged.store.webhooks import TYPES
 
 Schema = dict[str, Any]
@@ -23,20 +23,33 @@ FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {}
 
 
+_LORA: Schema = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
+        "weight": {"type": "number", "minimum": -MOST_WEIGHT, "maximum": MOST_WEIGHT},
+    },
+    "additionalProperties": False,
+}
+
+
 def knob(one: Knob) -> Schema:
     """A knob as JSON schema; what is accepted beside it (numbers as text) is left unsaid."""
-    kinds = {"text": "string", "choice": "string"}
+    kinds = {"text": "string", "choice": "string", "loras": "array"}
     found: Schema = {"type": kinds.get(one.kind, one.kind), "description": one.text}
     if one.kind == "text":
         found |= {"minLength": int(one.required), "maxLength": one.high}
     elif one.low is not None:
         found |= {"minimum": one.low, "maximum": one.high}
+    if one.kind == "loras":
+        found |= {"maxItems": MOST_LORAS, "items": {"anyOf": [TEXT, _LORA]}}
     if one.multiple > 1:
         found["multipleOf"] = one.multiple
     if one.choices:
         found["enum"] = list(one.choices)
     if one.default is not None:
-        found["default"] = one.default
+        found["default"] = list(one.default) if one.kind == "loras" else one.default
     return found
 
 
@@ -281,6 +294,7 @@ ANSWERS: dict[tuple[str, str], Schema] = {
     ("get", "/sdapi/v1/schedulers"): listed(answer(texts("name", "label"))),
     ("get", "/sdapi/v1/scripts"): answer({"txt2img": listed(TEXT), "img2img": listed(TEXT)}),
     ("get", "/sdapi/v1/sd-models"): listed({"type": "object", "required": ["title"]}),
+    ("get", "/sdapi/v1/loras"): listed({"type": "object", "required": ["name"]}),
     ("get", "/sdapi/v1/options"): answer(texts("sd_model_checkpoint", "samples_format")),
     ("get", "/sdapi/v1/progress"): _PROGRESS,
     ("get", "/openapi.json"): {"type": "object", "required": ["openapi", "paths"]},

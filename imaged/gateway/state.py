@@ -64,6 +64,7 @@ class Gateway:
                 aliases.load(settings.aliases_file),
                 rules,
                 settings.retention_s,
+                settings.lora_names,
             ),
             Board(db, kept, stopping),
             stopping,

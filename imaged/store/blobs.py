@@ -27,11 +27,15 @@ class Blobs:
         path = self._path(name)
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)  # on a full disk it would be in its own way
+            raise
         _sync_folder(path.parent)
 
     def read(self, name: str) -> bytes | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -157,7 +158,7 @@ def claim(
     leased = sa.exists().where(workers.c.id == worker_id)
     waiting = (
         sa.select(jobs.c.id, jobs.c.attempts)
-        .where(QUEUED, jobs.c.model.in_(list(models)), leased, ~_in_vain(now))
+        .where(QUEUED, jobs.c.model.in_(list(models)), leased, ~in_vain(now))
         .order_by(jobs.c.tag)
     )
     fairest = connection.execute(waiting.limit(1)).first()
@@ -190,8 +191,9 @@ def beat(
     ticked_at: float,
     checkpoint: str | None,
     held: Mapping[str, Held],
+    models: Mapping[str, str] = MappingProxyType({}),
 ) -> set[str] | None:
-    """Renew the lease and note progress and previews of the held jobs, by id.
+    """Renew the lease and note the models' states here, and progress and previews of held jobs.
 
     Returns the held jobs that are this worker's no more (cancelled, timed out or reclaimed),
     or None if the lease itself is gone and everything with it.
@@ -199,7 +201,7 @@ def beat(
     alive = connection.execute(
         workers.update()
         .where(workers.c.id == worker_id)
-        .values(seen_at=now, ticked_at=ticked_at, checkpoint=checkpoint)
+        .values(seen_at=now, ticked_at=ticked_at, checkpoint=checkpoint, models=dict(models))
     ).rowcount
     if not alive:
         return None
@@ -314,7 +316,7 @@ def reap(
     )
     count += _end(
         connection,
-        [QUEUED, _in_vain(now)],
+        [QUEUED, in_vain(now)],
         State.FAILED,
         "queue_timeout",
         "the job waited for longer than its Cancel-After",
@@ -331,7 +333,7 @@ def expire(connection: sa.Connection, now: float) -> list[Job]:
     return [_job(row) for row in gone]
 
 
-def _in_vain(now: float) -> sa.ColumnElement[bool]:
+def in_vain(now: float) -> sa.ColumnElement[bool]:
     """Waited past its own deadline; never NULL, so that it can be negated."""
     return sa.func.coalesce(jobs.c.cancel_at < now, sa.false())
 

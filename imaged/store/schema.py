@@ -100,6 +100,13 @@ sa.Index(
     postgresql_where=sa.text("state = 'QUEUED'"),
 )
 sa.Index(
+    "queued_by_model",
+    jobs.c.model,
+    jobs.c.tag,
+    sqlite_where=sa.text("state = 'QUEUED'"),
+    postgresql_where=sa.text("state = 'QUEUED'"),
+)
+sa.Index(
     "running_by_worker",
     jobs.c.worker_id,
     sqlite_where=sa.text("state = 'PROCESSING'"),
@@ -155,6 +162,7 @@ workers = sa.Table(
     sa.Column("seen_at", sa.Float, nullable=False),
     sa.Column("ticked_at", sa.Float, nullable=False),
     sa.Column("checkpoint", sa.Text),
+    sa.Column("models", sa.JSON),  # slug -> state of its checkpoint on this worker
 )
 
 #: Checkpoints that were added to the built-in ones.
@@ -166,6 +174,7 @@ models = sa.Table(
     sa.Column("checkpoint", sa.Text, nullable=False),
     sa.Column("price_micros", sa.BigInteger, nullable=False),
     sa.Column("added_at", sa.Float, nullable=False),
+    sa.Column("entry", sa.JSON),  # its table as in models.toml, see offers.py
 )
 
 #: Where a key wants to hear of its jobs' ends. Its secret is derived, see webhooks.secret_of.

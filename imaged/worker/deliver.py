@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import time
@@ -26,6 +27,7 @@ from imaged.worker.check import judge, load_check
 
 log = logging.getLogger(__name__)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 JPEG_QUALITY = 95
 PREVIEW_QUALITY = 80
 
@@ -57,10 +59,17 @@ class Delivery:
         except JobFailed as refusal:  # of any picture, before one of them is written
             self.fail(job, refusal)
             return
-        images = [
-            self._keep(job, k, picture, content)
-            for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True))
-        ]
+        images: list[dict[str, int | str]] = []
+        try:
+            for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
+                images.append(self._keep(job, k, picture, content))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            log.error("job %s: no room for its pictures: %s", job.id, error)
+            self._drop(images)
+            self.fail(job, JobFailed("storage_full", "the server has no room for more pictures"))
+            return
         result = {
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
@@ -73,7 +82,8 @@ class Delivery:
                 connection, job, self._worker_id, result, time.time(), self._retention_s
             )
         if not held:
-            self._drop([str(image["name"]) for image in images], job)
+            log.info("job %s moved on while its picture was made", job.id)
+            self._drop(images)
 
     def fail(self, job: Job, error: ImagedError) -> None:
         with self._db.write() as connection:
@@ -106,10 +116,9 @@ class Delivery:
             "height": picture.height,
         }
 
-    def _drop(self, names: list[str], job: Job) -> None:
-        log.info("job %s moved on while its picture was made", job.id)
-        for name in names:
-            self._blobs.delete(name)
+    def _drop(self, images: list[dict[str, int | str]]) -> None:
+        for image in images:
+            self._blobs.delete(str(image["name"]))
 
 
 def encode_jpeg(picture: Picture) -> bytes:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import logging
+import math
 import threading
 import time
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
-from imaged.catalogue import Model
+from imaged.catalogue import Model, Weights
 from imaged.engine.engine import Engine, Outcome, Progress
-from imaged.engine.load import load
-from imaged.errors import CheckpointRefused, JobFailed
+from imaged.engine.load import Nets, best_device, load, memory, size
 from imaged.jobs import Held, Job
 from imaged.settings import Settings
-from imaged.store import models, queue
+from imaged.store import demand, models, queue
 from imaged.store.db import Database, Watch
 from imaged.worker.deliver import Delivery, Stamp, encode_preview
 from imaged.worker.pulse import Pulse
+from imaged.worker.residence import Residence, unavailable
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0  # how long a stopping worker may finish what it holds
+LOOK_S = 0.5  # how often jobs are looked at that nobody has taken yet
+DEFER_S = 2.0  # how long a job is left to a worker that holds its checkpoint
 
 
 class Worker:
-    """Holds one checkpoint at a time and prefers its jobs; takes up another when it is idle."""
+    """Runs the jobs of the checkpoints that it holds, and loads those that others wait for."""
 
     def __init__(
         self,
@@ -41,11 +43,14 @@ class Worker:
         self._stopping, self._time_up = threading.Event(), threading.Event()
         self._watch = Watch(db)
         self._news = True  # somebody has written since we last looked for jobs
+        self._look_at = 0.0  # when to look without news
         self._held: dict[str, Job] = {}
+        self._models: dict[str, Model] = {}  # of the held jobs, as they were when claimed
+        self._arriving: set[str] = set()  # held jobs whose checkpoint is on its way
         self._writing = ThreadPoolExecutor(1, "delivery")
         self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
-        self._engine: Engine | None = None
-        self._model: Model | None = None  # whose checkpoint the engine holds
+        self._offered: Mapping[str, Model] = {}
+        self.residence = _residence(settings)
 
     def run(self) -> None:
         """Until told to stop, and then until the work in hand is done or time is up."""
@@ -54,9 +59,11 @@ class Worker:
                 self.drop(job_id, epoch)
             for job, model in self.claim():
                 self.start(job, model)
+            self.arrive()
             for outcome in self.tick():
                 self.deliver(outcome)
             self.rest()
+        self.residence.close()
 
     def stop(self, drain_s: float) -> None:
         """Claim no more; finish what is held, for `drain_s` at most."""
@@ -76,20 +83,12 @@ class Worker:
         return self._time_up.is_set() or (self.stopping and not self._held and not self._leaving)
 
     def hold(self, model: Model) -> None:
-        """Put a model's checkpoint on the device; raises CheckpointRefused."""
-        if self._model is None or self._model.checkpoint != model.checkpoint:
-            if self._engine:
-                self._engine.close()
-            self._engine = self._model = None
-            gc.collect()  # the old nets are in cycles, and leave before the new ones come
-            log.info("loading %s", model.checkpoint_name)
-            self._engine = Engine(
-                load(Path(model.checkpoint)),
-                exact=self.settings.determinism == "exact",
-                graphs=self.settings.graphs == "on",
-                previews=not self.settings.checker,  # nothing is shown that was not checked
-            )
-        self._model = model
+        """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
+        self.residence.ask(model.weights)
+        while self.residence.state(model.weights) == "STARTING":
+            self.residence.arrive(wait_s=0.1)
+        if refusal := self.residence.refusal(model.weights):
+            raise refusal
         self.pulse.checkpoint = model.checkpoint_name
 
     def lost(self) -> set[tuple[str, int]]:
@@ -109,51 +108,101 @@ class Worker:
         return lost
 
     def claim(self) -> list[tuple[Job, Model]]:
-        """Jobs for the free slots: of the checkpoint at hand, or when idle one of any."""
-        mine = [*self._held.values(), *self._leaving.values()]
-        room = self.settings.slots - len(self._held)
-        if any(job.attempts > 1 for job in mine):
-            room = 0  # it runs by itself, see queue.claim
-        if len(self._leaving) >= self.settings.slots:
-            room = 0  # finished pictures lie in memory until they are checked and written
-        if self.stopping or room <= 0 or not self._news:
+        """Jobs for the free slots: of the checkpoints at hand, else one that another waits for."""
+        now = time.time()
+        room = self._room()
+        if room <= 0 or not (self._news or now > self._look_at):
             return []
         self._news = False
         with self.db.read() as connection:
-            offered = models.catalogue(connection)
-            if not queue.depth(connection):
-                return []
-        at_hand = [m.slug for m in offered.values() if self._holds(m)]
+            self._offered = models.catalogue(connection)
+            waiting = demand.fairest(connection, self._offered, now)
+            elsewhere = demand.served_by_others(connection, self.id, now - self.settings.lease_s)
+        self._look_at = now + LOOK_S if waiting else math.inf
+        here = [w.model for w in waiting if self._state(w.model) in ("READY", "BUSY")]
+        wanted = [w for w in waiting if w.model not in here and self._wanted(w, elsewhere, now)]
+        if any(w.since < now - self.settings.patience_s for w in wanted):
+            here = []  # enough of these: what is under way ends, then there is room
+        jobs = self._claim(here, room, now)
+        if not jobs:
+            fits = [w.model for w in wanted if self._fits(w.model)]
+            jobs = self._claim(fits[:1], 1, now)
+        return [(job, self._offered[job.model]) for job in jobs]
+
+    def _claim(self, slugs: Collection[str], room: int, now: float) -> list[Job]:
+        if not slugs:
+            return []
+        alone = not self._held and not self._leaving
         with self.db.write() as connection:
-            jobs = queue.claim(connection, self.id, at_hand, room, time.time(), alone=not mine)
-            if not jobs and not mine:
-                jobs = queue.claim(connection, self.id, list(offered), 1, time.time())
+            jobs = queue.claim(connection, self.id, slugs, room, now, alone=alone)
         self._held.update((job.id, job) for job in jobs)
-        return [(job, offered[job.model]) for job in jobs]
+        return jobs
+
+    def _room(self) -> int:
+        """How many more jobs may be taken."""
+        mine = [*self._held.values(), *self._leaving.values()]
+        if self.stopping or any(job.attempts > 1 for job in mine):
+            return 0  # such a job runs by itself, see queue.claim
+        if len(self._leaving) >= self.settings.slots:
+            return 0  # finished pictures lie in memory until they are checked and written
+        return self.settings.slots - len(self._held)
+
+    def _wanted(self, waiting: demand.Waiting, elsewhere: Collection[str], now: float) -> bool:
+        """Whether a checkpoint should be loaded here for this job, and not left to a worker that
+        has it; one that was refused here may be well there.
+        """
+        if waiting.model not in elsewhere:
+            return True
+        return waiting.since < now - DEFER_S and self._state(waiting.model) != "UNAVAILABLE"
+
+    def _state(self, slug: str) -> str:
+        return self.residence.state(self._offered[slug].weights)
+
+    def _fits(self, slug: str) -> bool:
+        return self.residence.fits(self._offered[slug].weights)
 
     def start(self, job: Job, model: Model) -> None:
-        """Hand a claimed job to the engine, with its checkpoint loaded."""
-        try:
-            self.hold(model)
-        except CheckpointRefused as error:
-            log.error("%s: %s", job.model, error.detail)
-            self.delivery.fail(
-                self._held.pop(job.id),
-                JobFailed("model_unavailable", "the model's checkpoint could not be loaded"),
-            )
-            return
-        assert self._engine is not None
-        self._engine.cancel(job.id)  # an attempt that we lost and got back
-        self._engine.submit(job.id, job.params, job.key_id)
+        """Hand a claimed job to its engine, or have its checkpoint loaded."""
+        self._models[job.id] = model
+        if not self._submit(job):
+            self.residence.ask(model.weights)
+            self._arriving.add(job.id)
+
+    def arrive(self) -> None:
+        """Take in a checkpoint that has been loaded, and start the jobs that wait for it."""
+        idle = self._arriving and all(engine.idle for engine in self.residence)
+        self.residence.arrive(wait_s=0.05 if idle else 0.0)
+        for job_id in list(self._arriving):
+            if self._submit(self._held[job_id]):
+                self._arriving.remove(job_id)
+            elif self.residence.refusal(self._models[job_id].weights):
+                self.delivery.fail(self._forget(job_id)[0], unavailable())
+
+    def _submit(self, job: Job) -> bool:
+        """Whether the job's engine is here to take it."""
+        model = self._models[job.id]
+        engine = self.residence.engine(model.weights)
+        if engine is not None:
+            engine.cancel(job.id)  # an attempt that we lost and got back
+            engine.submit(job.id, job.params, job.key_id)
+            self.pulse.checkpoint = model.checkpoint_name
+        return engine is not None
+
+    def _forget(self, job_id: str) -> tuple[Job, Model]:
+        """The job is not under way here any more."""
+        self._arriving.discard(job_id)
+        return self._held.pop(job_id), self._models.pop(job_id)
 
     def tick(self) -> list[Outcome]:
-        return self._engine.tick() if self._engine and not self._engine.idle else []
+        """One tick of each engine that has something to do."""
+        return [o for engine in self.residence if not engine.idle for o in engine.tick()]
 
     def deliver(self, outcome: Outcome) -> None:
         """Hand the outcome to the writing thread: the loop does not wait for files and commits."""
-        assert self._model is not None and self._engine is not None
-        job = self._held.pop(outcome.job_id)
-        stamp = Stamp(self._model.checkpoint_name, self.settings.determinism, self._engine.device)
+        job, model = self._forget(outcome.job_id)
+        engine = self.residence.engine(model.weights)
+        assert engine is not None
+        stamp = Stamp(model.checkpoint_name, self.settings.determinism, engine.device)
         future = self._writing.submit(self.delivery.deliver, job, outcome, stamp)
         self._leaving[future] = job
 
@@ -170,16 +219,37 @@ class Worker:
     def drop(self, job_id: str, epoch: int) -> None:
         """Forget a job that is ours no more."""
         job = self._held.get(job_id)
-        if job is not None and job.epoch == epoch and self._engine:
-            del self._held[job_id]
-            self._engine.cancel(job_id)
-
-    def _holds(self, model: Model) -> bool:
-        return self._model is not None and self._model.checkpoint == model.checkpoint
+        if job is not None and job.epoch == epoch:
+            _, model = self._forget(job_id)
+            if engine := self.residence.engine(model.weights):
+                engine.cancel(job_id)
 
     def _progress(self) -> dict[str, Held]:
-        made = self._engine.progress() if self._engine else {}
+        self.pulse.models = {s: self.residence.state(m.weights) for s, m in self._offered.items()}
+        made = {id: p for engine in self.residence for id, p in engine.progress().items()}
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
+
+
+def _residence(settings: Settings) -> Residence:
+    """Checkpoints on this worker's share of the best device."""
+    device = best_device()
+
+    def make(nets: Nets) -> Engine:
+        return Engine(
+            nets,
+            exact=settings.determinism == "exact",
+            graphs=settings.graphs == "on",
+            loras=settings.loras_folder,
+            embeddings=settings.embeddings_folder,
+            previews=not settings.checker,  # nothing is shown that was not checked
+        )
+
+    def measure(weights: Weights) -> int:
+        return size(weights, device)
+
+    share = memory(device) // (2 * max(1, settings.workers))
+    budget = int(settings.memory_gb * 1e9) or share
+    return Residence(load, measure, make, budget=budget, idle_s=settings.idle_s)
 
 
 def _shown(job: Job, made: Progress | None) -> Held:

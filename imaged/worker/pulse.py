@@ -32,7 +32,8 @@ class Pulse:
         self._lost: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._parent = parent
-        self.checkpoint: str | None = None
+        self.checkpoint: str | None = None  # the last one that was held
+        self.models: Mapping[str, str] = {}  # slug -> state of its checkpoint here
         self.ticked_at = time.time()
         self.orphaned = False  # the supervisor is gone: nobody would restart or stop us
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -84,7 +85,13 @@ class Pulse:
 
     def _beat(self, connection: sa.Connection, held: Mapping[str, Held]) -> None:
         lost = queue.beat(
-            connection, self._worker_id, time.time(), self.ticked_at, self.checkpoint, held
+            connection,
+            self._worker_id,
+            time.time(),
+            self.ticked_at,
+            self.checkpoint,
+            held,
+            self.models,
         )
         with self._lock:  # before the commit: the loop hears of it before it can claim again
             gone = held if lost is None else lost

@@ -19,6 +19,7 @@ from tests.contract.gate import Gate
 PUBLIC = {
     "/livez": "health",
     "/readyz": "health",
+    "/metrics": "counts, no keys and no prompts",
     "/v1/health": "health",
     "/v1/models": "catalogue",
     "/inference-model-information/list": "catalogue",

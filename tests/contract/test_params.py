@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from imaged import offers
 from imaged.aliases import load
-from imaged.catalogue import MICRO
+from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.engine.samplers import table
 from imaged.errors import CommandError
 from imaged.params import KNOBS, SCHEDULERS, WIDEST, unet_calls
@@ -52,8 +53,7 @@ def test_thirteen_schedulers(gate: Gate) -> None:
 
 
 def test_the_pages_own_request(gate: Gate) -> None:
-    seed_page = json.loads((Path(__file__).parents[2] / "demo" / "request.json").read_text())
-    answer = post(gate, **seed_page["body"])
+    answer = post(gate, **offers.built_in()[DEFAULT_SLUG].sample)
     assert answer.status_code == 200
     assert answer.headers["x-seed-value"] == "565481734"
 

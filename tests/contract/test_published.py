@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -15,6 +14,8 @@ import pytest
 import segmind
 
 import imaged
+from imaged import offers
+from imaged.catalogue import DEFAULT_SLUG
 from imaged.client import client as module
 from imaged.params import read_params
 from imaged.store import queue
@@ -22,7 +23,7 @@ from tests.contract.gate import Gate
 
 SAMPLES = Path(__file__).parent / "published"
 RUN, WAIT = ((SAMPLES / name).read_text() for name in ("run.txt", "wait.txt"))
-REQUEST = json.loads((Path(__file__).parents[2] / "demo" / "request.json").read_text())
+REQUEST = {"model": DEFAULT_SLUG, "body": offers.built_in()[DEFAULT_SLUG].sample}
 
 
 @pytest.fixture(params=["vendor", "ours"])

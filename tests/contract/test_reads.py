@@ -28,8 +28,12 @@ TAKES = {
     "images.py": {"queue.cancel", "blobs.verify", "Blobs.read"},  # of a job in hand; a signed link
     "ops.py": {  # the chores, which answer nobody
         *("queue.expire", "queue.read", "queue.reap", "history.forget", "history.keep"),
-        *("Blobs.delete_of", "Blobs.job_ids", "schema.workers", "schema.workers.c"),
-        *("sa.func", "sa.select"),
+        *("Blobs.delete_of", "Blobs.job_ids", "demand.states", "schema.workers"),
+        *("schema.workers.c", "sa.func", "sa.select"),
+    },
+    "metrics.py": {  # how many, how long, where; nobody's
+        *("demand.counts", "demand.states", "demand.workers_since"),
+        "models.catalogue",
     },
     "replies.py": {"blobs.sign"},
     "sdapi.py": {"queue.open_of"},  # ids of the key that asks

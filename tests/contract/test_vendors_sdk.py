@@ -12,7 +12,8 @@ import segmind
 from segmind import InferenceTimeout, SegmindClient, SegmindError
 from segmind.webhooks import Webhooks
 
-from imaged.catalogue import BUILT_IN, price_micros
+from imaged import offers
+from imaged.catalogue import DEFAULT_SLUG, price_micros
 from imaged.gateway.history import LIST_KEY
 from imaged.jobs import State
 from imaged.params import ImageParams
@@ -214,8 +215,9 @@ def test_what_is_said_to_affect_the_price_does(sdk: SegmindClient, gate: Gate) -
         "scheduler": "Heun",
         "base64": True,
         "output_format": "png",
+        "loras": [{"name": "x"}],
     }
-    model = BUILT_IN[0]
+    model = offers.built_in()[DEFAULT_SLUG]
     usual = price_micros(model, ImageParams("x"))
     found = {
         name: price_micros(model, ImageParams(**{"prompt": "x", name: value})) != usual

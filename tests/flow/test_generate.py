@@ -70,7 +70,7 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     )
     assert added.stdout == "my-model is served from copied\n", added.stderr
     refused = imaged("models", "add", "bad", "--checkpoint", str(tmp_path), "--data", str(data))
-    assert refused.returncode == 1 and "lacks unet" in refused.stderr
+    assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
     refused = imaged("models", "add", "No Slug", "--checkpoint", str(copy), "--data", str(data))
     assert refused.returncode == 1 and "a slug is" in refused.stderr
     server = Server(data).start()

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from imaged.catalogue import MICRO
+from bench import original_layout
+from bench.models import SHAPES
+from imaged.catalogue import MICRO, Weights
 from imaged.engine.engine import Engine
-from imaged.engine.load import load
+from imaged.engine.load import Nets, load
 from imaged.engine.nets.vae import VAE
 from imaged.errors import CheckpointRefused
-from imaged.params import ImageParams
-from tests.golden import original_layout
+from imaged.params import SCHEDULERS, ImageParams
+from tests.oracle import build_scheduler
 
 CPU = torch.device("cpu")
 
@@ -26,59 +29,7 @@ CPU = torch.device("cpu")
 def reduced_nets() -> dict[str, Any]:
     """SDXL's blocks, depths in the pattern 0-1-2, heads of 64; only the widths are small."""
     torch.manual_seed(0)
-    text = {
-        "vocab_size": 49408,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": 77,
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-    }
-    return {
-        "unet": UNet2DConditionModel(
-            sample_size=128,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(64, 128, 128),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            transformer_layers_per_block=(1, 1, 2),
-            attention_head_dim=(1, 2, 2),
-            cross_attention_dim=192,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=128 + 6 * 256,
-        ),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 32, 64, 64),
-            layers_per_block=2,
-            sample_size=1024,
-            scaling_factor=0.13025,
-        ),
-        "text_encoder": CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=64,
-                intermediate_size=128,
-                num_attention_heads=1,
-                projection_dim=64,
-                hidden_act="quick_gelu",
-                **text,
-            )
-        ),
-        "text_encoder_2": CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=128,
-                intermediate_size=256,
-                num_attention_heads=2,
-                projection_dim=128,
-                hidden_act="gelu",
-                **text,
-            )
-        ),
-    }
+    return SHAPES["reduced"].nets()
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +55,16 @@ def single_file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return path
 
 
+JOB = ImageParams("a house", num_inference_steps=20, seed=3, img_width=128, img_height=128)
+
+
 def picture(checkpoint: Path) -> bytes:
-    engine = Engine(load(checkpoint, CPU))
-    engine.submit(
-        "x", ImageParams("a house", num_inference_steps=20, seed=3, img_width=128, img_height=128)
-    )
+    return draw(load(checkpoint, CPU), JOB)
+
+
+def draw(nets: Nets, params: ImageParams) -> bytes:
+    engine = Engine(nets)
+    engine.submit("x", params)
     while not (outcomes := engine.tick()):
         pass
     assert outcomes[0].error is None
@@ -162,7 +118,7 @@ def test_other_files_are_refused_with_a_reason(folder: Path, tmp_path: Path) -> 
 
     renamed = tmp_path / "pickle.safetensors"
     renamed.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointRefused, match="not a safetensors file"):
+    with pytest.raises(CheckpointRefused, match="is a pickle"):
         load(renamed, CPU)
     other = tmp_path / "other.safetensors"
     save_file({"model.diffusion_model.x": torch.zeros(2)}, other)
@@ -213,23 +169,175 @@ def test_what_would_come_out_wrong_is_refused(folder: Path, tmp_path: Path) -> N
         with pytest.raises(CheckpointRefused, match=said):
             load(changed(folder, tmp_path / name, "scheduler", **config), CPU)
     inpaint = Path(shutil.copytree(folder, tmp_path / "inpaint"))
-    nine = UNet2DConditionModel.from_config({**reduced_nets()["unet"].config, "in_channels": 9})
+    nine = UNet2DConditionModel(**{**SHAPES["reduced"].unet(), "in_channels": 9})
     nine.save_pretrained(inpaint / "unet")
     with pytest.raises(CheckpointRefused, match="inpainting"):
         load(inpaint, CPU)
 
 
-def test_marked_single_files_are_refused(single_file: Path, tmp_path: Path) -> None:
+def test_folders_of_other_models_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    def copy(name: str, *without: str, kind: str = "StableDiffusionXLPipeline") -> Path:
+        to = Path(shutil.copytree(folder, tmp_path / name))
+        (to / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        for part in without:
+            shutil.rmtree(to / part)
+        return to
+
+    for path, said in (
+        (copy("flux", kind="FluxPipeline"), "flux holds a FluxPipeline, not an SDXL checkpoint"),
+        (copy("old", kind="StableDiffusionPipeline"), "holds a StableDiffusionPipeline"),
+        (copy("second", "text_encoder", "tokenizer"), "second is the SDXL refiner"),
+        (copy("none", "vae", "scheduler"), "lacks vae, scheduler"),
+    ):
+        with pytest.raises(CheckpointRefused, match=said):
+            load(path, CPU)
+    plain = copy("plain")
+    (plain / "model_index.json").rename(plain / "other.safetensors")
+    with pytest.raises(CheckpointRefused, match=r"if other\.safetensors is meant, name the file"):
+        load(plain, CPU)
+    pickled = copy("pickled")
+    weights = pickled / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(CheckpointRefused, match=r"model\.bin is a pickle: a pickle can run code"):
+        load(pickled, CPU)
+
+
+def test_shards_load_and_a_missing_one_is_named(
+    source: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
+    shutil.rmtree(sharded / "unet")
+    source["unet"].save_pretrained(sharded / "unet", max_shard_size="4MB")
+    shards = sorted((sharded / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 2
+    unet, whole = (load(path, CPU).unet.state_dict() for path in (sharded, folder))
+    assert all(torch.equal(unet[key], whole[key]) for key in whole)
+    shards[1].unlink()
+    with pytest.raises(CheckpointRefused, match=rf"should hold {len(shards)} files like"):
+        load(sharded, CPU)
+
+
+def test_marked_single_files_are_read_by_their_marks(single_file: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
+    tensors = {**load_file(single_file), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    marked = tmp_path / "v.safetensors"
+    save_file(tensors, marked)
+    config = load(marked, CPU).scheduler_config
+    plain = load(single_file, CPU).scheduler_config
+    v = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    assert config == {**plain, **v}
+    told = Weights(marked, prediction="epsilon", zero_snr=False)
+    assert load(told, CPU).scheduler_config == {**config, "prediction_type": "epsilon"} | {
+        "rescale_betas_zero_snr": False,
+    }
+    told = Weights(single_file, prediction="v_prediction", zero_snr=True)
+    assert load(told, CPU).scheduler_config == config
+    assert picture(marked) != picture(single_file)
+
+
+def test_a_given_vae_is_taken(
+    source: dict[str, Any], folder: Path, single_file: Path, tmp_path: Path
+) -> None:
+    """Into either layout, from a file or a folder; and a file without a VAE needs one."""
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(7)
+    other = AutoencoderKL.from_config(source["vae"].config)
+    other.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    without = tmp_path / "without.safetensors"
     tensors = load_file(single_file)
-    save_file({**tensors, "v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
-    with pytest.raises(CheckpointRefused, match=r"does not predict noise \(v_pred\)"):
-        load(tmp_path / "v.safetensors", CPU)
-    said = {"modelspec.prediction_type": "v"}
-    save_file(tensors, tmp_path / "m.safetensors", metadata=said)
-    with pytest.raises(CheckpointRefused, match=r"does not predict noise \(v\)"):
-        load(tmp_path / "m.safetensors", CPU)
+    save_file({k: v for k, v in tensors.items() if not k.startswith("first_stage")}, without)
+    with pytest.raises(CheckpointRefused, match="--vae FILE"):
+        load(without, CPU)
+    for checkpoint, vae in ((folder, file), (single_file, tmp_path / "vae"), (without, file)):
+        ours = load(Weights(checkpoint, vae), CPU).vae.state_dict()
+        assert all(torch.equal(ours[key], other.state_dict()[key]) for key in ours)
+    assert load(Weights(folder, file), CPU).sha256 != load(folder, CPU).sha256
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unet", "vae"),
+    [
+        ("", torch.float32, torch.float32),
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("fp16", torch.float16, torch.float32),  # SDXL's VAE overflows in it
+    ],
+)
+def test_weights_are_held_as_told(
+    single_file: Path, dtype: str, unet: torch.dtype, vae: torch.dtype
+) -> None:
+    nets = load(Weights(single_file, dtype=dtype), CPU)
+    found = (nets.unet.dtype, nets.text_encoder.dtype, nets.text_encoder_2.dtype, nets.vae.dtype)
+    assert found == (unet, unet, unet, vae)
+
+
+def test_a_vae_that_overflows_in_half_precision_makes_no_black_picture(
+    source: dict[str, Any], single_file: Path, tmp_path: Path
+) -> None:
+    """SDXL's own does: it has activations beyond 65,504, the largest number in float16."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        k: v.half() if v.is_floating_point() else v for k, v in load_file(single_file).items()
+    }
+    first = "first_stage_model.decoder.conv_in.weight"
+    tensors[first] = (tensors[first].float() * 3e5).half()
+    assert bool(torch.isfinite(tensors[first]).all())
+    loud = tmp_path / "loud.safetensors"
+    save_file(tensors, loud)
+    nets = load(Weights(loud, dtype="fp16"), CPU)
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert bool(torch.isfinite(nets.vae(z)).all())
+        assert not bool(torch.isfinite(nets.vae.half()(z.half())).all())
+
+
+def test_a_file_that_was_exchanged_is_refused(single_file: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(single_file, tmp_path / "model.safetensors"))
+    nets = load(file, CPU)
+    assert nets.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert nets.file_bytes == file.stat().st_size
+    recorded = Weights(file, sha256=nets.sha256)
+    load(recorded, CPU)
+    with file.open("r+b") as opened:  # one number of the last tensor, sizes and times aside
+        opened.seek(-3, 2)
+        opened.write(b"\x01")
+    with pytest.raises(CheckpointRefused, match="is not the file that was added"):
+        load(recorded, CPU)
+
+
+def test_every_sampler_draws_the_pictures_of_the_librarys_own_loader(
+    folder: Path, single_file: Path
+) -> None:
+    """diffusers' from_single_file, told the configs, and its pipeline: within one level."""
+    from diffusers import StableDiffusionXLPipeline
+
+    theirs = StableDiffusionXLPipeline.from_single_file(
+        single_file, config=str(folder), local_files_only=True, add_watermarker=False
+    )
+    theirs.set_progress_bar_config(disable=True)
+    nets = load(single_file, CPU)
+    for name in SCHEDULERS:
+        theirs.scheduler = build_scheduler(name, nets.scheduler_config)
+        job = replace(JOB, scheduler=name, num_inference_steps=6)
+        image = theirs(
+            job.prompt,
+            num_inference_steps=job.num_inference_steps,
+            guidance_scale=job.guidance_scale,
+            width=128,
+            height=128,
+            generator=torch.Generator("cpu").manual_seed(job.seed),
+        ).images[0]
+        ours = torch.frombuffer(bytearray(draw(nets, job)), dtype=torch.uint8).int()
+        levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int()
+        assert int((ours - levels).abs().max()) <= 1, name
 
 
 def test_half_precision_variants_load(folder: Path, tmp_path: Path) -> None:

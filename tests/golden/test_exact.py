@@ -2,8 +2,8 @@
 
 Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one
 thread and half with two, with jobs that join and leave between calls: every picture that comes out
-is byte-equal to the same picture alone (with one thread its final latent, undecoded). At sizes and
-steps below what the API offers: the bits of a row are a matter of its shape.
+is byte-equal to the same picture alone. At sizes and steps below what the API offers: the bits of a
+row are a matter of its shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from imaged.catalogue import MICRO
 from imaged.engine import engine as engine_module
 from imaged.engine.batching import Cost
-from imaged.engine.decode import Picture
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine, Outcome
 from imaged.engine.load import load
@@ -28,7 +27,6 @@ from imaged.engine.run import Run
 from imaged.params import SCHEDULERS, ImageParams
 
 CROWDS = 100  # with each number of threads
-SIDES = {1: 256, 2: 128}  # by threads: at 128 px one thread has bits of its own for each row count
 PROMPTS = ("a red house", "a blue boat by the sea, dawn", "a woman, a green prairie " * 15)
 
 
@@ -130,17 +128,8 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
     return different, compared, shared
 
 
-def latent(vae: Any, run: Run) -> Picture:
-    """In a decoded picture's place: what its company may have changed, without the decoding."""
-    return Picture(run.combine().numpy().tobytes(), 0, 0, run.plan.seed)
-
-
-def test_every_picture_in_a_crowd_is_itself_alone(
-    nets: Any, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if threads == 1:  # larger pictures, whose decoding would take most of the time
-        monkeypatch.setattr(engine_module, "_finished", latent)
-    different, compared, shared = differing(nets, CROWDS, pool(26, SIDES[threads]))
+def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
+    different, compared, shared = differing(nets, CROWDS, pool(26))
     assert different == 0
     assert compared > 2 * CROWDS and shared > CROWDS
 

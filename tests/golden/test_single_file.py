@@ -13,60 +13,46 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig
 
-from imaged.engine.single_file import CLIP, OPEN_CLIP, UNET, VAE, Net, read_single_file
+from bench import original_layout
+from bench.models import Shape, Text
+from imaged.engine.files import Header
+from imaged.engine.single_file import (
+    CLIP,
+    OPEN_CLIP,
+    UNET,
+    VAE,
+    Net,
+    noise,
+    read_single_file,
+    read_vae,
+)
 from imaged.errors import CheckpointRefused
-from tests.golden import original_layout
 
 Tensors = dict[str, torch.Tensor]
 DECODER = ("decoder.", "post_quant_conv.")
 BUILT = ("dtype", "architectures", "_use_default_values")  # of a config: how a net came about
 
 
-def text_config(width: int, layers: int, act: str, projection: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        intermediate_size=3 * width,
-        num_attention_heads=width // 64,
-        projection_dim=projection,
-        max_position_embeddings=77,
-        hidden_act=act,
-        bos_token_id=49406,
-        eos_token_id=49407,
-    )
+#: SDXL's count of blocks and layers; widths are small, and differ where SDXL's may be equal.
+FULL_DEPTH = Shape(
+    (64, 128, 192),
+    (1, 2, 10),
+    (1, 2, 3),
+    32,
+    32,
+    128,
+    (32, 64, 96, 128),
+    2,
+    32,
+    (Text(64, 12, 1, "quick_gelu", 64), Text(128, 32, 2, "gelu", 160)),
+)
 
 
 def full_depth_nets() -> dict[str, Any]:
-    """SDXL's count of blocks and layers; widths are small, and differ where SDXL's may be equal."""
-    nets = {
-        "unet": UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(64, 128, 192),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(1, 2, 3),
-            cross_attention_dim=192,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=32,
-            projection_class_embeddings_input_dim=160 + 6 * 32,
-        ),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 64, 96, 128),
-            layers_per_block=2,
-            sample_size=1024,
-            scaling_factor=0.13025,
-        ),
-        "text_encoder": CLIPTextModel(text_config(64, 12, "quick_gelu", 64)),
-        "text_encoder_2": CLIPTextModelWithProjection(text_config(128, 32, "gelu", 160)),
-    }
     torch.manual_seed(0)
+    nets = FULL_DEPTH.nets()
     for net in nets.values():
         net.half()
         for parameter in net.parameters():  # as built, all norms are alike and hide exchanges
@@ -88,7 +74,7 @@ def file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def ours(file: Path) -> dict[str, Net]:
-    return read_single_file(file)
+    return read_single_file(file)[0]
 
 
 def same(one: Tensors, other: Tensors) -> None:
@@ -182,7 +168,7 @@ def test_what_else_files_carry_is_left_out(
         *("conditioner.embedders.0.transformer.text_projection.weight", "lora.up.weight"),
     )
     save_file({**tensors, **{key: one.clone() for key in extra}}, tmp_path / "x.safetensors")
-    for name, (config, found) in read_single_file(tmp_path / "x.safetensors").items():
+    for name, (config, found) in read_single_file(tmp_path / "x.safetensors")[0].items():
         assert config == ours[name][0]
         same(found, ours[name][1])
 
@@ -192,7 +178,7 @@ def test_what_is_strange_within_a_net_is_handed_on(file: Path, tmp_path: Path) -
     strange = (f"{UNET}input_blocks.4.2.x", f"{UNET}out.2.y", f"{VAE}decoder.up.1.attn.0.q.weight")
     added = {key: torch.zeros(1) for key in strange}
     save_file({**load_file(file), **added}, tmp_path / "x.safetensors")
-    nets = read_single_file(tmp_path / "x.safetensors")
+    nets, _ = read_single_file(tmp_path / "x.safetensors")
     assert {"input_blocks.4.2.x", "conv_out.y"} <= nets["unet"][1].keys()
     assert "decoder.up.1.attn.0.q.weight" in nets["vae"][1]
 
@@ -207,7 +193,7 @@ def test_projections_of_one_dimension_less_are_read(
         assert tensors[key].ndim == 4
         tensors[key] = tensors[key].flatten(1)
     save_file(tensors, tmp_path / "x.safetensors")
-    same(read_single_file(tmp_path / "x.safetensors")["vae"][1], ours["vae"][1])
+    same(read_single_file(tmp_path / "x.safetensors")[0]["vae"][1], ours["vae"][1])
 
 
 def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
@@ -220,8 +206,8 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointRefused, match=said):
             read_single_file(path)
 
-    refused(r"x\.safetensors does not predict noise \(v_pred\)", v_pred=torch.zeros(0))
-    refused(r"does not predict noise \(v\)", {"modelspec.prediction_type": "v"})
+    refused("predicts sample, which is not served", {"modelspec.prediction_type": "sample"})
+    refused(r"is an EDM model", edm_mean=torch.zeros(4))
     for prefix, what in (
         (UNET, "a UNet"),
         (VAE, "a VAE"),
@@ -229,9 +215,59 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
         (OPEN_CLIP, "the second text encoder"),
     ):
         refused(f"not {what} at {prefix}", **{k: None for k in tensors if k.startswith(prefix)})
+    refused("one can be given along with it", **{k: None for k in tensors if k.startswith(VAE)})
     refused("there is no text_projection", **{f"{OPEN_CLIP}text_projection": None})
     refused("is not an SDXL checkpoint", **{f"{UNET}out.2.weight": torch.tensor(1.0)})
+    eight = tensors[f"{UNET}out.2.weight"].to(torch.float8_e4m3fn)
+    refused("is of type F8_E4M3", **{f"{UNET}out.2.weight": eight})
     for content in (pickle.dumps({"a": 1}), b"", file.read_bytes()[:5000]):
         path.write_bytes(content)
-        with pytest.raises(CheckpointRefused, match="is not a safetensors file"):
+        with pytest.raises(CheckpointRefused, match=r"is a pickle|is empty|is damaged"):
             read_single_file(path)
+
+
+V, ZERO = {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("marks", "remarks", "said"),
+    [
+        ((), {}, {"prediction_type": "epsilon"}),
+        ((), {"modelspec.prediction_type": "epsilon"}, {"prediction_type": "epsilon"}),
+        (("v_pred",), {}, V),
+        (("v_pred", "ztsnr"), {}, {**V, **ZERO}),
+        ((), {"modelspec.prediction_type": "v"}, V),
+        ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, {**V, **ZERO}),
+        ((), {"ss_v_parameterization": "False"}, {"prediction_type": "epsilon"}),
+        (("ztsnr",), {}, {"prediction_type": "epsilon", **ZERO}),
+    ],
+)
+def test_what_files_say_of_their_noise(
+    marks: tuple[str, ...], remarks: dict[str, str], said: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"x": torch.zeros(1), **{mark: torch.zeros(0) for mark in marks}}
+    save_file(tensors, path, metadata=remarks)
+    spacing = {"timestep_spacing": "trailing"} if "rescale_betas_zero_snr" in said else {}
+    assert noise(Header.read(path)) == {**said, **spacing}
+
+
+@pytest.mark.parametrize("form", ["prefixed", "bare", "diffusers"])
+def test_a_vae_of_its_own(
+    form: str, file: Path, source: dict[str, Any], ours: dict[str, Net], tmp_path: Path
+) -> None:
+    """In the three forms in which people have it, the same tensors and config."""
+    path = tmp_path / "vae.safetensors"
+    within = {k: v for k, v in load_file(file).items() if k.startswith(VAE)}
+    tensors = {
+        "prefixed": within,
+        "bare": {k.removeprefix(VAE): v for k, v in within.items()},
+        "diffusers": source["vae"].state_dict(),
+    }[form]
+    save_file(tensors, path)
+    config, found = read_vae(path)
+    assert config == ours["vae"][0]
+    same(dict(found), dict(ours["vae"][1]))
+    save_file({k: v for k, v in tensors.items() if ".encoder." in f".{k}"}, path)
+    with pytest.raises(CheckpointRefused, match="holds no VAE"):
+        read_vae(path)

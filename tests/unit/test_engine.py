@@ -489,7 +489,12 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
     engine = Engine(nets, exact=False)
     for side, most in ((512, 16), (1024, 8), (1536, 3), (2048, 2)):
         picture: Any = SimpleNamespace(
-            pixels=side * side, precise=False, history=[0], times=torch.zeros(1, 1), kept=[0]
+            pixels=side * side,
+            precise=False,
+            loras=(),
+            history=[0],
+            times=torch.zeros(1, 1),
+            kept=[0],
         )
         assert [rows for rows in range(1, 30) if engine._fits(picture, rows)][-1] == most
 
@@ -500,6 +505,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
     picture: Any = SimpleNamespace(
         pixels=128 * 128,
         precise=False,
+        loras=(),
         shape="x",
         history=[0],
         times=torch.zeros(1, 1),

@@ -121,7 +121,7 @@ def test_the_pulse_writes_a_preview_once(
 ) -> None:
     pulse = Pulse(db, "w", parent=None)
     beats: list[dict[str, Held]] = []
-    monkeypatch.setattr(queue, "beat", lambda *a: beats.append(a[-1]) or set())
+    monkeypatch.setattr(queue, "beat", lambda *a: beats.append(a[5]) or set())
     full = [
         {running.id: Held(1, 6, b"six", 6)},
         {running.id: Held(1, 7, b"six", 6)},

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from imaged import offers
 from imaged.aliases import Aliases
-from imaged.catalogue import BUILT_IN, MICRO
+from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.errors import CommandError
 from imaged.gateway import minors
 from imaged.gateway.admit import Admission
@@ -242,7 +243,9 @@ def admit_refused(db: Database, key_id: int, terms: Terms) -> str:
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), retention_s=60.0)
     params = ImageParams(f"naked child {CANARY}", negative_prompt=CANARY)
     try:
-        admitted = asyncio.run(admission.admit(Key(key_id, "t"), BUILT_IN[0], params, terms))
+        admitted = asyncio.run(
+            admission.admit(Key(key_id, "t"), offers.built_in()[DEFAULT_SLUG], params, terms)
+        )
     finally:
         writer.close()
     return admitted.job_id

@@ -16,11 +16,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from imaged.catalogue import STANDARD_PRICE, Weights
 from imaged.errors import NoCredits, TooFast
 from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Held, Job, State, new_job_id
-from imaged.params import ImageParams
+from imaged.params import KNOBS, ImageParams
 from imaged.settings import Settings
-from imaged.store import keys, ledger, models, queue
+from imaged.store import demand, keys, ledger, models, queue
 from imaged.store.db import Database
 from imaged.store.schema import api_keys, jobs, metadata
 from imaged.store.writer import Writer
@@ -372,10 +373,64 @@ def test_keys_are_not_in_the_files(tmp_path: Path, db: Database) -> None:
 def test_added_model_takes_the_slug(db: Database) -> None:
     with db.write() as c:
         built_in = models.catalogue(c)["sdxl1.0-yamers-realistic"]
-        models.add(c, replace(built_in, checkpoint=Path("/x/real.safetensors")), 0.0)
+        models.add(c, built_in.slug, {"checkpoint": "/x/real.safetensors"}, 0.0)
         assert models.catalogue(c)[built_in.slug].checkpoint_name == "real"
         models.remove(c, built_in.slug)
         assert models.catalogue(c)[built_in.slug].checkpoint_name == "micro"
+
+
+@pytest.mark.parametrize("zero_snr", [None, False, True])
+def test_all_that_was_said_of_weights_is_kept(db: Database, zero_snr: bool | None) -> None:
+    said = {
+        "vae": "/y",
+        "dtype": "bf16",
+        "prediction": "v_prediction",
+        "sha256": "0" * 64,
+        "title": "Own",
+        "description": "It is.",
+        "licence": "None.",
+        "price": 0.25,
+        "sample": {"prompt": "a house"},
+    } | ({} if zero_snr is None else {"zero_snr": zero_snr})
+    with db.write() as c:
+        models.add(c, "own", {"checkpoint": "/x", **said}, 0.0)
+        models.add(c, "plain", {"checkpoint": "/x"}, 0.0)
+        found = models.catalogue(c)
+    own, plain = found["own"], found["plain"]
+    weights = Weights(Path("/x"), Path("/y"), "bf16", "v_prediction", zero_snr, "0" * 64)
+    assert (own.weights, plain.weights) == (weights, Weights(Path("/x")))
+    assert (own.title, own.description, own.licence) == ("Own", "It is.", "None.")
+    assert (own.price_micros, own.sample) == (250_000, {"prompt": "a house"})
+    assert (plain.title, plain.price_micros, plain.knobs) == ("plain", STANDARD_PRICE, KNOBS)
+
+
+def test_a_model_of_before_there_was_more_to_say(db: Database) -> None:
+    with db.write() as c:
+        c.exec_driver_sql(
+            "INSERT INTO models (slug, title, checkpoint, price_micros, added_at) "
+            "VALUES ('old', 'Old', '/x', 20000, 0)"
+        )
+        old = models.catalogue(c)["old"]
+    assert (old.title, old.weights, old.price_micros) == ("Old", Weights(Path("/x")), 20_000)
+
+
+def test_demand_and_where_checkpoints_lie(db: Database) -> None:
+    key_id = make_key(db)
+    for n, model in enumerate(("a", "b", "a")):
+        put(db, key_id, model=model, now=float(n))
+    with db.write() as c:
+        queue.register(c, "w", 1, "h", 5.0)
+        queue.register(c, "x", 1, "h", 5.0)
+        queue.register(c, "old", 1, "h", 1.0)
+        queue.beat(c, "w", 6.0, 6.0, None, {}, {"a": "STARTING", "b": "UNAVAILABLE"})
+        queue.beat(c, "x", 6.0, 6.0, None, {}, {"a": "READY", "b": "UNLOADED", "c": "BUSY"})
+        queue.beat(c, "old", 2.0, 2.0, None, {}, {"d": "BUSY"})
+    with db.read() as c:
+        waiting = demand.fairest(c, ["b", "a", "none"], 7.0)
+        assert [(w.model, w.since) for w in waiting] == [("a", 0.0), ("b", 1.0)]
+        assert demand.states(c, 3.0) == {"a": "READY", "b": "UNAVAILABLE", "c": "BUSY"}
+        assert demand.served_by_others(c, "w", 3.0) == {"a", "c"}
+        assert demand.served_by_others(c, "x", 3.0) == set()
 
 
 def test_writer_commits_together_and_fails_apart(db: Database) -> None:

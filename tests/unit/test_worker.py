@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from PIL import Image
 
-from imaged.catalogue import DEFAULT_SLUG
+from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.jobs import Job, State, new_job_id
 from imaged.params import ImageParams
 from imaged.settings import Settings
-from imaged.store import keys, models, queue
+from imaged.store import keys, models, progress, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.store.schema import ledger
@@ -37,14 +41,14 @@ class Bench:
     key_id: int
     files: Path
 
-    def put(self, params: ImageParams) -> str:
-        job_id = new_job_id()
+    def put(self, params: ImageParams, job_id: str = "", model: str = DEFAULT_SLUG) -> str:
+        job_id = job_id or new_job_id()
         with self.db.write() as c:
             queue.put(
                 c,
                 job_id=job_id,
                 key_id=self.key_id,
-                model=DEFAULT_SLUG,
+                model=model,
                 params=params,
                 cost_micros=10,
                 now=time.time(),
@@ -68,15 +72,23 @@ class Bench:
             return [row.kind for row in rows]
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    settings = Settings(data=tmp_path)
+@contextmanager
+def working(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
+    """A worker that holds the default model's checkpoint; `others` are on offer as well."""
+    settings = Settings(data=folder, **given)
     db, own = Database(settings.database), Database(settings.database)
     db.migrate()
     with db.write() as c:
-        key = keys.create(c, b"s" * 32, 0.0, name="t", credits_micros=1000, rpm=1000)
+        key = keys.create(c, b"s" * 32, 0.0, name="t", credits_micros=100_000, rpm=100_000)
         found = keys.find(c, b"s" * 32, key)
         assert found is not None
+        for other in others:
+            models.add(
+                c,
+                other.slug,
+                {"checkpoint": str(other.checkpoint), "sha256": other.weights.sha256},
+                0.0,
+            )
         model = models.catalogue(c)[DEFAULT_SLUG]
     pulse = Pulse(own, "w", parent=None)
     worker = Worker("w", own, Delivery(own, Blobs(settings.blobs), "w", settings), pulse, settings)
@@ -84,16 +96,25 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     worker.hold(model)
     thread = threading.Thread(target=worker.run)
     thread.start()
-    yield Bench(worker, db, found.id, tmp_path / "files")
-    worker.stop(drain_s=0.0)
-    thread.join()
-    pulse.stop()
-    db.close()
-    own.close()
+    try:
+        yield Bench(worker, db, found.id, folder / "files")
+    finally:
+        worker.stop(drain_s=0.0)
+        thread.join()
+        pulse.stop()
+        db.close()
+        own.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with working(tmp_path) as bench:
+        yield bench
 
 
 def engine_of(bench: Bench) -> Any:
-    return bench.worker._engine
+    [engine] = bench.worker.residence
+    return engine
 
 
 def calls_after_a_cancel(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -206,6 +227,37 @@ def test_results_say_what_made_them(bench: Bench) -> None:
     assert result is not None
     assert (result["checkpoint"], result["determinism"]) == ("micro", "exact")
     assert result["device"].startswith("CPU ") and result["engine"]
+
+
+def test_a_full_disk_fails_its_job_for_nothing_and_the_worker_goes_on(bench: Bench) -> None:
+    job_id = new_job_id()
+    folder = bench.files / job_id[:2]
+    folder.mkdir(parents=True)
+    second = folder / f"{job_id}-1-1.{os.getpid()}.part"
+    second.symlink_to("/dev/full")  # what is written there finds no room
+    bench.put(replace(SMALL, samples=2), job_id)
+    bench.wait(lambda: bench.job(job_id).state is State.FAILED)
+    assert bench.job(job_id).reason == "storage_full"
+    assert bench.kinds(job_id) == ["reserve", "release"]
+    assert not list(folder.iterdir())
+    after = bench.put(SMALL)
+    bench.wait(lambda: bench.job(after).state is State.COMPLETED)
+
+
+def test_a_job_can_be_looked_at_while_it_runs(bench: Bench) -> None:
+    def look() -> progress.Preview | None:
+        with bench.db.read() as c:
+            return progress.previews(c, [job_id]).get(job_id)
+
+    job_id = bench.put(replace(SMALL, num_inference_steps=100, samples=4))
+    bench.wait(lambda: look() is not None or bench.job(job_id).state is State.COMPLETED)
+    seen = look()
+    assert seen is not None and 0 < seen.call <= 100
+    with Image.open(io.BytesIO(seen.jpeg)) as image:
+        assert image.format == "JPEG" and min(image.size) >= 16
+        assert len(image.convert("RGB").getcolors(1 << 16) or []) > 10
+    bench.wait(lambda: bench.job(job_id).state is State.COMPLETED)
+    assert look() is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ request of `make demo` with ten seeds) into --out. The same command draws the sa
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import click
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from imaged.catalogue import MICRO
+from imaged import offers
+from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, load
 from imaged.params import SCHEDULERS, ImageParams, read_params
@@ -37,7 +37,6 @@ PROMPTS = (
     "masterpiece, OverallDetail, winter, a red cabin, oak trees, dark clouds, conysv3-1400",
 )
 ONE_PROMPT = PROMPTS[0]
-REQUEST = ROOT / "demo" / "request.json"
 
 
 def generate(nets: Nets, jobs: list[ImageParams], desc: str) -> list[Image.Image]:
@@ -95,7 +94,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 
 def seed_jobs(seeds: int) -> list[ImageParams]:
     """The demo's request at its own size and steps, with the seeds 0, 1, 2 ..."""
-    params, _ = read_params(json.loads(REQUEST.read_text())["body"])
+    params, _ = read_params(offers.built_in()[DEFAULT_SLUG].sample)
     return [replace(params, seed=seed) for seed in range(seeds)]
 
 

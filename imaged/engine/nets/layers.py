@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+LowRank = tuple[torch.Tensor, torch.Tensor, float]  # down, up, scale: see lora.py
 
 ALONE = 2  # rows of a guided picture alone
 
@@ -19,6 +20,7 @@ class Layer(nn.Module):
     """
 
     in_pairs = False
+    changes: tuple[LowRank, ...] = ()  # of the LoRAs in use
 
     def plain(self, *rows: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -36,12 +38,19 @@ class Layer(nn.Module):
 
 class Linear(Layer, nn.Linear):
     def plain(self, *rows: torch.Tensor) -> torch.Tensor:
-        return nn.Linear.forward(self, *rows)
+        out = nn.Linear.forward(self, *rows)
+        for down, up, scale in self.changes:
+            out = out + scale * F.linear(F.linear(rows[0], down), up)
+        return out
 
 
 class Conv2d(Layer, nn.Conv2d):
     def plain(self, *rows: torch.Tensor) -> torch.Tensor:
-        return nn.Conv2d.forward(self, *rows)
+        out = nn.Conv2d.forward(self, *rows)
+        for down, up, scale in self.changes:
+            h = F.conv2d(rows[0], down, None, self.stride, self.padding)
+            out = out + scale * F.conv2d(h, up)
+        return out
 
 
 class Attend(Layer):

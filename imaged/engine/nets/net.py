@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Self
 
@@ -53,8 +53,18 @@ class Net(nn.Module):
         return next(self.parameters()).dtype
 
     @classmethod
-    def build(cls, config: Any, tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Self:
-        """The net with these weights; raises CheckpointRefused unless each has its tensor."""
+    def build(
+        cls,
+        config: Any,
+        tensors: Tensors,
+        device: torch.device,
+        dtype: torch.dtype,
+        done: Callable[[int], Any] = lambda _: None,
+    ) -> Self:
+        """The net with these weights; raises CheckpointRefused unless each has its tensor.
+
+        done: is told the bytes of each tensor that has come to its place.
+        """
         with torch.device("meta"):
             net = cls(config)
         wanted = net.state_dict()
@@ -68,8 +78,9 @@ class Net(nn.Module):
                 raise CheckpointRefused(
                     f"{key} has the shape {tuple(tensors[key].shape)}, not {tuple(meant.shape)}"
                 )
-        weights = {
-            key: tensors[key].to(device, dtype, copy=True) for key in wanted
-        }  # not the file's
+        weights = {}
+        for key in wanted:
+            weights[key] = tensors[key].to(device, dtype, copy=True)  # not the file's
+            done(tensors[key].nbytes)
         net.load_state_dict(weights, assign=True)
         return net.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from imaged.engine.nets.layers import Linear
 from imaged.engine.nets.net import Config, Net
 from imaged.errors import CheckpointRefused
+
+Given = tuple[int, int, torch.Tensor]  # window, place, (width,) vector
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -54,10 +57,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (
@@ -73,8 +76,8 @@ class MLP(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.fc2(self.act(self.fc1(x)))
@@ -107,9 +110,11 @@ class Embeddings(nn.Module):
         self.token_embedding = _table(config.vocab_size, config.hidden_size)
         self.position_embedding = _table(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.token_embedding(ids) + self.position_embedding.weight
-        return out
+    def forward(self, ids: torch.Tensor, given: Sequence[Given]) -> torch.Tensor:
+        tokens: torch.Tensor = self.token_embedding(ids)
+        for window, place, vector in given:
+            tokens[window, place] = vector
+        return tokens + self.position_embedding.weight
 
 
 class Encoder(nn.Module):
@@ -131,12 +136,15 @@ class TextEncoder(Net):
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, ids: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, ids: torch.Tensor, end: int, given: Sequence[Given] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(windows, 77) ids -> (windows, 77, width), and pooled (windows, pooled width) or None.
 
-        `end`: the id of the token behind the text; the first in a window pools it.
+        `end`: the id of the token behind the text; the first in a window pools it. `given`:
+        vectors that stand in tokens' places.
         """
-        x = self.embeddings(ids)
+        x = self.embeddings(ids, given)
         for layer in self.encoder.layers[:-1]:
             x = layer(x)
         return x, self.pooled(x, (ids == end).int().argmax(dim=-1))

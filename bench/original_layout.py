@@ -1,4 +1,4 @@
-"""Write an SDXL checkpoint of any width as one file in the original layout (for the tests)."""
+"""Write an SDXL checkpoint of any width as one file in the original layout."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(path: Path, nets: dict[str, Any]) -> None:
         tensors["conditioner.embedders.0.transformer.text_model." + plain] = value
     for name, value in open_clip(nets["text_encoder_2"]).items():
         tensors["conditioner.embedders.1.model." + name] = value
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
 
 
 def unet_name(name: str) -> str:

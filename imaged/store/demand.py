@@ -1,0 +1,77 @@
+"""Which models are asked for, and on which workers their checkpoints lie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from imaged.jobs import State
+from imaged.store.queue import QUEUED, in_vain
+from imaged.store.schema import jobs, workers
+
+STATES = ("BUSY", "READY", "STARTING", "UNAVAILABLE", "UNLOADED")  # the best first
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The fairest of one model's waiting jobs."""
+
+    model: str
+    tag: float
+    since: float
+
+
+def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> list[Waiting]:
+    """For each of these models that has a waiting job the fairest; the fairest of all first."""
+    found = []
+    for slug in slugs:
+        first = (
+            sa.select(jobs.c.model, jobs.c.tag, jobs.c.created_at)
+            .where(QUEUED, jobs.c.model == slug, ~in_vain(now))
+            .order_by(jobs.c.tag)
+            .limit(1)
+        )
+        found += [Waiting(*row) for row in connection.execute(first)]
+    return sorted(found, key=lambda waiting: waiting.tag)
+
+
+def served_by_others(connection: sa.Connection, worker_id: str, oldest: float) -> set[str]:
+    """The models whose checkpoint lies on another worker that was seen since `oldest`."""
+    rows = connection.execute(
+        sa.select(workers.c.models).where(workers.c.seen_at > oldest, workers.c.id != worker_id)
+    )
+    return {
+        slug
+        for states in rows.scalars()
+        for slug, state in (states or {}).items()
+        if state in ("READY", "BUSY")
+    }
+
+
+def states(connection: sa.Connection, oldest: float) -> dict[str, str]:
+    """Slug -> the best state that any worker seen since `oldest` knows of."""
+    rows = connection.execute(sa.select(workers.c.models).where(workers.c.seen_at > oldest))
+    best: dict[str, str] = {}
+    for found in rows.scalars():
+        for slug, state in (found or {}).items():
+            best[slug] = min(best.get(slug, state), state, key=STATES.index)
+    return best
+
+
+def counts(connection: sa.Connection) -> tuple[dict[tuple[str, str], int], dict[str, float]]:
+    """(model, state) -> jobs that wait or run; model -> when its oldest waiting job came."""
+    rows = connection.execute(
+        sa.select(jobs.c.model, jobs.c.state, sa.func.count(), sa.func.min(jobs.c.created_at))
+        .where(jobs.c.state.in_((State.QUEUED, State.PROCESSING)))
+        .group_by(jobs.c.model, jobs.c.state)
+    ).all()
+    found = {(model, str(state)): count for model, state, count, _ in rows}
+    return found, {model: oldest for model, state, _, oldest in rows if state == State.QUEUED}
+
+
+def workers_since(connection: sa.Connection, oldest: float) -> int:
+    """Workers that were seen since `oldest`."""
+    alive = sa.select(sa.func.count()).where(workers.c.seen_at > oldest)
+    return int(connection.execute(alive).scalar_one())

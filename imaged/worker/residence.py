@@ -1,0 +1,167 @@
+"""Which checkpoints lie on this worker's device: they come when a job asks, and the one that was
+used the longest time ago makes room.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from imaged.catalogue import Weights
+from imaged.engine.engine import Engine
+from imaged.engine.load import Nets
+from imaged.errors import CheckpointRefused, ImagedError, JobFailed
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 30.0  # after a checkpoint was refused, from when on it is tried again
+
+
+@dataclass
+class _Resident:
+    engine: Engine
+    size: int  # bytes of its weights
+    used_at: float
+
+
+class Residence:
+    """Engines by their weights. One checkpoint is loaded at a time, beside the loop.
+
+    `load` puts a checkpoint on the device, `measure` says beforehand how many bytes it will take,
+    `make` sets an engine up. Whatever `budget` is, one checkpoint may always stay.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Weights], Nets],
+        measure: Callable[[Weights], int],
+        make: Callable[[Nets], Engine],
+        *,
+        budget: int,
+        idle_s: float,
+    ) -> None:
+        self._load, self._measure, self._make = load, measure, make
+        self._budget, self._idle_s = budget, idle_s
+        self._residents: dict[Weights, _Resident] = {}
+        self._refused: dict[Weights, tuple[float, CheckpointRefused]] = {}
+        self._sizes: dict[Weights, int] = {}  # measured
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._coming: tuple[Weights, Future[Nets]] | None = None
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    def engine(self, weights: Weights) -> Engine | None:
+        """The engine with these weights, if they are here."""
+        resident = self._residents.get(weights)
+        return resident.engine if resident else None
+
+    def __iter__(self) -> Iterator[Engine]:
+        return (resident.engine for resident in self._residents.values())
+
+    def state(self, weights: Weights) -> str:
+        """STARTING, READY, BUSY, UNAVAILABLE or UNLOADED."""
+        if self._coming and self._coming[0] == weights:
+            return "STARTING"
+        engine = self.engine(weights)
+        if engine is not None:
+            return "READY" if engine.idle else "BUSY"
+        return "UNAVAILABLE" if self.refusal(weights) else "UNLOADED"
+
+    def refusal(self, weights: Weights) -> CheckpointRefused | None:
+        """Why these weights were refused a short while ago, if they were."""
+        at, error = self._refused.get(weights, (0.0, None))
+        return error if time.monotonic() < at + AGAIN_S else None
+
+    # -- coming and going -------------------------------------------------------------------------
+
+    def fits(self, weights: Weights) -> bool:
+        """Whether these weights could come now without any picture having to stop."""
+        if weights in self._residents or self.refusal(weights):
+            return True
+        if self._coming is not None:
+            return False
+        kept = sum(r.size for r in self._residents.values() if not r.engine.idle)
+        return kept == 0 or kept + self._size(weights) <= self._budget
+
+    def ask(self, weights: Weights) -> None:
+        """Have these weights loaded, where they `fit`; idle ones make room."""
+        if weights in self._residents or self.refusal(weights):
+            return
+        assert self._coming is None
+        self._make_room(self._size(weights))
+        log.info("loading %s", weights.checkpoint.name)
+        self._coming = weights, self._loader.submit(self._load, weights)
+
+    def arrive(self, wait_s: float = 0.0) -> None:
+        """Take in what has been loaded, or why it was refused; let go of what nobody uses."""
+        now = time.monotonic()
+        for resident in self._residents.values():
+            if not resident.engine.idle:
+                resident.used_at = now
+        if self._coming is not None:
+            weights, future = self._coming
+            if wait_s and not future.done():
+                _settled(future, wait_s)
+            if future.done():
+                self._coming = None
+                self._take(weights, future)
+        if self._idle_s:
+            for weights, resident in list(self._residents.items()):
+                if resident.used_at < now - self._idle_s:
+                    self._drop(weights)
+
+    def close(self) -> None:
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        for weights in list(self._residents):
+            self._drop(weights)
+
+    def _take(self, weights: Weights, future: Future[Nets]) -> None:
+        error = future.exception()
+        if isinstance(error, CheckpointRefused):
+            log.error("%s: %s", weights.checkpoint.name, error.detail)
+            self._refused[weights] = time.monotonic(), error
+            return
+        self._refused.pop(weights, None)
+        engine = self._make(future.result())
+        self._residents[weights] = _Resident(engine, engine.nets.nbytes, time.monotonic())
+
+    def _size(self, weights: Weights) -> int:
+        if weights not in self._sizes:
+            try:
+                self._sizes[weights] = self._measure(weights)
+            except (ImagedError, OSError):
+                return 0  # it will be refused
+        return self._sizes[weights]
+
+    def _make_room(self, size: int) -> None:
+        """Drop idle checkpoints, the one used the longest time ago first, until there is room."""
+        idle = sorted(
+            (resident.used_at, n, weights)
+            for n, (weights, resident) in enumerate(self._residents.items())
+            if resident.engine.idle
+        )
+        for _, _, weights in idle:
+            if sum(r.size for r in self._residents.values()) + size <= self._budget:
+                return
+            self._drop(weights)
+
+    def _drop(self, weights: Weights) -> None:
+        log.info("unloading %s", weights.checkpoint.name)
+        self._residents.pop(weights).engine.close()
+        gc.collect()  # nets are in cycles, and leave before others come
+
+
+def _settled(future: Future[Nets], wait_s: float) -> None:
+    try:
+        future.exception(timeout=wait_s)
+    except TimeoutError:
+        return
+
+
+def unavailable() -> JobFailed:
+    """What becomes of the jobs of a checkpoint that was refused."""
+    return JobFailed("model_unavailable", "the model's checkpoint could not be loaded")

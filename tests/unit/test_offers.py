@@ -1,0 +1,146 @@
+"""models.toml: what is read, and what is said of what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from imaged import offers
+from imaged.catalogue import DEFAULT_SLUG, MICRO
+from imaged.cli import main
+from imaged.errors import CommandError
+from imaged.params import KNOBS, read_params
+
+OWN = """
+[model.own]
+checkpoint = "weights/own.safetensors"
+vae = "/srv/vae.safetensors"
+dtype = "bf16"
+prediction = "v_prediction"
+zero_snr = true
+title = "Own"
+description = "Mine."
+licence = "Mine too."
+price = 0.02
+sample = { prompt = "a house", img_width = 768, img_height = 768 }
+
+[model.own.parameters]
+guidance_scale = { low = 2, high = 10, default = 5 }
+img_width = { high = 1024 }
+scheduler = { choices = ["Euler a", "DPM++ 2M Karras"], default = "Euler a" }
+negative_prompt = { default = "blurry" }
+base64 = { default = true }
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "models.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_that_a_table_says(tmp_path: Path) -> None:
+    [(slug, table)] = offers.tables(written(tmp_path, OWN)).items()
+    model = offers.model(slug, table)
+    weights = model.weights
+    assert (weights.checkpoint, weights.vae) == (
+        tmp_path / "weights" / "own.safetensors",
+        Path("/srv/vae.safetensors"),
+    )
+    assert (weights.dtype, weights.prediction, weights.zero_snr) == ("bf16", "v_prediction", True)
+    assert (model.title, model.description, model.licence) == ("Own", "Mine.", "Mine too.")
+    assert model.price_micros == 20_000
+    knobs = {knob.name: knob for knob in model.knobs}
+    guidance, width, scheduler = (knobs[n] for n in ("guidance_scale", "img_width", "scheduler"))
+    assert (guidance.low, guidance.high, guidance.default) == (2, 10, 5.0)
+    assert (width.low, width.high, width.default) == (512, 1024, 1024)
+    assert scheduler.choices == ("Euler a", "DPM++ 2M Karras")
+    params, _ = read_params(model.sample, model.knobs)
+    assert (params.scheduler, params.guidance_scale) == ("Euler a", 5.0)
+    assert (params.negative_prompt, params.base64, params.img_width) == ("blurry", True, 768)
+
+
+def test_what_comes_with_imaged() -> None:
+    """The page's model with the page's own call, and with its defaults and ranges."""
+    found = offers.built_in()
+    assert list(found) == [DEFAULT_SLUG, "micro"]
+    model = found[DEFAULT_SLUG]
+    assert (model.title, model.checkpoint) == ("Yamer's Realistic SDXL", MICRO)
+    assert model.knobs == KNOBS
+    params, ignored = read_params(model.sample)
+    assert (params.num_inference_steps, params.guidance_scale, params.seed) == (30, 7, 565481734)
+    assert (params.img_width, params.img_height, params.samples) == (896, 1152, 1)
+    assert params.prompt.startswith("1girl, a beautiful shieldmaiden") and not ignored
+    assert len(params.prompt) == 1057 and len(params.negative_prompt or "") == 767
+
+
+WRONG: list[tuple[str, str]] = [
+    ("[model.x", "cannot be read"),
+    ("[alias.x]", "should hold tables"),
+    ("model = 1", "should hold tables"),
+    ("[model]\nx = 1", "x should be a table"),
+    ('[model."No Slug"]', "a slug is lower-case"),
+    ("[model.x]\nchekpoint = 1", "x: there is no field chekpoint; there are title,"),
+    ("[model.x]\ntitle = 1", "x: title is of the wrong type"),
+    ("[model.x]\nprice = true", "x: price is of the wrong type"),
+    ("[model.x]\nprice = 0", "x: price should be between"),
+    ("[model.x]\nprice = nan", "x: price should be between"),
+    ('[model.x]\ndtype = "int8"', "x: dtype should be one of fp32, bf16, fp16"),
+    ('[model.x]\nprediction = "flow"', "x: prediction should be one of epsilon, v_prediction"),
+    ("[model.x.parameters]\nsteps = {}", "x: there is no parameter steps"),
+    ("[model.x.parameters]\nimg_width = 5", "x: img_width should be numbers"),
+    ("[model.x.parameters]\nimg_width = {low = 8}", "x: img_width should stay between 256 and"),
+    (
+        "[model.x.parameters]\nimg_width = {default = 8}",
+        "x: img_width: the default img_width should",
+    ),
+    (
+        "[model.x.parameters]\nimg_width = {high = 768}",
+        "x: img_width: the default img_width should",
+    ),
+    ("[model.x.parameters]\nscheduler = {choices = []}", "x: scheduler should be one of"),
+    ('[model.x.parameters]\nscheduler = {choices = ["Foo"]}', "x: scheduler should be one of"),
+    ("[model.x.parameters]\nscheduler = {low = 1}", "x: scheduler should be under choices"),
+    ("[model.x.parameters]\nprompt = {high = 1}", "x: prompt should be a table with default"),
+    ("[model.x.sample]\nseed = 1", "x: the sample's prompt is mandatory"),
+    ('[model.x.sample]\nprompt = "x"\nsamples = 9', "x: the sample's samples should be"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG, ids=lambda v: ascii(v)[:40])
+def test_what_is_wrong_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(CommandError, match=said):
+        for slug, table in offers.tables(path).items():
+            offers.model(slug, table)
+
+
+def imaged(*command: object) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_file_is_taken_over_and_what_is_unchanged_is_not_loaded_again(tmp_path: Path) -> None:
+    table = f'[model.own]\ncheckpoint = "{MICRO}"\ntitle = "Own"\n'
+    written(tmp_path, table)
+    assert "own is served from" in imaged("models", "sync", "--data", tmp_path)
+    assert imaged("models", "sync", "--data", tmp_path) == "own is as it was\n"
+    offers.tables.cache_clear()
+    written(tmp_path, table + "price = 0.5\n")
+    assert "own is served from" in imaged("models", "sync", "--data", tmp_path)
+    shown = imaged("models", "show", "own", "--data", tmp_path)
+    assert "own: Own" in shown and "price: 0.500000 USD" in shown and "SHA-256: " in shown
+    listed = imaged("models", "list", "--data", tmp_path)
+    assert "own" in listed and "UNLOADED" in listed
+
+
+def test_an_added_model_keeps_what_comes_with_its_slug(tmp_path: Path) -> None:
+    add = ("models", "add", DEFAULT_SLUG, "--checkpoint", MICRO, "--data", tmp_path)
+    said: dict[str, Any] = {"--licence": "Mine.", "--price": "0.25"}
+    imaged(*add, *(word for pair in said.items() for word in pair))
+    shown = imaged("models", "show", DEFAULT_SLUG, "--data", tmp_path)
+    assert "Yamer's Realistic SDXL" in shown and "licence: Mine." in shown and "0.250000" in shown

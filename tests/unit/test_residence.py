@@ -1,0 +1,176 @@
+"""Several checkpoints on one worker: the real loop and store, copies of the real checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from imaged.catalogue import DEFAULT_SLUG, MICRO, Model, Weights
+from imaged.engine.load import load, size
+from imaged.jobs import State
+from imaged.store import demand, queue
+from imaged.worker import loop
+from tests.unit.test_worker import SMALL, Bench, working
+
+CPU = torch.device("cpu")
+MICRO_GB = size(Weights(MICRO), CPU) / 1e9
+LONG = replace(SMALL, num_inference_steps=60)
+
+
+def copies(folder: Path, *slugs: str) -> list[Model]:
+    """Models of their own, which happen to have the shipped weights."""
+    return [
+        Model(slug, slug, Weights(Path(shutil.copytree(MICRO, folder / "models" / slug))))
+        for slug in slugs
+    ]
+
+
+def states(bench: Bench) -> dict[str, str]:
+    offered = bench.worker._offered
+    return {slug: bench.worker.residence.state(model.weights) for slug, model in offered.items()}
+
+
+def told(bench: Bench) -> dict[str, str]:
+    """What the store has heard of it."""
+    with bench.db.read() as c:
+        return demand.states(c, time.time() - 5)
+
+
+def done(bench: Bench, job_id: str) -> bool:
+    return bench.job(job_id).state is State.COMPLETED
+
+
+def file(bench: Bench, job_id: str) -> bytes:
+    result = bench.job(job_id).result
+    assert result is not None
+    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+
+
+def test_the_size_is_known_before_loading() -> None:
+    measured, held = size(Weights(MICRO), CPU), load(MICRO, CPU).nbytes
+    assert held <= measured < 1.3 * held
+    assert size(Weights(MICRO, dtype="bf16"), CPU) * 2 == measured
+
+
+def test_two_checkpoints_run_side_by_side(tmp_path: Path) -> None:
+    """Neither's pictures change by the other's company, and both are under way at once."""
+    [other] = copies(tmp_path, "other")
+    with working(tmp_path, other, memory_gb=3 * MICRO_GB) as bench:
+        alone = bench.put(SMALL)
+        bench.wait(lambda: done(bench, alone))
+        first, second = bench.put(LONG), bench.put(LONG, model="other")
+        bench.wait(lambda: [states(bench)[s] for s in (DEFAULT_SLUG, "other")] == ["BUSY", "BUSY"])
+        third = bench.put(SMALL, model="other")
+        bench.wait(lambda: all(done(bench, j) for j in (first, second, third)))
+        assert file(bench, first) == file(bench, second)
+        assert file(bench, third) == file(bench, alone)
+        result = bench.job(second).result
+        assert result is not None and result["checkpoint"] == "other"
+        bench.wait(lambda: "BUSY" not in states(bench).values())
+        assert states(bench)["other"] == "READY"
+        bench.wait(lambda: told(bench).get("other") == "READY")
+
+
+def test_without_room_for_both_they_take_turns(tmp_path: Path) -> None:
+    [other] = copies(tmp_path, "other")
+    with working(tmp_path, other, memory_gb=1.5 * MICRO_GB, patience_s=0.1) as bench:
+        jobs = [bench.put(SMALL, model=("other", DEFAULT_SLUG)[n % 2]) for n in range(6)]
+        most = 0
+
+        def all_done() -> bool:
+            nonlocal most
+            most = max(most, len(list(bench.worker.residence)))
+            return all(done(bench, job) for job in jobs)
+
+        bench.wait(all_done)
+        assert most == 1
+        assert len({file(bench, job) for job in jobs}) == 1
+
+
+def test_who_waits_for_another_checkpoint_is_not_forgotten(tmp_path: Path) -> None:
+    """A stream of jobs for the one at hand ends for a while when patience does."""
+    [other] = copies(tmp_path, "other")
+    given = {"memory_gb": 1.5 * MICRO_GB, "patience_s": 0.5}
+    with working(tmp_path, other, **given) as bench:
+        stream = [bench.put(LONG) for _ in range(4)]
+        bench.wait(lambda: bench.job(stream[0]).state is State.PROCESSING)
+        waits = bench.put(SMALL, model="other")
+
+        def served() -> bool:
+            if sum(bench.job(job).state is State.QUEUED for job in stream) < 2:
+                stream.append(bench.put(LONG))
+            return done(bench, waits)
+
+        bench.wait(served)
+        bench.wait(lambda: all(done(bench, job) for job in stream))
+
+
+def test_the_longest_unused_leaves_first(tmp_path: Path) -> None:
+    others = copies(tmp_path, "b", "c")
+    with working(tmp_path, *others, memory_gb=2.5 * MICRO_GB) as bench:
+        for model in ("b", DEFAULT_SLUG, "c"):
+            job = bench.put(SMALL, model=model)
+            bench.wait(lambda job=job: done(bench, job))  # type: ignore[misc]
+        found = states(bench)
+        assert (found[DEFAULT_SLUG], found["b"], found["c"]) == ("READY", "UNLOADED", "READY")
+
+
+def test_an_idle_checkpoint_leaves_and_comes_back(tmp_path: Path) -> None:
+    with working(tmp_path, idle_s=0.3) as bench:
+        first = bench.put(SMALL)
+        bench.wait(lambda: done(bench, first))
+        bench.wait(lambda: states(bench)[DEFAULT_SLUG] == "UNLOADED")
+        assert not list(bench.worker.residence)
+        second = bench.put(SMALL)
+        bench.wait(lambda: done(bench, second))
+        assert file(bench, first) == file(bench, second)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_harms_nobody(tmp_path: Path) -> None:
+    [bad] = copies(tmp_path, "bad")
+    recorded = replace(bad, weights=replace(bad.weights, sha256=load(bad.checkpoint, CPU).sha256))
+    config = bad.checkpoint / "unet" / "config.json"
+    config.write_text(config.read_text() + " ")  # another file than was added
+    with working(tmp_path, recorded) as bench:
+        good = bench.put(LONG)
+        lost = [bench.put(SMALL, model="bad") for _ in range(2)]
+        bench.wait(lambda: all(bench.job(job).state is State.FAILED for job in lost))
+        assert [bench.job(job).reason for job in lost] == ["model_unavailable"] * 2
+        assert [bench.kinds(job) for job in lost] == [["reserve", "release"]] * 2
+        assert states(bench)["bad"] == "UNAVAILABLE"
+        bench.wait(lambda: done(bench, good))
+
+
+def test_a_job_whose_checkpoint_is_coming_can_be_cancelled(tmp_path: Path) -> None:
+    [other] = copies(tmp_path, "other")
+    with working(tmp_path, other) as bench:
+        job = bench.put(SMALL, model="other")
+        bench.wait(lambda: bench.job(job).state is State.PROCESSING)
+        with bench.db.write() as c:
+            queue.cancel(c, job, time.time(), 60.0)
+        bench.wait(lambda: not bench.worker._held)
+        after = bench.put(SMALL, model="other")
+        bench.wait(lambda: done(bench, after))
+
+
+def test_a_job_is_left_for_a_while_to_who_holds_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "DEFER_S", 1.5)
+    [other] = copies(tmp_path, "other")
+    with working(tmp_path, other) as bench:
+        with bench.db.write() as c:  # a worker that never takes it
+            now = time.time()
+            queue.register(c, "elsewhere", 1, "there", now)
+            queue.beat(c, "elsewhere", now, now, "other", {}, {"other": "READY"})
+        job = bench.put(SMALL, model="other")
+        time.sleep(0.8)
+        assert bench.job(job).state is State.QUEUED
+        bench.wait(lambda: done(bench, job))
+        started = bench.job(job).started_at
+        assert started is not None and started - bench.job(job).created_at > 1.4
