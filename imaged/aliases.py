@@ -42,12 +42,20 @@ def load(own: Path | None) -> Aliases:
 
 
 def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
-    """The knobs with the widest ranges that the engine can do."""
+    """The knobs with the widest ranges that the engine can do; a range of the operator's stays."""
     return tuple(
         replace(knob, low=WIDEST[knob.name][0], high=WIDEST[knob.name][1])
-        if knob.name in WIDEST
+        if knob.name in WIDEST and (knob.low, knob.high) == (usual.low, usual.high)
         else knob
-        for knob in knobs
+        for knob, usual in zip(knobs, KNOBS, strict=True)
+    )
+
+
+def over(knobs: tuple[Knob, ...], alias: tuple[Knob, ...]) -> tuple[Knob, ...]:
+    """An alias's knobs where a model has the usual ones; what the operator said of it stays."""
+    return tuple(
+        other if knob == usual else knob
+        for knob, other, usual in zip(knobs, alias, KNOBS, strict=True)
     )
 
 

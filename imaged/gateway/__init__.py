@@ -5,6 +5,6 @@ again), middleware (deadline, size), access (who may call), images (the handlers
 (Idempotency-Key, Cancel-After), rules (which prompts are refused; folding and minors are its own),
 admit (price, one transaction), wait (until a job settles), status (the polled path), events (the
 streamed one), replies (what an answer looks like). Beside it: openai and sdapi (other dialects),
-history, account, ops, openapi; webhooks (their endpoints), dispatch (who tells them) and reach
-(where they may lead). app puts all together.
+history, account, ops, metrics, openapi; webhooks (their endpoints), dispatch (who tells them) and
+reach (where they may lead). app puts all together.
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from imaged.aliases import Aliases
+from imaged.aliases import Aliases, over
 from imaged.catalogue import Model, price_micros
 from imaged.errors import (
     BadParameter,
@@ -107,7 +107,9 @@ class Admission:
             raise UnknownModel()
         if key.models is not None and not {slug, model.slug} & key.models:
             raise ModelForbidden()
-        return replace(model, knobs=knobs) if knobs and model.slug != slug else model
+        if knobs is None or model.slug == slug:
+            return model
+        return replace(model, knobs=over(model.knobs, knobs))
 
     async def models(self, key: Key) -> dict[str, Model]:
         """What this key may ask for, by slug; of aliases those that it names."""

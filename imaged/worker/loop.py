@@ -85,6 +85,7 @@ class Worker:
     def hold(self, model: Model) -> None:
         """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
         self.residence.ask(model.weights)
+        self.pulse.models = {model.slug: "STARTING"}
         while self.residence.state(model.weights) == "STARTING":
             self.residence.arrive(wait_s=0.1)
         if refusal := self.residence.refusal(model.weights):
@@ -120,7 +121,7 @@ class Worker:
             elsewhere = demand.served_by_others(connection, self.id, now - self.settings.lease_s)
         self._look_at = now + LOOK_S if waiting else math.inf
         here = [w.model for w in waiting if self._state(w.model) in ("READY", "BUSY")]
-        wanted = [w for w in waiting if w.model not in here and self._wanted(w, elsewhere, now)]
+        wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
         if any(w.since < now - self.settings.patience_s for w in wanted):
             here = []  # enough of these: what is under way ends, then there is room
         jobs = self._claim(here, room, now)
@@ -151,9 +152,12 @@ class Worker:
         """Whether a checkpoint should be loaded here for this job, and not left to a worker that
         has it; one that was refused here may be well there.
         """
+        state = self._state(waiting.model)
+        if state in ("READY", "BUSY", "STARTING"):
+            return False
         if waiting.model not in elsewhere:
             return True
-        return waiting.since < now - DEFER_S and self._state(waiting.model) != "UNAVAILABLE"
+        return waiting.since < now - DEFER_S and state != "UNAVAILABLE"
 
     def _state(self, slug: str) -> str:
         return self.residence.state(self._offered[slug].weights)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from imaged import offers
+from imaged import aliases, offers
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.cli import main
 from imaged.errors import CommandError
@@ -75,6 +75,17 @@ def test_what_comes_with_imaged() -> None:
     assert (params.img_width, params.img_height, params.samples) == (896, 1152, 1)
     assert params.prompt.startswith("1girl, a beautiful shieldmaiden") and not ignored
     assert len(params.prompt) == 1057 and len(params.negative_prompt or "") == 767
+
+
+def test_what_an_operator_narrows_stays_narrow_under_other_names(tmp_path: Path) -> None:
+    """In the dialects and under an alias, which both take more than the page does otherwise."""
+    [(slug, table)] = offers.tables(written(tmp_path, OWN)).items()
+    own = offers.model(slug, table).knobs
+    _, alias = aliases.load(None).ranges["sdxl1.0-txt2img"]
+    for knobs in (aliases.widened(own), aliases.over(own, alias)):
+        found = {knob.name: (knob.low, knob.high) for knob in knobs}
+        assert (found["guidance_scale"], found["img_width"]) == ((2, 10), (512, 1024))
+        assert (found["img_height"], found["num_inference_steps"]) == ((256, 2048), (4, 150))
 
 
 WRONG: list[tuple[str, str]] = [
