@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
+from safetensors import safe_open
 
 from bench import original_layout
 from bench.app import ROOT, Effort, effort_options, main
@@ -39,13 +41,12 @@ def full(small: bool, effort: Effort) -> None:
     beside reading the file, both from the disk itself, and how much memory. Needs 24 GB of memory
     and 16 GB of disk.
     """
-    import torch
-
     name = "reduced" if small else "full"
     folder = checkpoint(name)
     single = single_file(folder, name)
     found = ceilings(torch.device("cpu"))
     found["GB of weights in the file"] = single.stat().st_size / 1e9
+    found["filling memory that was never used, GB/s"] = fresh_memory() / 1e9
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         theirs = _side("theirs", folder, out / "theirs", effort)
@@ -82,8 +83,8 @@ def single_file(folder: Path, name: str) -> Path:
     return path
 
 
-def library_nets(folder: Path, **given: Any) -> dict[str, Any]:
-    """The reference libraries' nets of a folder, in the type that they were written in."""
+def library_nets(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The reference libraries' nets of a folder, in the type they were written in or another."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -93,9 +94,19 @@ def library_nets(folder: Path, **given: Any) -> dict[str, Any]:
         "text_encoder": CLIPTextModel,
         "text_encoder_2": CLIPTextModelWithProjection,
     }
-    options = {"dtype": "auto", "local_files_only": True} | given
-    nets = {part: kind.from_pretrained(folder / part, **options) for part, kind in classes.items()}
+    dtype = dtype or _written(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    nets = {
+        part: kind.from_pretrained(folder / part, dtype=dtype, local_files_only=True)
+        for part, kind in classes.items()
+    }
     return {part: net.eval() for part, net in nets.items()}
+
+
+def _written(path: Path) -> torch.dtype:
+    """The type of a file's first tensor."""
+    with safe_open(path, framework="pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype
 
 
 def _agreement(layout: Path, folder: Path, out: Path, effort: Effort) -> list[Row]:
@@ -124,6 +135,13 @@ def _side(side: str, layout: Path, out: Path, effort: Effort, *given: str) -> di
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def fresh_memory(size: int = 1 << 32) -> float:
+    """Bytes/s at which the system hands out memory: every loaded weight has to be given some."""
+    started = time.perf_counter()
+    torch.empty(size, dtype=torch.uint8).fill_(1)
+    return size / (time.perf_counter() - started)
 
 
 def forget(path: Path) -> None:

@@ -144,7 +144,7 @@ def _anonymous() -> int:
 
 def main(side: str, layout: Path, out: Path, *more: str) -> dict[str, Any]:
     if side == "theirs":
-        nets = library_nets(layout, dtype=torch.float32)
+        nets = library_nets(layout, torch.float32)
         outputs, took = theirs(nets)
         save_file(outputs, out)
         return took

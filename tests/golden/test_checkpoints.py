@@ -55,7 +55,7 @@ def single_file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return path
 
 
-JOB = ImageParams("a house", num_inference_steps=20, seed=3, img_width=128, img_height=128)
+JOB = ImageParams("a house", num_inference_steps=6, seed=3, img_width=128, img_height=128)
 
 
 def picture(checkpoint: Path) -> bytes:
@@ -313,8 +313,16 @@ def test_a_file_that_was_exchanged_is_refused(single_file: Path, tmp_path: Path)
         load(recorded, CPU)
 
 
-def test_every_sampler_draws_the_pictures_of_the_librarys_own_loader(
-    folder: Path, single_file: Path
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({}, SCHEDULERS),
+        ({"prediction": "v_prediction", "zero_snr": True}, ("Euler", "DDIM", "UniPC")),
+    ],
+    ids=["epsilon", "v"],
+)
+def test_samplers_draw_the_pictures_of_the_librarys_own_loader(
+    folder: Path, single_file: Path, said: dict[str, Any], names: tuple[str, ...]
 ) -> None:
     """diffusers' from_single_file, told the configs, and its pipeline: within one level."""
     from diffusers import StableDiffusionXLPipeline
@@ -323,10 +331,10 @@ def test_every_sampler_draws_the_pictures_of_the_librarys_own_loader(
         single_file, config=str(folder), local_files_only=True, add_watermarker=False
     )
     theirs.set_progress_bar_config(disable=True)
-    nets = load(single_file, CPU)
-    for name in SCHEDULERS:
+    nets = load(Weights(single_file, **said), CPU)
+    for name in names:
         theirs.scheduler = build_scheduler(name, nets.scheduler_config)
-        job = replace(JOB, scheduler=name, num_inference_steps=6)
+        job = replace(JOB, scheduler=name)
         image = theirs(
             job.prompt,
             num_inference_steps=job.num_inference_steps,

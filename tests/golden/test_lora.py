@@ -32,7 +32,7 @@ from tests.oracle import build_scheduler
 
 __all__ = ["folder", "source"]  # fixtures
 RANK, ALPHA = 4, 2.0
-JOB = ImageParams("a house", num_inference_steps=20, seed=3, img_width=128, img_height=128)
+JOB = ImageParams("a house", num_inference_steps=6, seed=3, img_width=128, img_height=128)
 Tensors = dict[str, torch.Tensor]
 
 
