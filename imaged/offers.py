@@ -84,10 +84,11 @@ def model(slug: str, table: Table) -> Model:
         table.get("sample", {}),
     )
     try:
-        if found.sample:
-            read_params(found.sample, knobs)
+        strange = read_params(found.sample, knobs)[1] if found.sample else []
     except BadParameter as problem:
         raise CommandError(f"{slug}: the sample's {problem.detail}") from None
+    if strange:
+        raise CommandError(f"{slug}: the sample has {strange[0]}, which is no parameter")
     return found
 
 

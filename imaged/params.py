@@ -229,6 +229,13 @@ def _read_text(knob: Knob, value: Any) -> str:
     return value
 
 
+def plain(value: Any) -> Any:
+    """A parameter's value as JSON has it."""
+    if not isinstance(value, tuple):
+        return value
+    return [{"name": lora.name, "weight": lora.unet} for lora in value]
+
+
 def without_loras(prompt: str) -> str:
     """The prompt without what names a LoRA in it."""
     return _TAG.sub("", prompt)
@@ -238,7 +245,7 @@ def _read_loras(knob: Knob, value: Any) -> tuple[Lora, ...]:
     if isinstance(value, str):  # a form's
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise knob.refuse("other text") from None
     if not isinstance(value, list | tuple) or len(value) > MOST_LORAS:
         raise knob.refuse()

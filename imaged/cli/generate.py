@@ -15,7 +15,7 @@ from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main
 from imaged.errors import CommandError
 from imaged.gateway.rules import REFUSAL, Rules
-from imaged.params import KNOBS, ImageParams, Knob, read_params
+from imaged.params import KNOBS, ImageParams, Knob, read_params, without_loras
 from imaged.settings import Settings
 
 
@@ -62,7 +62,8 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
         raise CommandError("--output should end in .jpg, .jpeg or .png")
     if output is not None and not output.parent.is_dir():
         raise CommandError(f"--output: there is no folder {output.parent}")
-    if Rules.load(Settings.from_env(os.environ).rules).judge(params.prompt):
+    rules = Rules.load(Settings.from_env(os.environ).rules)
+    if rules.judge(params.prompt) or rules.judge(without_loras(params.prompt)):
         raise CommandError(REFUSAL)
     _generate(params, chosen, output, Settings.from_env(os.environ, data=data))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from imaged import offers
 from imaged.catalogue import DTYPES, MICRO, MICROS, PREDICTIONS, Model
 from imaged.cli.app import Dollars, data_option, find_model, main, store
 from imaged.errors import CommandError
+
+#: What of a table belongs to its files: it stays where a models.toml names no checkpoint.
+OF_FILES = ("checkpoint", "vae", "dtype", "prediction", "zero_snr")
 
 
 @main.group()
@@ -148,13 +150,14 @@ def models_sync(file: Path | None, data: Path | None) -> None:
         with db.read() as connection:
             known = table.tables(connection)
         for slug, said in offers.tables(path.resolve()).items():
-            entry = {**offers.shipped(slug), **said}
             before = dict(known.get(slug, {}))
-            digest = before.pop("sha256", "")
-            if before == entry and digest:
+            kept = {k: v for k, v in before.items() if k in OF_FILES and "checkpoint" not in said}
+            entry = {**offers.shipped(slug), **kept, **said}
+            digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
+            if before == entry and digest and wanted in ("", digest):
                 click.echo(f"{slug} is as it was")
                 continue
-            entry = _checked(slug, entry)
+            entry = _checked(slug, {**entry, "sha256": wanted})
             with db.write() as connection:
                 table.add(connection, slug, entry, time.time())
             click.echo(f"{slug} is served from {entry.get('checkpoint', 'micro')}")
@@ -167,7 +170,7 @@ def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     weights = offers.model(slug, entry).weights
     click.echo(f"checking {weights.checkpoint.name} ...", err=True)
     began = time.monotonic()
-    nets = load(replace(weights, sha256=""), show=sys.stderr.isatty())
+    nets = load(weights, show=sys.stderr.isatty())
     seconds, size = time.monotonic() - began, nets.file_bytes / 1e9
     click.echo(
         f"loaded {size:.3g} GB in {seconds:.1f} s ({size / seconds:.3g} GB/s) onto "

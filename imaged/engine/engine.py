@@ -23,7 +23,7 @@ from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
-from imaged.engine.lora import Loras
+from imaged.engine.lora import NONE, Loras
 from imaged.engine.memory import is_full
 from imaged.engine.plan import plan_images
 from imaged.engine.preview import Map, Preview
@@ -140,7 +140,7 @@ class Engine:
     def close(self) -> None:
         """Let go of the decoder, and leave the nets as they came."""
         self._decoder.shutdown(cancel_futures=True)
-        self._loras.use(())
+        self._loras.use(NONE)
 
     def progress(self) -> dict[str, Progress]:
         return {
@@ -197,7 +197,7 @@ class Engine:
             return False
         example = (run.history[0], run.times[0, -1], run.kept[-1])
         unet = self._unet(run)
-        return not self.exact or self._buckets.allow(unet, run.shape, rows, example)
+        return not self.exact or self._buckets.allow(unet, run.kind, rows, example)
 
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
@@ -205,7 +205,7 @@ class Engine:
         if run.precise:
             unet, _, loras = self._in_float32()
         loras.use(run.loras)
-        unet.changed = bool(run.loras)
+        unet.changed = run.loras != NONE
         return unet
 
     def _account(self, ahead: int) -> None:
@@ -256,7 +256,7 @@ class Engine:
     def _start(self, job_id: str, params: ImageParams, key: int) -> list[Run]:
         nets = self.nets
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
-        loras = params.all_loras
+        loras = self._loras.find(params.all_loras)
         self._loras.use(loras)
         negated = params.negative_prompt and without_loras(params.negative_prompt)
         positive, negative = self._encoder.pair(without_loras(params.prompt), negated, loras)
@@ -372,7 +372,7 @@ class Engine:
 
     def _in_float32(self) -> tuple[Unet, Any, Loras]:
         if self._precise is None:
-            self._loras.use(())  # else the copy would have them for good
+            self._loras.use(NONE)  # else the copy would have them for good
             unet = copy.deepcopy(self.nets.unet).float()
             vae = copy.deepcopy(self.nets.vae).float()
             self._precise = Unet(unet), vae, Loras({"unet": unet}, self._folder)

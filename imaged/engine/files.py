@@ -71,7 +71,11 @@ class Header:
                     file.metadata() or {},
                 )
         except (SafetensorError, OSError) as error:
-            raise CheckpointRefused(f"{path.name} {_what_else(path)}") from error
+            try:
+                what = _what_else(path)
+            except OSError as unread:
+                what = f"cannot be read: {unread.strerror}"
+            raise CheckpointRefused(f"{path.name} {what}") from error
 
     def refuse_others(self) -> None:
         """Raise CheckpointRefused, by its name, for a model that is not SDXL's base."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from imaged.engine.files import Header
-from imaged.engine.nets.layers import Layer
+from imaged.engine.nets.layers import Layer, LowRank
 from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
 from imaged.params import Lora
 
-KEPT_FILES = 16
+KEPT = 4  # sets of LoRAs on the device
 PARTS = {  # how keys begin -> whose layers they name
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
@@ -101,66 +101,102 @@ def _change(path: Path, layer: str, held: Mapping[str, torch.Tensor]) -> Change:
     return Change(down, up, alpha / rank)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """The LoRAs of one picture, read and brought to their layers' device.
+
+    Equal when the same files, as they were then, have the same weights.
+    """
+
+    loras: tuple[Lora, ...] = ()
+    files: tuple[tuple[str, int], ...] = ()  # name and time of change
+    changes: Mapping[tuple[str, str], tuple[LowRank, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+
+NONE = Adapted()
+
+
 class Loras:
     """The LoRA files of a folder, for one checkpoint's nets."""
 
     def __init__(self, nets: Mapping[str, torch.nn.Module], folder: Path | None) -> None:
-        self._folder, self._parts = folder, frozenset(nets)
-        self._layers = {
+        self._folder = folder
+        self._layers: dict[tuple[str, str], Any] = {
             (part, name.replace(".", "_")): layer
             for part, net in nets.items()
             for name, layer in net.named_modules()
-            if isinstance(layer, Layer)
+            if isinstance(layer, Layer) and hasattr(layer, "weight")
         }
         for layer in self._layers.values():
             layer.changes = ()  # whoever had the nets before may have left some
-        self._used: tuple[Lora, ...] = ()
-        self._touched: list[tuple[str, str]] = []
-        self._files: OrderedDict[tuple[Path, int], Changes] = OrderedDict()
+        self._used = NONE
+        self._kept: OrderedDict[Adapted, Adapted] = OrderedDict()
 
-    def use(self, loras: tuple[Lora, ...]) -> None:
-        """Have the nets compute with these and no others from now on; raises JobFailed."""
-        if loras == self._used:
+    def find(self, loras: tuple[Lora, ...]) -> Adapted:
+        """Read these from their files; raises JobFailed. What was read lately is not read again."""
+        if not loras:
+            return NONE
+        paths = [self._path(lora.name) for lora in loras]
+        files = tuple((path.stem, path.stat().st_mtime_ns) for path in paths)
+        found = self._kept.get(Adapted(loras, files))
+        if found is None:
+            found = Adapted(loras, files, self._read(loras, paths))
+            self._kept[found] = found
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(found)
+        return found
+
+    def use(self, adapted: Adapted) -> None:
+        """Have the nets compute with these and no others from now on."""
+        if adapted == self._used:
             return
-        changed: dict[tuple[str, str], list[Any]] = {}
-        for lora in loras:
-            here = {p: c for p, c in self._changes(lora.name).items() if p[0] in self._parts}
-            for place, change in here.items():
-                weight = lora.unet if place[0] == "unet" else lora.text
-                changed.setdefault(place, []).append(self._fitted(lora.name, place, change, weight))
-        for place in self._touched:
+        for place in self._used.changes.keys() & self._layers.keys():
             self._layers[place].changes = ()
-        for place, changes in changed.items():
-            self._layers[place].changes = tuple(changes)
-        self._used, self._touched = loras, list(changed)
+        for place in adapted.changes.keys() & self._layers.keys():
+            layer = self._layers[place]
+            like = layer.weight
+            layer.changes = tuple(
+                (down.to(like.device, like.dtype), up.to(like.device, like.dtype), scale)
+                for down, up, scale in adapted.changes[place]
+            )
+        self._used = adapted
 
-    def _fitted(
-        self, name: str, place: tuple[str, str], change: Change, weight: float
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def _read(
+        self, loras: tuple[Lora, ...], paths: list[Path]
+    ) -> dict[tuple[str, str], tuple[LowRank, ...]]:
+        changes: dict[tuple[str, str], tuple[LowRank, ...]] = {}
+        for lora, path in zip(loras, paths, strict=True):
+            try:
+                found = read_lora(path)
+            except CheckpointRefused as error:
+                raise JobFailed("bad_lora", error.detail) from error
+            for place, change in found.items():
+                weight = lora.unet if place[0] == "unet" else lora.text
+                fitted = self._fitted(lora.name, place, change, weight)
+                changes[place] = (*changes.get(place, ()), fitted)
+        return changes
+
+    def _fitted(self, name: str, place: tuple[str, str], change: Change, weight: float) -> LowRank:
         """The change as its layer applies it; raises JobFailed if the checkpoint has none such."""
         layer = self._layers.get(place)
-        own: Any = getattr(layer, "weight", None)
-        if layer is None or own is None:
+        if layer is None:
             raise JobFailed("bad_lora", f"the LoRA {name} is made for another model")
+        own = layer.weight
         down, up = _shaped(change, own.ndim)
-        if down.shape[1:] != own.shape[1:] or up.shape[0] != own.shape[0]:
+        outer = (own.shape[0], down.shape[0], *(1,) * (own.ndim - 2))
+        if down.shape[1:] != own.shape[1:] or up.shape != outer:
             raise JobFailed("bad_lora", f"the LoRA {name} is made for a model of another size")
-        return down.to(own.device, own.dtype), up.to(own.device, own.dtype), change.scale * weight
+        down, up = (half.to(own.device, own.dtype, copy=True) for half in (down, up))
+        return down, up, change.scale * weight
 
-    def _changes(self, name: str) -> Changes:
+    def _path(self, name: str) -> Path:
         path = None if self._folder is None else self._folder / f"{name}.safetensors"
         if path is None or not path.is_file():
             raise JobFailed("unknown_lora", f"there is no LoRA {name} on this server")
-        key = (path, path.stat().st_mtime_ns)
-        if key not in self._files:
-            try:
-                self._files[key] = read_lora(path)
-            except CheckpointRefused as error:
-                raise JobFailed("bad_lora", error.detail) from error
-            while len(self._files) > KEPT_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(key)
-        return self._files[key]
+        return path
 
 
 def _shaped(change: Change, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:

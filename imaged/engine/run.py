@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from imaged.engine.lora import NONE, Adapted
 from imaged.engine.plan import Plan
 from imaged.engine.prompt.encode import Encoded
 from imaged.engine.unet import Unet
-from imaged.params import Lora
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Run:
     job_id: str
     plan: Plan
     texts: tuple[Encoded, ...]  # negative and positive, or positive alone at guidance 1
-    loras: tuple[Lora, ...] = ()
+    loras: Adapted = NONE
     key: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
@@ -58,7 +58,13 @@ class Run:
     @property
     def shape(self) -> Hashable:
         """What must agree for two pictures to share a call."""
-        return (self.plan.latent_shape, self.texts[0].context.shape[0], self.precise, self.loras)
+        return (*self.kind, self.loras)
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What the bits of a call may depend on beside its rows: a LoRA's weight is not of it."""
+        context = self.texts[0].context.shape[0]
+        return (self.plan.latent_shape, context, self.precise, self.loras.files)
 
     @property
     def rows(self) -> int:

@@ -26,7 +26,7 @@ from imaged.errors import (
 from imaged.gateway.rules import REASON, REFUSAL, Rules
 from imaged.gateway.terms import fingerprint
 from imaged.jobs import NO_TERMS, Terms, new_job_id
-from imaged.params import MOST_LORAS, ImageParams
+from imaged.params import MOST_LORAS, MOST_WEIGHT, ImageParams, without_loras
 from imaged.store import keys, limits, models, queue, repeats
 from imaged.store.db import Database
 from imaged.store.keys import Key
@@ -141,6 +141,7 @@ class Admission:
         job_id = new_job_id()
         await self._in_turn(key, terms)
         refused = await self._refused(params.prompt)
+        refused = refused or await self._refused(without_loras(params.prompt))  # what is drawn
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
 
@@ -184,6 +185,10 @@ class Admission:
             return
         if len(asked) > MOST_LORAS:
             raise BadParameter("loras", f"should be at most {MOST_LORAS} with those in the prompt")
+        if any(max(abs(lora.unet), abs(lora.text)) > MOST_WEIGHT for lora in asked):
+            raise BadParameter(
+                "loras", f"should have weights between {-MOST_WEIGHT:.0f} and {MOST_WEIGHT:.0f}"
+            )
         there = await asyncio.to_thread(self._loras)
         if not {lora.name for lora in asked} <= set(there):
             known = ", ".join(list(there)[:20]) or "none"

@@ -15,7 +15,7 @@ from imaged.gateway.access import keyed, public
 from imaged.gateway.replies import Links, dollars, utc
 from imaged.gateway.state import Gateway
 from imaged.jobs import State
-from imaged.params import Knob
+from imaged.params import Knob, plain
 from imaged.store import history
 from imaged.store.history import Entry, Search
 from imaged.store.keys import Key
@@ -204,7 +204,7 @@ def _parameter(knob: Knob, place: int) -> dict[str, Any]:
         "component": knob.kind,
         "isRequired": knob.required,
         "affectsPricing": knob.name in PRICED,
-        "default": knob.default,
+        "default": plain(knob.default),
         "min": None if knob.kind == "text" else knob.low,
         "max": None if knob.kind == "text" else knob.high,
         "options": list(knob.choices),

@@ -15,7 +15,7 @@ from imaged.catalogue import MICRO
 from imaged.gateway.access import public
 from imaged.gateway.replies import dollars
 from imaged.gateway.state import Gateway
-from imaged.params import Knob
+from imaged.params import Knob, plain
 from imaged.store import demand, history, queue
 from imaged.store.schema import workers
 
@@ -91,7 +91,7 @@ def _parameter(knob: Knob) -> dict[str, Any]:
     return {
         "name": knob.name,
         "type": knob.kind,
-        "default": knob.default,
+        "default": plain(knob.default),
         "required": knob.required,
         "allowed": knob.allowed,
         "description": knob.text,

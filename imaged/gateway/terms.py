@@ -32,7 +32,8 @@ def fingerprint(secret: bytes, slug: str, params: ImageParams) -> str:
 
     `params` are those that were sent: a seed of -1 is part of the request, the drawn one is not.
     """
-    text = json.dumps([slug, params.as_dict()], sort_keys=True)
+    asked = {name: value for name, value in params.as_dict().items() if value != ()}
+    text = json.dumps([slug, asked], sort_keys=True)
     return hmac.new(secret, b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
 
 

@@ -122,12 +122,12 @@ class Worker:
         self._look_at = now + LOOK_S if waiting else math.inf
         here = [w.model for w in waiting if self._state(w.model) in ("READY", "BUSY")]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
-        if any(w.since < now - self.settings.patience_s for w in wanted):
+        if self._impatient([w for w in wanted if w.model not in elsewhere], now):
             here = []  # enough of these: what is under way ends, then there is room
         jobs = self._claim(here, room, now)
         if not jobs:
             fits = [w.model for w in wanted if self._fits(w.model)]
-            jobs = self._claim(fits[:1], 1, now)
+            jobs = self._claim(fits[:1], room, now)
         return [(job, self._offered[job.model]) for job in jobs]
 
     def _claim(self, slugs: Collection[str], room: int, now: float) -> list[Job]:
@@ -159,6 +159,12 @@ class Worker:
             return True
         return waiting.since < now - DEFER_S and state != "UNAVAILABLE"
 
+    def _impatient(self, wanted: list[demand.Waiting], now: float) -> bool:
+        """Whether one of these has waited for long; not again just after one has come."""
+        since = min((w.since for w in wanted), default=now)
+        late = max(since, self.residence.changed_at) < now - self.settings.patience_s
+        return late and not self.residence.loading
+
     def _state(self, slug: str) -> str:
         return self.residence.state(self._offered[slug].weights)
 
@@ -179,8 +185,12 @@ class Worker:
         for job_id in list(self._arriving):
             if self._submit(self._held[job_id]):
                 self._arriving.remove(job_id)
-            elif self.residence.refusal(self._models[job_id].weights):
+                continue
+            weights = self._models[job_id].weights
+            if self.residence.refusal(weights):
                 self.delivery.fail(self._forget(job_id)[0], unavailable())
+            elif self.residence.fits(weights):
+                self.residence.ask(weights)
 
     def _submit(self, job: Job) -> bool:
         """Whether the job's engine is here to take it."""

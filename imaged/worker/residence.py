@@ -51,6 +51,7 @@ class Residence:
         self._sizes: dict[Weights, int] = {}  # measured
         self._loader = ThreadPoolExecutor(1, "loader")
         self._coming: tuple[Weights, Future[Nets]] | None = None
+        self.changed_at = 0.0  # when one came the last time, in seconds since 1970
 
     # -- what is there ----------------------------------------------------------------------------
 
@@ -71,6 +72,10 @@ class Residence:
             return "READY" if engine.idle else "BUSY"
         return "UNAVAILABLE" if self.refusal(weights) else "UNLOADED"
 
+    @property
+    def loading(self) -> bool:
+        return self._coming is not None
+
     def refusal(self, weights: Weights) -> CheckpointRefused | None:
         """Why these weights were refused a short while ago, if they were."""
         at, error = self._refused.get(weights, (0.0, None))
@@ -89,9 +94,8 @@ class Residence:
 
     def ask(self, weights: Weights) -> None:
         """Have these weights loaded, where they `fit`; idle ones make room."""
-        if weights in self._residents or self.refusal(weights):
+        if weights in self._residents or self._coming is not None or self.refusal(weights):
             return
-        assert self._coming is None
         self._make_room(self._size(weights))
         log.info("loading %s", weights.checkpoint.name)
         self._coming = weights, self._loader.submit(self._load, weights)
@@ -128,6 +132,7 @@ class Residence:
         self._refused.pop(weights, None)
         engine = self._make(future.result())
         self._residents[weights] = _Resident(engine, engine.nets.nbytes, time.monotonic())
+        self.changed_at = time.time()
 
     def _size(self, weights: Weights) -> int:
         if weights not in self._sizes:

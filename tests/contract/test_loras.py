@@ -61,6 +61,7 @@ def test_the_field_and_the_prompt(gate: Gate, folder: Path) -> None:
         ([{"name": "ink", "weight": 11}], "not a weight beyond these"),
         ([{"name": "ink", "weight": "1"}], "not a weight beyond these"),
         ([{"name": "ink", "scale": 1}], "loras should be a list"),
+        ("[" * 3000, "not other text"),
         (["ink"] * 9, "loras should be a list of at most 8"),
         (["none"], r"loras should name files of this server (clay v1.2, ink)"),
     ],
@@ -74,6 +75,9 @@ def test_what_is_refused(gate: Gate, folder: Path, loras: Any, said: str) -> Non
 
 def test_a_prompt_may_not_name_what_is_not_there(gate: Gate, folder: Path) -> None:
     assert "should name files" in post(gate, "<lora:none:1>").json()["error"]
+    for weight in ("9999", "-10.5", "1:11"):
+        strong = post(gate, f"<lora:ink:{weight}>")
+        assert strong.status_code == 400 and "weights between -10 and 10" in strong.json()["error"]
     many = post(gate, "<lora:ink:1>" * 9)
     assert many.status_code == 400 and "at most 8" in many.json()["error"]
     assert post(gate, "<lora:../ink:1>").status_code == 200  # no name of a file: it is a word

@@ -114,6 +114,19 @@ def test_files_come_and_go(nets: Any, widths: tuple[int, int], tmp_path: Path) -
     assert not torch.equal(before.context, there.context)
 
 
+def test_what_is_no_file_harms_nobody(nets: Any, widths: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file(vectors(2, widths), tmp_path / "iris.safetensors")
+    encoder = PromptEncoder(nets, tmp_path)
+    for prompt in ("an iris", "a text, gone, folder"):
+        encoder.pair(prompt, None)
+    assert len(list(encoder.embeddings.split("an iris"))) == 3
+    dotless = "an \u0131ris"  # equal without regard to case for one rule, not for the other
+    assert "".join(p for p in encoder.embeddings.split(dotless) if isinstance(p, str)) == dotless
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -7,6 +7,7 @@ the largest output of a net, 5e-4 of the largest final latent, as without LoRA.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from bench import original_layout
 from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, load
-from imaged.engine.lora import Loras, read_lora
+from imaged.engine.lora import NONE, Loras, read_lora
 from imaged.engine.nets.layers import Conv2d, Layer
 from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
@@ -207,7 +208,7 @@ def test_layers_of_every_kind(nets: Nets, loras: Path) -> None:
         product = (change.up.flatten(1) @ change.down.flatten(1)).view(weight.shape)
         wanted[name] = (layer, weight + 0.5 * change.scale * product)
     users = Loras({"unet": nets.unet}, loras)
-    users.use((Lora("every", 0.5, 0.5),))
+    users.use(users.find((Lora("every", 0.5, 0.5),)))
     try:
         for layer, merged in wanted.values():
             if isinstance(layer, Conv2d):
@@ -220,7 +221,7 @@ def test_layers_of_every_kind(nets: Nets, loras: Path) -> None:
                 found = torch.nn.functional.linear(x, merged, layer.bias)
             torch.testing.assert_close(layer(x), found, rtol=1e-4, atol=1e-4)
     finally:
-        users.use(())
+        users.use(NONE)
     assert len(wanted) == sum(place[0] == "unet" for place in layers(nets))
 
 
@@ -272,11 +273,11 @@ def test_a_leak_would_be_seen(nets: Nets, loras: Path, monkeypatch: pytest.Monke
     engine = Engine(nets, loras=loras)
     [before] = pictures(engine, JOB)
     use = Loras.use
-    monkeypatch.setattr(Loras, "use", lambda self, asked: asked and use(self, asked))
+    monkeypatch.setattr(Loras, "use", lambda self, asked: asked != NONE and use(self, asked))
     pictures(engine, replace(JOB, loras=(Lora("kohya"),)))
     assert pictures(engine, JOB)[0] != before
     monkeypatch.undo()
-    engine._loras.use(())
+    engine._loras.use(NONE)
     assert pictures(engine, JOB)[0] == before
     engine.close()
 
@@ -311,7 +312,7 @@ def test_a_second_try_in_float32_keeps_its_loras(nets: Nets, loras: Path) -> Non
     """And takes none of another's: the copy is made of the plain net."""
     engine = Engine(nets, loras=loras)
     asked = replace(JOB, loras=(Lora("kohya"),))
-    engine._loras.use(asked.loras)
+    engine._loras.use(engine._loras.find(asked.loras))
     unet, _, _ = engine._in_float32()
     assert not any(layer.changes for layer in unet.net.modules() if isinstance(layer, Layer))
     engine.submit("x", asked)
@@ -321,6 +322,38 @@ def test_a_second_try_in_float32_keeps_its_loras(nets: Nets, loras: Path) -> Non
     assert any(
         layer.changes for layer in engine._unet(run).net.modules() if isinstance(layer, Layer)
     )
+    engine.close()
+
+
+def test_a_file_may_go_while_its_picture_is_made(nets: Nets, loras: Path, tmp_path: Path) -> None:
+    """It was read when the job began; a plain job in between has the nets change back and forth."""
+    file = Path(shutil.copy(loras / "kohya.safetensors", tmp_path / "kohya.safetensors"))
+    engine = Engine(nets, loras=tmp_path)
+    asked = replace(JOB, loras=(Lora("kohya"),))
+    [whole] = pictures(engine, asked)
+    engine.submit("x", asked)
+    engine.tick()
+    file.unlink()
+    engine.submit("y", JOB)
+    found: dict[str, Any] = {}
+    while not engine.idle:
+        found |= {outcome.job_id: outcome for outcome in engine.tick()}
+    assert found["x"].pictures[0].rgb == whole and found["y"].error is None
+    engine.close()
+
+
+def test_another_file_of_the_same_name_is_another_lora(
+    nets: Nets, loras: Path, tmp_path: Path
+) -> None:
+    """For the nets, and for the texts that are kept."""
+    file = tmp_path / "style.safetensors"
+    asked = replace(JOB, loras=(Lora("style"),))
+    engine = Engine(nets, loras=tmp_path)
+    found = []
+    for name in ("kohya", "pointed", "kohya"):
+        shutil.copy(loras / f"{name}.safetensors", file)
+        found += pictures(engine, asked)
+    assert found[0] == found[2] != found[1]
     engine.close()
 
 

@@ -507,6 +507,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
         precise=False,
         loras=(),
         shape="x",
+        kind="x",
         history=[0],
         times=torch.zeros(1, 1),
         kept=[0],

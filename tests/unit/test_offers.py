@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from click.testing import CliRunner
 from imaged import aliases, offers
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.cli import main
+from imaged.engine.load import load
 from imaged.errors import CommandError
-from imaged.params import KNOBS, read_params
+from imaged.params import KNOBS, plain, read_params
 
 OWN = """
 [model.own]
@@ -118,6 +121,7 @@ WRONG: list[tuple[str, str]] = [
     ("[model.x.parameters]\nprompt = {high = 1}", "x: prompt should be a table with default"),
     ("[model.x.sample]\nseed = 1", "x: the sample's prompt is mandatory"),
     ('[model.x.sample]\nprompt = "x"\nsamples = 9', "x: the sample's samples should be"),
+    ('[model.x.sample]\nprompt = "x"\nfoo = nan', "the sample has foo, which is no parameter"),
 ]
 
 
@@ -155,3 +159,31 @@ def test_an_added_model_keeps_what_comes_with_its_slug(tmp_path: Path) -> None:
     imaged(*add, *(word for pair in said.items() for word in pair))
     shown = imaged("models", "show", DEFAULT_SLUG, "--data", tmp_path)
     assert "Yamer's Realistic SDXL" in shown and "licence: Mine." in shown and "0.250000" in shown
+
+
+def test_a_digest_in_the_file_is_held_to(tmp_path: Path) -> None:
+    table = f'[model.own]\ncheckpoint = "{MICRO}"\n'
+    written(tmp_path, table + f'sha256 = "{"0" * 64}"\n')
+    result = CliRunner().invoke(main, ["models", "sync", "--data", str(tmp_path)])
+    assert result.exit_code == 1 and "is not the file that was added" in result.output
+    offers.tables.cache_clear()
+    found = load(MICRO).sha256
+    written(tmp_path, table + f'sha256 = "{found}"\n')
+    assert "own is served from" in imaged("models", "sync", "--data", tmp_path)
+    assert imaged("models", "sync", "--data", tmp_path) == "own is as it was\n"
+
+
+def test_a_table_without_files_leaves_those_that_were_added(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(MICRO, tmp_path / "copy"))
+    imaged("models", "add", DEFAULT_SLUG, "--checkpoint", copy, "--data", tmp_path)
+    written(tmp_path, f'[model."{DEFAULT_SLUG}"]\nprice = 0.5\n')
+    imaged("models", "sync", "--data", tmp_path)
+    shown = imaged("models", "show", DEFAULT_SLUG, "--data", tmp_path)
+    assert str(copy) in shown and "0.500000" in shown
+
+
+def test_a_default_of_loras_can_be_listed(tmp_path: Path) -> None:
+    text = '[model.x.parameters]\nloras = { default = [{name = "ink", weight = 0.5}] }\n'
+    [(slug, table)] = offers.tables(written(tmp_path, text)).items()
+    [knob] = [knob for knob in offers.model(slug, table).knobs if knob.name == "loras"]
+    assert json.dumps(plain(knob.default)) == '[{"name": "ink", "weight": 0.5}]'

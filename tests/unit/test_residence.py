@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def test_who_waits_for_another_checkpoint_is_not_forgotten(tmp_path: Path) -> No
 
         bench.wait(served)
         bench.wait(lambda: all(done(bench, job) for job in stream))
+
+
+def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the jobs are past patience soon; each checkpoint that comes stays for a while."""
+    loads = 0
+    loading = loop.load
+
+    def counted(weights: Weights) -> Any:
+        nonlocal loads
+        loads += 1
+        return loading(weights)
+
+    monkeypatch.setattr(loop, "load", counted)
+    [other] = copies(tmp_path, "other")
+    with working(tmp_path, other, memory_gb=1.5 * MICRO_GB, patience_s=1.5) as bench:
+        jobs = [bench.put(SMALL, model=("other", DEFAULT_SLUG)[n % 2]) for n in range(24)]
+        bench.wait(lambda: all(done(bench, job) for job in jobs))
+    assert loads <= 12
 
 
 def test_the_longest_unused_leaves_first(tmp_path: Path) -> None:

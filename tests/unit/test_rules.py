@@ -16,9 +16,10 @@ from imaged.errors import CommandError
 from imaged.gateway import minors
 from imaged.gateway.admit import Admission
 from imaged.gateway.rules import HARD, REASON, Rules, statement
-from imaged.jobs import State, Terms
+from imaged.jobs import NO_TERMS, State, Terms
 from imaged.params import ImageParams
 from imaged.settings import Settings
+from imaged.store import queue
 from imaged.store.db import Database
 from imaged.store.keys import Key
 from imaged.store.writer import Writer
@@ -275,3 +276,18 @@ def test_mutant_that_keeps_the_prompt_is_seen(
     monkeypatch.setattr("imaged.gateway.admit.replace", lambda value, **_: value)
     admit_refused(db, make_key(db, credits_micros=100_000), Terms())
     assert any(CANARY.encode() in p.read_bytes() for p in tmp_path.iterdir())
+
+
+def test_a_tag_hides_nothing_from_the_rules(db: Database) -> None:
+    """What is judged is what is drawn: the name of a LoRA is cut out of the prompt."""
+    key_id = make_key(db, credits_micros=100_000)
+    writer = Writer(db)
+    admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), 60.0, loras=lambda: ["x"])
+    params = ImageParams("a naked ch<lora:x:0>ild")
+    model = offers.built_in()[DEFAULT_SLUG]
+    try:
+        admitted = asyncio.run(admission.admit(Key(key_id, "t"), model, params, NO_TERMS))
+    finally:
+        writer.close()
+    with db.read() as c:
+        assert queue.read(c, [admitted.job_id])[admitted.job_id].state is State.FAILED

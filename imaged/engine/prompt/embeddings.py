@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from imaged.engine.files import Header
@@ -46,28 +48,43 @@ class Embeddings:
 
     def refresh(self) -> None:
         """Read what has been put into the folder, or taken from it, since the last time."""
-        paths = sorted(self._folder.glob("*.safetensors")) if self._folder else []
-        version = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
+        files = _files(self._folder) if self._folder else {}
+        version = tuple((path.name, changed) for path, changed in files.items())
         if version == self.version:
             return
-        self.version, self._found = version, {}
-        for path in paths:
+        found = {}
+        for path in files:
             try:
-                self._found[path.stem.casefold()] = read_embedding(path, self._widths)
-            except CheckpointRefused as error:
-                log.warning("left out: %s", error.detail)
-        names = sorted(map(re.escape, self._found), key=len, reverse=True)
+                found[path.stem.casefold()] = read_embedding(path, self._widths)
+            except (CheckpointRefused, OSError, SafetensorError) as error:
+                log.warning("left out: %s", error)
+        names = sorted(map(re.escape, found), key=len, reverse=True)
         pattern = rf"(?<!\w)({'|'.join(names)})(?!\w)" if names else None
         self._pattern = re.compile(pattern, re.IGNORECASE) if pattern else None
+        self.version, self._found = version, found
 
     def split(self, text: str) -> Iterator[str | Embedding]:
         """The text with embeddings in their names' places."""
         at = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
-            yield text[at : match.start()]
-            yield self._found[match[0].casefold()]
-            at = match.end()
+            if (found := self._found.get(match[0].casefold())) is not None:
+                yield text[at : match.start()]
+                yield found
+                at = match.end()
         yield text[at:]
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    """The folder's files, and when each was changed."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            about = path.stat()
+        except OSError:  # a link that leads nowhere, or it has just gone
+            continue
+        if stat.S_ISREG(about.st_mode):
+            found[path] = about.st_mtime_ns
+    return found
 
 
 def read_embedding(path: Path, widths: tuple[int, int]) -> Embedding:
