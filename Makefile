@@ -16,7 +16,7 @@ test: $(READY)  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Pinned versions; torch's pin finds the CPU build where one lies at hand.
 $(READY): pyproject.toml constraints.txt

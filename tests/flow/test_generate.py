@@ -73,7 +73,7 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
     refused = imaged("models", "add", "No Slug", "--checkpoint", str(copy), "--data", str(data))
     assert refused.returncode == 1 and "a slug is" in refused.stderr
-    server = Server(data).start()
+    server = Server(data, environ={"IMAGED_MEMORY_GB": "0.001"}).start()  # one at a time
     try:
         with server.client() as client:
             ours = client.post("/v1/my-model", json={**QUICK, "seed": 1})

@@ -55,7 +55,7 @@ def single_file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return path
 
 
-JOB = ImageParams("a house", num_inference_steps=6, seed=3, img_width=128, img_height=128)
+JOB = ImageParams("a house", num_inference_steps=4, seed=3, img_width=128, img_height=128)
 
 
 def picture(checkpoint: Path) -> bytes:

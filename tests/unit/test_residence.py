@@ -20,7 +20,7 @@ from tests.unit.test_worker import SMALL, Bench, working
 
 CPU = torch.device("cpu")
 MICRO_GB = size(Weights(MICRO), CPU) / 1e9
-LONG = replace(SMALL, num_inference_steps=60)
+LONG = replace(SMALL, num_inference_steps=40)
 
 
 def copies(folder: Path, *slugs: str) -> list[Model]:
