@@ -2,7 +2,7 @@
 
 Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one
 thread and half with two, with jobs that join and leave between calls: every picture that comes out
-is byte-equal to the same picture alone, as its final latent: decoding is done picture by picture. At
+is byte-equal to the same picture alone, as its final latent, for decoding is done one by one. At
 sizes and steps below what the API offers: the bits of a row are a matter of its shape.
 """
 
