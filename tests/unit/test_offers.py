@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,10 @@ def test_a_default_of_loras_can_be_listed(tmp_path: Path) -> None:
     [(slug, table)] = offers.tables(written(tmp_path, text)).items()
     [knob] = [knob for knob in offers.model(slug, table).knobs if knob.name == "loras"]
     assert json.dumps(plain(knob.default)) == '[{"name": "ink", "weight": 0.5}]'
+
+
+def test_the_documents_example_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    [block] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    [(slug, table)] = offers.tables(written(tmp_path, block)).items()
+    assert (slug, offers.model(slug, table).price_micros) == ("portraits", 10_000)
