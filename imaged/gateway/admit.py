@@ -141,7 +141,8 @@ class Admission:
         job_id = new_job_id()
         await self._in_turn(key, terms)
         refused = await self._refused(params.prompt)
-        refused = refused or await self._refused(without_loras(params.prompt))  # what is drawn
+        drawn = without_loras(params.prompt)
+        refused = refused or (drawn != params.prompt and await self._refused(drawn))
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
 

@@ -9,9 +9,12 @@ import pytest
 from safetensors.torch import save_file
 
 from imaged.catalogue import MICRO
-from tests.conftest import QUICK, SLUG, Server
+from tests.conftest import QUICK, Server
 from tests.golden.test_embeddings import vectors
 from tests.golden.test_lora import attention, halves, kohya
+
+SLUG = "sdxl-lightning"  # which takes few steps
+LITTLE = {**QUICK, "num_inference_steps": 4, "img_width": 256, "img_height": 256}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def test_pictures_with_and_without(furnished: Server) -> None:
     with furnished.client() as client:
 
         def picture(prompt: str, **params: Any) -> bytes:
-            body = {**QUICK, "seed": 1, "prompt": prompt, **params}
+            body = {**LITTLE, "seed": 1, "prompt": prompt, **params}
             answer = client.post(f"/v1/{SLUG}", json=body)
             assert answer.status_code == 200, answer.text
             return answer.content
@@ -43,9 +46,9 @@ def test_pictures_with_and_without(furnished: Server) -> None:
         assert picture("a house mystyle") != picture("a house myothers")
         assert picture("a house") == plain
         before = client.get("/v1/credits").json()["data"]["credits"]["remaining"]
-        refused = client.post(f"/v1/{SLUG}", json={**QUICK, "loras": ["none"]})
+        refused = client.post(f"/v1/{SLUG}", json={**LITTLE, "loras": ["none"]})
         assert (refused.status_code, refused.json()["code"]) == (400, "bad_parameter")
-        failed = client.post(f"/v1/{SLUG}", json={**QUICK, "loras": ["bad"]})
+        failed = client.post(f"/v1/{SLUG}", json={**LITTLE, "loras": ["bad"]})
         assert (failed.status_code, failed.json()["code"]) == (422, "bad_lora")
         assert "is a pickle" in failed.json()["error"]
         assert client.get("/v1/credits").json()["data"]["credits"]["remaining"] == before

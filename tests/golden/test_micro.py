@@ -12,7 +12,7 @@ from training.micro.sheets import generate
 
 @pytest.fixture(scope="module")
 def exam() -> Exam:
-    return Exam(MICRO, prompts=10)
+    return Exam(MICRO, prompts=6)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from imaged.engine.batching import Cost
 from imaged.engine.decode import InTurn, decode
 from imaged.engine.engine import Engine, Outcome, _as_failure
 from imaged.engine.exact import Buckets
+from imaged.engine.lora import NONE
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
@@ -491,7 +492,7 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
         picture: Any = SimpleNamespace(
             pixels=side * side,
             precise=False,
-            loras=(),
+            loras=NONE,
             history=[0],
             times=torch.zeros(1, 1),
             kept=[0],
@@ -505,7 +506,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
     picture: Any = SimpleNamespace(
         pixels=128 * 128,
         precise=False,
-        loras=(),
+        loras=NONE,
         shape="x",
         kind="x",
         history=[0],
