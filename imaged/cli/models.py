@@ -49,7 +49,7 @@ def models_show(slug: str, data: Path | None) -> None:
     """One model and the parameters it takes."""
     model = find_model(slug, data)
     click.echo(
-        f"{model.slug}: {model.title}\n{model.description}\n"
+        f"{model.slug}: {model.title}\n"
         f"checkpoint: {model.checkpoint_name} ({model.checkpoint})\n{_said(model)}"
         f"price: {model.price_micros / MICROS:.6f} USD for 1024 x 1024 at 25 UNet calls\n"
     )
@@ -63,6 +63,7 @@ def _said(model: Model) -> str:
     """What was said of the model when it was added, a line each."""
     weights = model.weights
     lines = {
+        "description": model.description,
         "SHA-256": weights.sha256,
         "VAE": weights.vae,
         "dtype": weights.dtype,

@@ -100,12 +100,6 @@ def open_of(connection: sa.Connection, key_id: int) -> list[str]:
     return list(connection.execute(found.order_by(jobs.c.created_at)).scalars())
 
 
-def depth(connection: sa.Connection) -> int:
-    """Jobs that wait."""
-    waiting = sa.select(sa.func.count()).select_from(jobs).where(QUEUED)
-    return int(connection.execute(waiting).scalar_one())
-
-
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
     """End a job that has not ended, give its money back; its worker hears of it by heartbeat."""
     return (

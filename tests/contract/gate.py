@@ -21,7 +21,7 @@ from imaged.errors import JobFailed
 from imaged.gateway import listen
 from imaged.gateway.ops import _chores_once
 from imaged.settings import Settings
-from imaged.store import keys, queue
+from imaged.store import demand, keys, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.deliver import Delivery, Stamp
@@ -105,7 +105,7 @@ class Gate:
             queue.beat(c, PAINTER, time.time(), time.time(), "grey", {})
         while not self._ending.wait(0.02):
             with self.database.read() as c:
-                if not queue.depth(c):
+                if not demand.fairest(c, [SLUG, "micro"], time.time()):
                     continue
             with self.database.write() as c:
                 held = "hold"
