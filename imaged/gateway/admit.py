@@ -134,7 +134,7 @@ class Admission:
         is not kept. Raises BadParameter for a LoRA that is not there, TooFast, NoCredits or
         IdempotencyMismatch, and then nothing has happened.
         """
-        await self._check_loras(params)
+        await self._check_loras(key, params, terms)
         terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
@@ -172,15 +172,15 @@ class Admission:
         """Raises TooFast for a key that is known to have nothing left, before a prompt of it is
         judged; a repeat needs nothing. What counts is still the transaction that follows.
         """
-        now, word = time.time(), terms.idempotency_key
+        now = time.time()
         wait_s = self._turns.get(key.id, now) - now
-        if wait_s <= 0:
-            return
-        if word is None or not await asyncio.to_thread(self._known, key, word):
+        if wait_s > 0 and not await self._repeats(key, terms):
             raise TooFast(wait_s, now)
 
-    async def _check_loras(self, params: ImageParams) -> None:
-        """Raises BadParameter for too many LoRAs and for one that is not there."""
+    async def _check_loras(self, key: Key, params: ImageParams, terms: Terms) -> None:
+        """Raises BadParameter for too many LoRAs, and for one that is not there any more unless
+        this repeats a request from when it was.
+        """
         asked = params.all_loras
         if not asked:
             return
@@ -191,7 +191,8 @@ class Admission:
                 "loras", f"should have weights between {-MOST_WEIGHT:.0f} and {MOST_WEIGHT:.0f}"
             )
         there = await asyncio.to_thread(self._loras)
-        if not {lora.name for lora in asked} <= set(there):
+        gone = not {lora.name for lora in asked} <= set(there)
+        if gone and not await self._repeats(key, terms):
             known = ", ".join(list(there)[:20]) or "none"
             raise BadParameter("loras", f"should name files of this server ({known})")
 
@@ -201,6 +202,11 @@ class Admission:
         if rule is not None:
             log.info("a prompt was refused by %s", rule)
         return rule is not None
+
+    async def _repeats(self, key: Key, terms: Terms) -> bool:
+        """Whether a job was put under this Idempotency-Key before."""
+        word = terms.idempotency_key
+        return word is not None and await asyncio.to_thread(self._known, key, word)
 
     def _known(self, key: Key, idempotency_key: str) -> bool:
         with self._db.read() as connection:

@@ -37,22 +37,11 @@ def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> li
     return sorted(found, key=lambda waiting: waiting.tag)
 
 
-def served_by_others(connection: sa.Connection, worker_id: str, oldest: float) -> set[str]:
-    """The models whose checkpoint lies on another worker that was seen since `oldest`."""
+def states(connection: sa.Connection, oldest: float, besides: str = "") -> dict[str, str]:
+    """Slug -> the best state that any worker seen since `oldest`, `besides` one, knows of."""
     rows = connection.execute(
-        sa.select(workers.c.models).where(workers.c.seen_at > oldest, workers.c.id != worker_id)
+        sa.select(workers.c.models).where(workers.c.seen_at > oldest, workers.c.id != besides)
     )
-    return {
-        slug
-        for states in rows.scalars()
-        for slug, state in (states or {}).items()
-        if state in ("READY", "BUSY")
-    }
-
-
-def states(connection: sa.Connection, oldest: float) -> dict[str, str]:
-    """Slug -> the best state that any worker seen since `oldest` knows of."""
-    rows = connection.execute(sa.select(workers.c.models).where(workers.c.seen_at > oldest))
     best: dict[str, str] = {}
     for found in rows.scalars():
         for slug, state in (found or {}).items():

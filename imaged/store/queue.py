@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Held, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger, limits, outbox, repeats
+from imaged.store import ledger, limits, loads, outbox, repeats
 from imaged.store.progress import drop_previews, forget, note
 from imaged.store.schema import api_keys, jobs, progress, workers
 
@@ -268,7 +268,17 @@ def release(
     without, it gave the jobs back in order and the attempt does not count.
     """
     connection.execute(workers.delete().where(workers.c.id == worker_id))
+    if not blame:
+        loads.end(connection, worker_id)
     return _requeue(connection, _running(worker_id), now, retention_s, blame=blame)
+
+
+def give_back(
+    connection: sa.Connection, job: Job, worker_id: str, now: float, retention_s: float
+) -> None:
+    """A job waits again, for another worker; the attempt does not count."""
+    mine = sa.and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id))
+    _requeue(connection, mine, now, retention_s, blame=False)
 
 
 # -- anybody's: what time does to jobs ------------------------------------------------------

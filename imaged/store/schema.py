@@ -165,6 +165,15 @@ workers = sa.Table(
     sa.Column("models", sa.JSON),  # slug -> state of its checkpoint on this worker
 )
 
+#: What workers are loading, or died loading.
+loads = sa.Table(
+    "loads",
+    metadata,
+    sa.Column("worker_id", sa.Text, primary_key=True),
+    sa.Column("weights", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+)
+
 #: Checkpoints that were added to the built-in ones.
 models = sa.Table(
     "models",

@@ -6,15 +6,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from imaged.catalogue import Model, Weights
 from imaged.engine.engine import Engine, Outcome, Progress
 from imaged.engine.load import Nets, best_device, load, memory, size
+from imaged.errors import CheckpointRefused
 from imaged.jobs import Held, Job
 from imaged.settings import Settings
-from imaged.store import demand, models, queue
+from imaged.store import demand, loads, models, queue
 from imaged.store.db import Database, Watch
 from imaged.worker.deliver import Delivery, Stamp, encode_preview
 from imaged.worker.pulse import Pulse
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 DRAIN_S = 20.0  # how long a stopping worker may finish what it holds
 LOOK_S = 0.5  # how often jobs are looked at that nobody has taken yet
 DEFER_S = 2.0  # how long a job is left to a worker that holds its checkpoint
+HERE = ("READY", "BUSY")
+DEADLY = "Workers died while they loaded it: is there memory enough for it?"
 
 
 class Worker:
@@ -50,7 +53,7 @@ class Worker:
         self._writing = ThreadPoolExecutor(1, "delivery")
         self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
         self._offered: Mapping[str, Model] = {}
-        self.residence = _residence(settings)
+        self.residence = _residence(settings, self._load)
 
     def run(self) -> None:
         """Until told to stop, and then until the work in hand is done or time is up."""
@@ -84,6 +87,9 @@ class Worker:
 
     def hold(self, model: Model) -> None:
         """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
+        self._offered = {model.slug: model}
+        with self.db.read() as connection:
+            self._shun(loads.deadly(connection, time.time()))
         self.residence.ask(model.weights)
         self.pulse.models = {model.slug: "STARTING"}
         while self.residence.state(model.weights) == "STARTING":
@@ -91,6 +97,16 @@ class Worker:
         if refusal := self.residence.refusal(model.weights):
             raise refusal
         self.pulse.checkpoint = model.checkpoint_name
+
+    def _load(self, weights: Weights) -> Nets:
+        """In the loading thread; it is known what was loading if this worker does not live."""
+        with self.db.write() as connection:
+            loads.begin(connection, self.id, weights, time.time())
+        try:
+            return load(weights)
+        finally:
+            with self.db.write() as connection:
+                loads.end(connection, self.id)
 
     def lost(self) -> set[tuple[str, int]]:
         """(id, epoch) of jobs that are ours no more: cancelled, timed out or reclaimed.
@@ -118,11 +134,13 @@ class Worker:
         with self.db.read() as connection:
             self._offered = models.catalogue(connection)
             waiting = demand.fairest(connection, self._offered, now)
-            elsewhere = demand.served_by_others(connection, self.id, now - self.settings.lease_s)
+            elsewhere = demand.states(connection, now - self.settings.lease_s, self.id)
+            deadly = loads.deadly(connection, now)
+        self._shun(deadly)
         self._look_at = now + LOOK_S if waiting else math.inf
-        here = [w.model for w in waiting if self._state(w.model) in ("READY", "BUSY")]
+        here = [w.model for w in waiting if self._state(w.model) in HERE]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
-        if self._impatient([w for w in wanted if w.model not in elsewhere], now):
+        if self._impatient([w for w in wanted if elsewhere.get(w.model) not in HERE], now):
             here = []  # enough of these: what is under way ends, then there is room
         jobs = self._claim(here, room, now)
         if not jobs:
@@ -148,16 +166,24 @@ class Worker:
             return 0  # finished pictures lie in memory until they are checked and written
         return self.settings.slots - len(self._held)
 
-    def _wanted(self, waiting: demand.Waiting, elsewhere: Collection[str], now: float) -> bool:
+    def _wanted(self, waiting: demand.Waiting, elsewhere: Mapping[str, str], now: float) -> bool:
         """Whether a checkpoint should be loaded here for this job, and not left to a worker that
         has it; one that was refused here may be well there.
         """
-        state = self._state(waiting.model)
-        if state in ("READY", "BUSY", "STARTING"):
+        state, other = self._state(waiting.model), elsewhere.get(waiting.model, "UNAVAILABLE")
+        if state in (*HERE, "STARTING"):
             return False
-        if waiting.model not in elsewhere:
-            return True
-        return waiting.since < now - DEFER_S and state != "UNAVAILABLE"
+        if state == "UNAVAILABLE":
+            return other == "UNAVAILABLE"
+        return other not in HERE or waiting.since < now - DEFER_S
+
+    def _shun(self, deadly: Collection[str]) -> None:
+        """Refuse the weights that end workers, without trying them."""
+        for model in self._offered.values():
+            weights = model.weights
+            known = self.residence.refusal(weights) or self.residence.engine(weights)
+            if known is None and str(weights) in deadly:
+                self.residence.refuse(weights, CheckpointRefused(DEADLY))
 
     def _impatient(self, wanted: list[demand.Waiting], now: float) -> bool:
         """Whether one of these has waited for long; not again just after one has come."""
@@ -188,9 +214,20 @@ class Worker:
                 continue
             weights = self._models[job_id].weights
             if self.residence.refusal(weights):
-                self.delivery.fail(self._forget(job_id)[0], unavailable())
+                self._refuse(*self._forget(job_id))
             elif self.residence.fits(weights):
                 self.residence.ask(weights)
+
+    def _refuse(self, job: Job, model: Model) -> None:
+        """The job's checkpoint was refused here: leave it to a worker that may have it."""
+        now = time.time()
+        with self.db.read() as connection:
+            others = demand.states(connection, now - self.settings.lease_s, self.id)
+        if others.get(model.slug, "UNAVAILABLE") == "UNAVAILABLE":
+            self.delivery.fail(job, unavailable())
+            return
+        with self.db.write() as connection:
+            queue.give_back(connection, job, self.id, now, self.settings.retention_s)
 
     def _submit(self, job: Job) -> bool:
         """Whether the job's engine is here to take it."""
@@ -244,7 +281,7 @@ class Worker:
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
 
 
-def _residence(settings: Settings) -> Residence:
+def _residence(settings: Settings, load: Callable[[Weights], Nets]) -> Residence:
     """Checkpoints on this worker's share of the best device."""
     device = best_device()
 

@@ -70,7 +70,12 @@ class Residence:
         engine = self.engine(weights)
         if engine is not None:
             return "READY" if engine.idle else "BUSY"
-        return "UNAVAILABLE" if self.refusal(weights) else "UNLOADED"
+        return "UNAVAILABLE" if weights in self._refused else "UNLOADED"
+
+    def refuse(self, weights: Weights, error: CheckpointRefused) -> None:
+        """Do not try these for a while."""
+        log.error("%s: %s", weights.checkpoint.name, error.detail)
+        self._refused[weights] = time.monotonic(), error
 
     @property
     def loading(self) -> bool:
@@ -126,8 +131,7 @@ class Residence:
     def _take(self, weights: Weights, future: Future[Nets]) -> None:
         error = future.exception()
         if isinstance(error, CheckpointRefused):
-            log.error("%s: %s", weights.checkpoint.name, error.detail)
-            self._refused[weights] = time.monotonic(), error
+            self.refuse(weights, error)
             return
         self._refused.pop(weights, None)
         engine = self._make(future.result())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from imaged.settings import Settings
-from imaged.store import queue
+from imaged.store import loads, queue
 from imaged.store.db import Database
 from imaged.store.schema import jobs, workers
 
@@ -49,6 +49,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
+        with self._db.write() as connection:
+            loads.forget(connection)
         self._slots = [self._spawn() for _ in range(self._settings.workers)]
         self._thread.start()
 

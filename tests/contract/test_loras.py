@@ -83,6 +83,21 @@ def test_a_prompt_may_not_name_what_is_not_there(gate: Gate, folder: Path) -> No
     assert post(gate, "<lora:../ink:1>").status_code == 200  # no name of a file: it is a word
 
 
+def test_a_repeat_does_not_need_the_file_any_more(gate: Gate, folder: Path) -> None:
+    request = {"prompt": "x", "seed": 5, "loras": ["ink"]}
+    with gate.client() as client:
+
+        def again(word: str, **params: Any) -> Any:
+            sent = {"Idempotency-Key": word}
+            return client.post(f"/v2/{gate.slug}", json={**request, **params}, headers=sent)
+
+        first = again("with-ink").json()["request_id"]
+        (folder / "ink.safetensors").unlink()
+        assert again("with-ink").json()["request_id"] == first
+        assert again("with-ink", seed=6).status_code == 409  # not a repeat
+        assert again("another").status_code == 400
+
+
 def test_without_a_folder_there_are_none(gate: Gate) -> None:
     assert "(none)" in post(gate, loras=["ink"]).json()["error"]
     with gate.client() as client:

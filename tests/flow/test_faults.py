@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from imaged.catalogue import MICRO
 from imaged.store import ledger
 from imaged.store.db import Database
-from tests.conftest import QUICK, SLUG, Server
+from tests.conftest import QUICK, SLUG, Server, imaged
 
 LONG = {"num_inference_steps": 60, "seed": 9}
 
@@ -110,6 +114,60 @@ def test_orderly_stop_gives_jobs_back(own: Server) -> None:
         states = raw.execute("SELECT state, attempts FROM jobs").fetchall()
     assert {state for state, _ in states} <= {"QUEUED", "COMPLETED"}
     assert all(attempts == 0 for state, attempts in states if state == "QUEUED")
+    assert books(own) == []
+
+
+@contextmanager
+def deaths_of(server: Server, weights: str) -> Iterator[list[int]]:
+    """End every worker that begins to load these weights; who that was."""
+    ended, dead = threading.Event(), list[int]()
+    loading = (
+        "SELECT pid FROM loads JOIN workers ON workers.id = worker_id WHERE weights LIKE ?",
+        (f"%{weights}%",),
+    )
+
+    def watch() -> None:
+        with closing(sqlite3.connect(f"file:{server.data / 'imaged.db'}?mode=ro", uri=True)) as raw:
+            while not ended.wait(0.002):
+                for (pid,) in raw.execute(*loading).fetchall():
+                    if pid not in dead:
+                        os.kill(pid, signal.SIGKILL)
+                        dead.append(pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield dead
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> None:
+    """And who does not ask for it is served."""
+    shutil.copytree(MICRO, own.data / "deadly")
+    added = imaged(
+        *("models", "add", "deadly", "--checkpoint", str(own.data / "deadly")),
+        *("--data", str(own.data)),
+    )
+    assert added.returncode == 0, added.stderr
+
+    def ask() -> str:
+        with own.client() as client:
+            return str(client.post("/v2/deadly", json=QUICK).json()["request_id"])
+
+    with deaths_of(own, "deadly") as dead:
+        first = ask()
+        beside = own.submit(num_inference_steps=20)
+        assert "worker stopped" in own.wait(first)["error"]
+        assert own.wait(beside)["status"] == "COMPLETED"
+        assert len(dead) == 3
+        assert "could not be loaded" in own.wait(ask())["error"]
+        with own.client() as client:
+            listed = {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
+        assert listed["deadly"] == "UNAVAILABLE" and listed[SLUG] != "UNAVAILABLE"
+        assert own.wait(own.submit())["status"] == "COMPLETED"
+        assert len(dead) == 3
     assert books(own) == []
 
 

@@ -154,12 +154,26 @@ def test_an_idle_checkpoint_leaves_and_comes_back(tmp_path: Path) -> None:
         assert file(bench, first) == file(bench, second)
 
 
-def test_a_checkpoint_that_cannot_be_loaded_harms_nobody(tmp_path: Path) -> None:
-    [bad] = copies(tmp_path, "bad")
-    recorded = replace(bad, weights=replace(bad.weights, sha256=load(bad.checkpoint, CPU).sha256))
+def exchanged(folder: Path) -> Model:
+    """A model whose file is another than was added."""
+    [bad] = copies(folder, "bad")
+    sha256 = load(bad.checkpoint, CPU).sha256
     config = bad.checkpoint / "unet" / "config.json"
-    config.write_text(config.read_text() + " ")  # another file than was added
-    with working(tmp_path, recorded) as bench:
+    config.write_text(config.read_text() + " ")
+    return replace(bad, weights=replace(bad.weights, sha256=sha256))
+
+
+def elsewhere(bench: Bench, slug: str, state: str) -> None:
+    """What another worker, which never takes a job, says of a model."""
+    with bench.db.write() as c:
+        now = time.time()
+        if queue.beat(c, "elsewhere", now, now, None, {}, {slug: state}) is None:
+            queue.register(c, "elsewhere", 1, "there", now)
+            queue.beat(c, "elsewhere", now, now, None, {}, {slug: state})
+
+
+def test_a_checkpoint_that_cannot_be_loaded_harms_nobody(tmp_path: Path) -> None:
+    with working(tmp_path, exchanged(tmp_path)) as bench:
         good = bench.put(LONG)
         lost = [bench.put(SMALL, model="bad") for _ in range(2)]
         bench.wait(lambda: all(bench.job(job).state is State.FAILED for job in lost))
@@ -167,6 +181,23 @@ def test_a_checkpoint_that_cannot_be_loaded_harms_nobody(tmp_path: Path) -> None
         assert [bench.kinds(job) for job in lost] == [["reserve", "release"]] * 2
         assert states(bench)["bad"] == "UNAVAILABLE"
         bench.wait(lambda: done(bench, good))
+
+
+def test_a_job_whose_checkpoint_is_refused_here_is_left_to_others(tmp_path: Path) -> None:
+    """Until no other may have it."""
+    with working(tmp_path, exchanged(tmp_path)) as bench:
+        elsewhere(bench, "bad", "UNLOADED")
+        job = bench.put(SMALL, model="bad")
+        bench.wait(lambda: states(bench).get("bad") == "UNAVAILABLE")
+        bench.wait(lambda: bench.job(job).state is State.QUEUED)
+        assert bench.job(job).attempts == 0
+        good = bench.put(SMALL)
+        bench.wait(lambda: done(bench, good))
+        assert bench.job(job).state is State.QUEUED  # it was not taken again
+        elsewhere(bench, "bad", "UNAVAILABLE")
+        bench.wait(lambda: bench.job(job).state is State.FAILED)
+        assert bench.job(job).reason == "model_unavailable"
+        assert bench.kinds(job) == ["reserve", "release"]
 
 
 def test_a_job_whose_checkpoint_is_coming_can_be_cancelled(tmp_path: Path) -> None:
@@ -187,10 +218,7 @@ def test_a_job_is_left_for_a_while_to_who_holds_its_checkpoint(
     monkeypatch.setattr(loop, "DEFER_S", 1.5)
     [other] = copies(tmp_path, "other")
     with working(tmp_path, other) as bench:
-        with bench.db.write() as c:  # a worker that never takes it
-            now = time.time()
-            queue.register(c, "elsewhere", 1, "there", now)
-            queue.beat(c, "elsewhere", now, now, "other", {}, {"other": "READY"})
+        elsewhere(bench, "other", "READY")
         job = bench.put(SMALL, model="other")
         time.sleep(0.8)
         assert bench.job(job).state is State.QUEUED

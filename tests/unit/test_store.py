@@ -21,7 +21,7 @@ from imaged.errors import NoCredits, TooFast
 from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Held, Job, State, new_job_id
 from imaged.params import KNOBS, ImageParams
 from imaged.settings import Settings
-from imaged.store import demand, keys, ledger, models, queue
+from imaged.store import demand, keys, ledger, loads, models, queue
 from imaged.store.db import Database
 from imaged.store.schema import api_keys, jobs, metadata
 from imaged.store.writer import Writer
@@ -429,8 +429,41 @@ def test_demand_and_where_checkpoints_lie(db: Database) -> None:
         waiting = demand.fairest(c, ["b", "a", "none"], 7.0)
         assert [(w.model, w.since) for w in waiting] == [("a", 0.0), ("b", 1.0)]
         assert demand.states(c, 3.0) == {"a": "READY", "b": "UNAVAILABLE", "c": "BUSY"}
-        assert demand.served_by_others(c, "w", 3.0) == {"a", "c"}
-        assert demand.served_by_others(c, "x", 3.0) == set()
+        assert demand.states(c, 3.0, "x") == {"a": "STARTING", "b": "UNAVAILABLE"}
+
+
+def test_weights_that_end_their_workers(db: Database) -> None:
+    """Those alive, those long ago and those of other weights do not count."""
+    bad, good = Weights(Path("/bad")), Weights(Path("/good"))
+
+    def deadly(now: float) -> set[str]:
+        with db.read() as c:
+            return loads.deadly(c, now)
+
+    with db.write() as c:
+        for n, weights in enumerate((bad, good, bad, bad)):
+            queue.register(c, f"w{n}", 1, "h", 1.0)
+            loads.begin(c, f"w{n}", weights, 1.0)
+    assert deadly(2.0) == set()
+    for n in range(4):
+        assert deadly(2.0) == set()
+        with db.write() as c:
+            queue.release(c, f"w{n}", 2.0, KEEP_S, blame=True)
+    assert deadly(2.0) == {str(bad)}
+    assert deadly(2.0 + loads.FORGET_S) == set()
+    with db.write() as c:
+        loads.end(c, "w2")
+    assert deadly(2.0) == set()
+    with db.write() as c:
+        loads.begin(c, "w4", bad, 3.0)
+    assert deadly(4.0) == {str(bad)}
+    with db.write() as c:
+        queue.release(c, "w4", 4.0, KEEP_S, blame=False)  # an orderly stop in its midst
+    assert deadly(4.0) == set()
+    with db.write() as c:
+        loads.begin(c, "w5", bad, 3.0)
+        loads.forget(c)
+    assert deadly(4.0) == set()
 
 
 def test_writer_commits_together_and_fails_apart(db: Database) -> None:
