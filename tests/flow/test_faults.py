@@ -117,6 +117,12 @@ def test_orderly_stop_gives_jobs_back(own: Server) -> None:
     assert books(own) == []
 
 
+def states(server: Server) -> dict[str, str]:
+    """What is said of each model's checkpoint, which a worker tells once a second."""
+    with server.client() as client:
+        return {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
+
+
 @contextmanager
 def deaths_of(server: Server, weights: str) -> Iterator[list[int]]:
     """End every worker that begins to load these weights; who that was."""
@@ -163,8 +169,9 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
         assert own.wait(beside)["status"] == "COMPLETED"
         assert len(dead) == 3
         assert "could not be loaded" in own.wait(ask())["error"]
-        with own.client() as client:
-            listed = {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
+        deadline = time.monotonic() + 10
+        while (listed := states(own))["deadly"] != "UNAVAILABLE" and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert listed["deadly"] == "UNAVAILABLE" and listed[SLUG] != "UNAVAILABLE"
         assert own.wait(own.submit())["status"] == "COMPLETED"
         assert len(dead) == 3
