@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from imaged.errors import BadParameter, MalformedBody
+from imaged.prompt import A1111, DIALECTS, EMPHASES, Reading
 
 SCHEDULERS = (
     "DDIM",
@@ -33,6 +34,7 @@ SCHEDULERS = (
 )
 TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 MAX_PROMPT = 20_000
+MOST_TEXTS, MOST_SAID = 64, 100_000  # different texts of a prompt that changes, and characters
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,20 @@ KNOBS: tuple[Knob, ...] = (
         choices=("jpeg", "png"),
     ),
     Knob("loras", "loras", (), "LoRA files of this server, by name, and their weights."),
+    Knob(
+        "prompt_dialect",
+        "choice",
+        A1111.dialect,
+        "How prompts are read; plain: as they are.",
+        choices=DIALECTS,
+    ),
+    Knob(
+        "emphasis",
+        "choice",
+        A1111.emphasis,
+        "What a weight does; original: the mean is restored; none: nothing.",
+        choices=EMPHASES,
+    ),
 )
 
 #: What the engine can do, knob by knob; an alias or another dialect may allow so much.
@@ -154,6 +170,8 @@ class ImageParams:
     base64: bool = False
     output_format: str = "jpeg"
     loras: tuple[Lora, ...] = ()
+    prompt_dialect: str = A1111.dialect
+    emphasis: str = A1111.emphasis
 
     def __post_init__(self) -> None:
         """As read from JSON, the LoRAs are tables."""
@@ -169,6 +187,29 @@ class ImageParams:
         return (*self.loras, *tags)
 
     @property
+    def reading(self) -> Reading:
+        return Reading(self.prompt_dialect, self.emphasis)
+
+    def said(self) -> list[str]:
+        """The prompt as it stands, and all that it says to the text encoders at any step.
+
+        Takes time: use a thread. Raises BadParameter for a prompt, or a negative one, that changes
+        too often.
+        """
+        found = {}
+        for name in ("negative_prompt", "prompt"):
+            drawn = without_loras(getattr(self, name) or "")
+            texts = dict.fromkeys(self.reading.texts(drawn, self.num_inference_steps))
+            if len(texts) > 1 and (len(texts) > MOST_TEXTS or sum(map(len, texts)) > MOST_SAID):
+                raise BadParameter(
+                    name,
+                    f"should say at most {MOST_TEXTS} different things over its steps, of "
+                    f"{MOST_SAID} characters in all",
+                )
+            found = {self.prompt: None, drawn: None, **{self.reading.plain(t): None for t in texts}}
+        return list(found)
+
+    @property
     def unet_calls(self) -> int:
         """UNet calls of one picture."""
         return unet_calls(self.scheduler, self.num_inference_steps)
@@ -182,6 +223,13 @@ def unet_calls(scheduler: str, steps: int) -> int:
     if scheduler in TWO_CALLS:
         return 2 * steps - 1
     return steps + 1 if scheduler == "PNDM" else steps
+
+
+def step_of_call(scheduler: str, call: int) -> int:
+    """Which step a call of the UNet belongs to, both counted from 0."""
+    if scheduler in TWO_CALLS:
+        return call // 2
+    return max(call - 1, 0) if scheduler == "PNDM" else call
 
 
 def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, list[str]]:

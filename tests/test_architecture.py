@@ -18,6 +18,7 @@ NOUNS = {
     "offers",
     "aliases",
     "infotext",
+    "prompt",
     "__version__",
 }
 MAY_IMPORT = {
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},
     "gateway": {"gateway", "store", *NOUNS},
     "worker": {"worker", "store", "engine", *NOUNS},
-    "engine": {"engine", "params", "errors", "catalogue"},
+    "engine": {"engine", "params", "errors", "catalogue", "prompt"},
     "store": {"store", *NOUNS},
     "client": {"client", "params", "errors"},
 }

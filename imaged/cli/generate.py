@@ -15,7 +15,7 @@ from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main
 from imaged.errors import CommandError
 from imaged.gateway.rules import REFUSAL, Rules
-from imaged.params import KNOBS, ImageParams, Knob, read_params, without_loras
+from imaged.params import KNOBS, ImageParams, Knob, read_params
 from imaged.settings import Settings
 
 
@@ -63,7 +63,7 @@ def generate(prompt: str, model: str, output: Path | None, data: Path | None, **
     if output is not None and not output.parent.is_dir():
         raise CommandError(f"--output: there is no folder {output.parent}")
     rules = Rules.load(Settings.from_env(os.environ).rules)
-    if rules.judge(params.prompt) or rules.judge(without_loras(params.prompt)):
+    if any(rules.judge(text) for text in params.said()):
         raise CommandError(REFUSAL)
     _generate(params, chosen, output, Settings.from_env(os.environ, data=data))
 

@@ -259,7 +259,13 @@ class Engine:
         loras = self._loras.find(params.all_loras)
         self._loras.use(loras)
         negated = params.negative_prompt and without_loras(params.negative_prompt)
-        positive, negative = self._encoder.pair(without_loras(params.prompt), negated, loras)
+        positive, negative = self._encoder.by_step(
+            without_loras(params.prompt),
+            negated,
+            params.num_inference_steps,
+            params.reading,
+            loras,
+        )
         texts = (negative, positive) if plans[0].guided else (positive,)
         now = time.monotonic()
         # A key that comes back has no claim to the time in which it asked for nothing.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from imaged.engine.samplers import Table, alphas, frozen, table
-from imaged.params import ImageParams
+from imaged.params import ImageParams, step_of_call
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Plan:
     guidance: float
     alphas: torch.Tensor  # (T,) cumulative products of the training's noise schedule
     prediction: str = "epsilon"
+    steps: tuple[int, ...] = ()  # (N,) the step that each UNet call belongs to
 
     @property
     def guided(self) -> bool:
@@ -62,6 +63,7 @@ def plan_images(
             params.guidance_scale,
             _alphas(frozen(scheduler_config)),
             str(scheduler_config.get("prediction_type", "epsilon")),
+            tuple(step_of_call(params.scheduler, call) for call in range(sampler.calls)),
         )
         for k in range(params.samples)
     ]

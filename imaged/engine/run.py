@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,8 @@ class Run:
 
     job_id: str
     plan: Plan
-    texts: tuple[Encoded, ...]  # negative and positive, or positive alone at guidance 1
+    #: Negative and positive, or positive alone at guidance 1; of each what it says step by step.
+    texts: tuple[Sequence[Encoded], ...]
     loras: Adapted = NONE
     key: int = 0
     arrived: float = 0.0
@@ -40,13 +41,28 @@ class Run:
         self.call = self.drawn = 0
         self.squeezed = False
         self.rows_of_table = table.rows.to(unet.device)
+        by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
         self.times = torch.stack(
-            [unet.times(table.timesteps, text, self.plan.time_ids) for text in self.texts], dim=1
+            [self._times(unet, side) for side in by_call], dim=1
         )  # (N, rows, E)
-        self.kept = [unet.text(text) for text in self.texts]
+        texts = {id(text): unet.text(text) for side in by_call for text in side}
+        self._kept = [[texts[id(text)] for text in side] for side in by_call]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
         self._draw(0)
+
+    def _times(self, unet: Unet, texts: Sequence[Encoded]) -> torch.Tensor:
+        """(N, E) for the text of each call."""
+        steps, ids = self.plan.table.timesteps, self.plan.time_ids
+        of = {id(text): unet.times(steps, text, ids) for text in {id(t): t for t in texts}.values()}
+        if len(of) == 1:
+            return of[id(texts[0])]
+        return torch.stack([of[id(text)][call] for call, text in enumerate(texts)])
+
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """What the UNet keeps of each row's text, at the next call."""
+        return [side[min(self.call, len(side) - 1)] for side in self._kept]
 
     def _draw(self, column: int) -> None:
         """Noise, on the CPU in the order of the reference: latents first, then call by call."""
@@ -63,7 +79,7 @@ class Run:
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """What the bits of a call may depend on beside its rows: a LoRA's weight is not of it."""
-        context = self.texts[0].context.shape[0]
+        context = self.texts[0][0].context.shape[0]
         return (self.plan.latent_shape, context, self.precise, self.loras.files)
 
     @property

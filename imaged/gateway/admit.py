@@ -26,7 +26,7 @@ from imaged.errors import (
 from imaged.gateway.rules import REASON, REFUSAL, Rules
 from imaged.gateway.terms import fingerprint
 from imaged.jobs import NO_TERMS, Terms, new_job_id
-from imaged.params import MOST_LORAS, MOST_WEIGHT, ImageParams, without_loras
+from imaged.params import MOST_LORAS, MOST_WEIGHT, ImageParams
 from imaged.store import keys, limits, models, queue, repeats
 from imaged.store.db import Database
 from imaged.store.keys import Key
@@ -131,8 +131,8 @@ class Admission:
 
         Under an Idempotency-Key that was used before nothing is held or drawn: the first job
         stands for this one. A prompt that the rules refuse makes a job that has failed; its text
-        is not kept. Raises BadParameter for a LoRA that is not there, TooFast, NoCredits or
-        IdempotencyMismatch, and then nothing has happened.
+        is not kept. Raises BadParameter for a LoRA that is not there and for a prompt that changes
+        too often, TooFast, NoCredits or IdempotencyMismatch, and then nothing has happened.
         """
         await self._check_loras(key, params, terms)
         terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
@@ -140,9 +140,7 @@ class Admission:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
         await self._in_turn(key, terms)
-        refused = await self._refused(params.prompt)
-        drawn = without_loras(params.prompt)
-        refused = refused or (drawn != params.prompt and await self._refused(drawn))
+        refused = await asyncio.to_thread(self._refused, params)
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
 
@@ -196,12 +194,13 @@ class Admission:
             known = ", ".join(list(there)[:20]) or "none"
             raise BadParameter("loras", f"should name files of this server ({known})")
 
-    async def _refused(self, prompt: str) -> bool:
-        """Whether a rule refuses this prompt; the log names the rule, never the prompt."""
-        rule = await asyncio.to_thread(self._rules.judge, prompt)
-        if rule is not None:
-            log.info("a prompt was refused by %s", rule)
-        return rule is not None
+    def _refused(self, params: ImageParams) -> bool:
+        """Whether a rule refuses what the prompt says; the log names the rule, never the prompt."""
+        for text in params.said():
+            if rule := self._rules.judge(text):
+                log.info("a prompt was refused by %s", rule)
+                return True
+        return False
 
     async def _repeats(self, key: Key, terms: Terms) -> bool:
         """Whether a job was put under this Idempotency-Key before."""

@@ -16,6 +16,7 @@ from imaged.engine.prompt.embeddings import Embeddings, read_embedding
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.prompt.tokens import read_windows
 from imaged.errors import CheckpointRefused
+from imaged.prompt.emphasis import parse
 
 COUNTS = {"onestyle": 1, "mystyle": 3, "my-style-v1.2": 2}
 TOLERANCE = 1e-5
@@ -96,9 +97,9 @@ def test_names_are_words_in_any_case(widths: tuple[int, int], folder: Path) -> N
 def test_an_embedding_is_not_cut(nets: Any, widths: tuple[int, int], folder: Path) -> None:
     embeddings = Embeddings(folder, widths)
     embeddings.refresh()
-    windows = read_windows("cat " * 73 + "mystyle", nets.tokenizer, embeddings)
+    windows = read_windows(parse("cat " * 73 + "mystyle"), nets.tokenizer, embeddings)
     assert [spot[:2] for spot in windows.embedded] == [(1, 1), (1, 2), (1, 3)]
-    windows = read_windows("cat " * 72 + "(mystyle:1.5)", nets.tokenizer, embeddings)
+    windows = read_windows(parse("cat " * 72 + "(mystyle:1.5)"), nets.tokenizer, embeddings)
     assert [spot[:2] for spot in windows.embedded] == [(0, 73), (0, 74), (0, 75)]
     assert windows.weights[0][73:76] == (1.5, 1.5, 1.5)
 

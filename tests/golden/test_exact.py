@@ -28,7 +28,11 @@ from imaged.engine.run import Run
 from imaged.params import SCHEDULERS, ImageParams
 
 CROWDS = 100  # with each number of threads
-PROMPTS = ("a red house", "a blue boat by the sea, dawn", "a woman, a green prairie " * 15)
+PROMPTS = (
+    "a red house",
+    "a [blue|red] boat by the sea, [dawn:noon:2]",
+    "a woman, a green prairie " * 15,
+)
 
 
 def pool(count: int, side: int = 128) -> list[ImageParams]:

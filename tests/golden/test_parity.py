@@ -47,16 +47,35 @@ def our_latents(
     return latents
 
 
-def their_latents(theirs: Any, params: ImageParams) -> torch.Tensor:
+def encoded(theirs: Any, text: str, negative: str | None) -> dict[str, torch.Tensor]:
+    """What the pipeline's loop reads of a text, without and with it."""
+    positive, other, pooled, pooled_other = theirs.encode_prompt(
+        text, negative_prompt=negative, do_classifier_free_guidance=True
+    )
+    return {
+        "prompt_embeds": torch.cat([other, positive]),
+        "add_text_embeds": torch.cat([pooled_other, pooled]),
+    }
+
+
+def their_latents(theirs: Any, params: ImageParams, texts: list[str] | None = None) -> torch.Tensor:
+    """`texts`: what the prompt says at each call of the UNet, if that changes."""
+    said = [encoded(theirs, text, params.negative_prompt) for text in texts or ()]
+
+    def change(_: Any, call: int, __: Any, ___: Any) -> dict[str, torch.Tensor]:
+        return said[min(call + 1, len(said) - 1)] if said else {}
+
     theirs.scheduler = build_scheduler(params.scheduler, SCHEDULER)
     latents: torch.Tensor = theirs(
-        params.prompt,
+        texts[0] if texts else params.prompt,
         negative_prompt=params.negative_prompt,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         width=params.img_width,
         height=params.img_height,
         output_type="latent",
+        callback_on_step_end=change,
+        callback_on_step_end_tensor_inputs=["latents"],
         generator=torch.Generator("cpu").manual_seed(params.seed),
     ).images[0]
     return latents
@@ -105,6 +124,23 @@ def test_every_knob(
     params = small("DPM++ 2M Karras", **given)
     ours = our_latents(nets, monkeypatch, params)[params.seed]
     assert difference(ours, their_latents(theirs, params)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "Heun", "PNDM"])
+def test_a_prompt_that_changes(
+    nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    """One call a step, two, and one more in the first."""
+    params = small(scheduler, prompt="[a red house:[a blue boat|a man]:5]", num_inference_steps=20)
+    of_call = {"Heun": lambda n: n // 2, "PNDM": lambda n: max(n - 1, 0)}.get(
+        scheduler, lambda n: n
+    )
+    steps = ["a red house"] * 5 + ["a man", "a blue boat"] * 8
+    texts = [steps[of_call(n)] for n in range(params.unet_calls)]
+    ours = our_latents(nets, monkeypatch, params)[params.seed]
+    assert difference(ours, their_latents(theirs, params, texts)) <= TOLERANCE
+    texts.insert(5, texts[4])  # a mutant: one call late
+    assert difference(ours, their_latents(theirs, params, texts)) > 10 * TOLERANCE
 
 
 def test_a_mixed_crowd_equals_each_alone(

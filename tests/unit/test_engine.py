@@ -31,6 +31,7 @@ from imaged.engine.run import Run
 from imaged.engine.unet import Unet
 from imaged.errors import JobFailed
 from imaged.params import SCHEDULERS, ImageParams
+from imaged.prompt import Reading
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -635,6 +636,41 @@ def test_windows_in_parts_are_the_windows_at_once(
     single = PromptEncoder(nets).pair(text, None)[0]
     torch.testing.assert_close(parts.context, single.context, rtol=1e-5, atol=1e-5)
     assert torch.allclose(parts.pooled, single.pooled, atol=1e-5)
+
+
+def test_emphasis_of_three_kinds(nets: Any) -> None:
+    """Multiplied; multiplied, and the mean of each window as before; and not at all."""
+    encoder, text = PromptEncoder(nets), "a (cat:1.5) " + "dog, " * 40
+    plain, more, restored, none = (
+        encoder.pair(text, None, Reading(*how))[0].context
+        for how in (("plain",), (), ("a1111", "original"), ("a1111", "none"))
+    )
+    unweighted = encoder.pair(text.replace("(cat:1.5)", "cat"), None)[0].context
+    assert torch.equal(none, unweighted) and not torch.equal(plain, unweighted)
+    width = nets.text_encoder.config.hidden_size
+    for side in (slice(None, width), slice(width, None)):  # each encoder by itself
+        before, multiplied, after = (
+            context[:, side].unflatten(0, (-1, 77)) for context in (unweighted, more, restored)
+        )
+        ratio = before.mean((1, 2)) / multiplied.mean((1, 2))
+        near = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(after, multiplied * ratio[:, None, None], **near)
+        torch.testing.assert_close(after.mean((1, 2)), before.mean((1, 2)), **near)
+
+
+def test_texts_of_a_prompt_that_changes(nets: Any) -> None:
+    """Each step has its own, in one context length for all; the same text is encoded once."""
+    encoder = PromptEncoder(nets)
+    prompt, negative = "[a cat:" + "dog " * 80 + ":2]", "[x|y]"
+    positive, other = encoder.by_step(prompt, negative, 4)
+    assert [id(text) for text in positive] == [id(positive[n]) for n in (0, 0, 2, 2)]
+    assert [id(text) for text in other] == [id(other[n]) for n in (0, 1, 0, 1)]
+    assert {text.context.shape[0] for text in (*positive, *other)} == {2 * 77}
+    alone = encoder.pair("dog " * 80, "x")
+    assert torch.equal(positive[3].context, alone[0].context)
+    assert torch.equal(other[0].context, alone[1].context)
+    with pytest.raises(JobFailed, match="over the steps should be at most 19200 tokens"):
+        encoder.by_step("[a|b|c|d|e|f|g|h]" + "cat " * 4000, None, 20)
 
 
 def test_weights_change_the_context_and_one_does_not(nets: Any) -> None:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from imaged.engine.prompt import grammar
-from imaged.engine.prompt.grammar import parse
+from imaged.prompt.emphasis import parse
 
 UP = 1.1
 
@@ -40,6 +39,10 @@ CASES: list[tuple[str, list[tuple[str, float]]]] = [
     ("(:1.5)", [("", 1)]),
     ("a:1.5)", [("a:1.5)", 1)]),
     ("[a:1.5)", [("a:1.5)", 1 / UP)]),
+    ("a cat BREAK a dog", [("a cat", 1), ("BREAK", 1), ("a dog", 1)]),
+    ("(a\nBREAK b:2)", [("a", 2), ("BREAK", 2), ("b", 2)]),
+    ("BREAKS are no break", [("BREAKS are no break", 1)]),
+    ("BREAK", [("", 1), ("BREAK", 1), ("", 1)]),
 ]
 
 
@@ -53,22 +56,7 @@ def test_spans(prompt: str, spans: list[tuple[str, float]]) -> None:
 @pytest.mark.parametrize(
     "prompt",
     ["(" * 20_000, "[" * 20_000, "(a" * 10_000, "(" * 5_000 + "a" + ")" * 5_000, "(a:1)" * 4_000],
+    ids=lambda prompt: prompt[:6],
 )
 def test_deep_nesting_has_finite_weights(prompt: str) -> None:
     assert all(abs(weight) <= 100 for _, weight in parse(prompt))
-
-
-def test_parsing_takes_a_number_of_steps_in_proportion_to_the_length() -> None:
-    """Counted, not timed: how often a piece is scaled."""
-    scaled = 0
-    original = grammar._scale
-
-    def counting(pieces: list[grammar.Span], start: int, factor: float) -> None:
-        nonlocal scaled
-        scaled += len(pieces) - start
-        original(pieces, start, factor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar, "_scale", counting)
-        parse("(a" * 10_000)
-    assert scaled <= 20_000 * grammar.DEEPEST

@@ -278,12 +278,23 @@ def test_mutant_that_keeps_the_prompt_is_seen(
     assert any(CANARY.encode() in p.read_bytes() for p in tmp_path.iterdir())
 
 
-def test_a_tag_hides_nothing_from_the_rules(db: Database) -> None:
-    """What is judged is what is drawn: the name of a LoRA is cut out of the prompt."""
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a naked ch<lora:x:0>ild",
+        "a naked (ch)(ild)",
+        r"a naked ch\ild",
+        "a naked [ch:dog:9]ild",
+        "a naked [dog|ch]ild",
+        "a [dog|naked] [child|cat|cat]",  # together in no step before the fourth
+    ],
+)
+def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
+    """What is judged is what is drawn, at every step."""
     key_id = make_key(db, credits_micros=100_000)
     writer = Writer(db)
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), 60.0, loras=lambda: ["x"])
-    params = ImageParams("a naked ch<lora:x:0>ild")
+    params = ImageParams(prompt)
     model = offers.built_in()[DEFAULT_SLUG]
     try:
         admitted = asyncio.run(admission.admit(Key(key_id, "t"), model, params, NO_TERMS))

@@ -15,6 +15,7 @@ from imaged.catalogue import MICRO
 from imaged.engine.prompt.tokenizer import Tokenizer
 from imaged.engine.prompt.tokens import read_windows
 from imaged.errors import CheckpointRefused
+from imaged.prompt.emphasis import parse
 
 START, END = 49406, 49407
 FOLDERS = ("tokenizer", "tokenizer_2")
@@ -212,24 +213,51 @@ def test_missing_and_damaged_vocabularies_are_refused(tmp_path: Path) -> None:
 def test_ids_are_clips(ours: dict[str, Tokenizer]) -> None:
     for text, ids in KNOWN.items():
         for tokenizer in ours.values():
-            window = read_windows(text, tokenizer).ids[0]
+            window = read_windows(parse(text), tokenizer).ids[0]
             assert list(window[: len(ids) + 2]) == [START, *ids, END]
             assert len(window) == 77
 
 
 def test_padding_differs_between_the_encoders(ours: dict[str, Tokenizer]) -> None:
-    assert read_windows("x", ours["tokenizer"]).ids[0][-1] == END
-    assert read_windows("x", ours["tokenizer_2"]).ids[0][-1] == 0
+    assert read_windows(parse("x"), ours["tokenizer"]).ids[0][-1] == END
+    assert read_windows(parse("x"), ours["tokenizer_2"]).ids[0][-1] == 0
 
 
 def test_long_prompts_fill_several_windows(ours: dict[str, Tokenizer]) -> None:
     for words, count in ((1, 1), (75, 1), (76, 2), (150, 2), (151, 3)):
-        windows = read_windows("cat " * words, ours["tokenizer"])
+        windows = read_windows(parse("cat " * words), ours["tokenizer"])
         assert len(windows.ids) == len(windows.weights) == count
-    assert len(read_windows("", ours["tokenizer"]).ids) == 1
+    assert len(read_windows(parse(""), ours["tokenizer"]).ids) == 1
+
+
+def test_a_window_ends_at_a_comma_if_one_is_near(ours: dict[str, Tokenizer]) -> None:
+    """Lengths of the windows; a word is a token, and so is a comma."""
+
+    def lengths(text: str) -> list[int]:
+        windows = read_windows(parse(text), ours["tokenizer"])
+        return [ids.index(END, 1) - 1 for ids in windows.ids]
+
+    assert lengths("cat " * 70 + ", " + "dog " * 20) == [71, 20]
+    assert lengths("cat " * 55 + ", " + "dog " * 20) == [56, 20]
+    assert lengths("cat " * 54 + ", " + "dog " * 21) == [75, 1]  # 21 from the end
+    assert lengths("cat " * 74 + ", dog") == [75, 1]
+    assert lengths("cat " * 75 + ", dog") == [75, 2]  # begins with the comma
+    assert lengths(("cat " * 9 + ", ") * 15) == [70, 70, 10]
+
+
+def test_break_ends_a_window(ours: dict[str, Tokenizer]) -> None:
+    def words(text: str) -> list[int]:
+        windows = read_windows(parse(text), ours["tokenizer"])
+        return [ids.index(END, 1) - 1 for ids in windows.ids]
+
+    assert words("a cat BREAK a red dog") == [2, 3]
+    assert words("(a cat BREAK dog:1.2) BREAK") == [2, 1]
+    assert words("BREAK cat") == [0, 1]
+    assert words("cat BREAK BREAK dog") == [1, 0, 1]
+    assert len(words("break, breaks, BREAKS")) == 1
 
 
 def test_weights_stand_with_their_tokens(ours: dict[str, Tokenizer]) -> None:
-    windows = read_windows("a (cat:1.5) here", ours["tokenizer"])
+    windows = read_windows(parse("a (cat:1.5) here"), ours["tokenizer"])
     assert windows.weights[0][:6] == (1.0, 1.0, 1.5, 1.0, 1.0, 1.0)
     assert windows.ids[0][2] == 2368

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from imaged.engine.prompt.tokens import read_windows
+from imaged.prompt.emphasis import parse
 from training.micro.architecture import (
     EOS,
     POOLED_WIDTH,
@@ -51,8 +52,8 @@ class Conditioner(torch.nn.Module):
 
     def windows(self, texts: list[str], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and weights (batch, count, 77), cut or filled up with empty windows."""
-        read = [read_windows(t, self.tokenizer) for t in texts]
-        blank = read_windows("", self.tokenizer)
+        read = [read_windows(parse(t), self.tokenizer) for t in texts]
+        blank = read_windows(parse(""), self.tokenizer)
         ids = torch.tensor([(*w.ids, *blank.ids * count)[:count] for w in read])
         weights = torch.tensor([(*w.weights, *blank.weights * count)[:count] for w in read])
         return ids, weights

@@ -13,9 +13,11 @@ import torch
 from imaged.engine.prompt.embeddings import Embeddings
 from imaged.engine.prompt.tokens import Windows, read_windows
 from imaged.errors import JobFailed
+from imaged.prompt import A1111, Reading
 
 CACHED_PROMPTS = 256
 MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
+MOST_OVER_STEPS = 256  # of all that a prompt says over the steps
 AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 
 
@@ -43,35 +45,57 @@ class PromptEncoder:
         widths = [encoder.config.hidden_size for _, encoder in self._pairs]
         self.embeddings = Embeddings(embeddings, (widths[0], widths[1]))
         self._zero_absent = nets.force_zeros_for_empty_prompt
-        self._kept: OrderedDict[tuple[str, int, Hashable], Encoded] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, Reading, Hashable], Encoded] = OrderedDict()
         self._zeros: dict[int, Encoded] = {}  # by windows: the UNet keeps what it made of a text
 
     def pair(
-        self, prompt: str, negative: str | None, loras: Hashable = ()
+        self, prompt: str, negative: str | None, reading: Reading = A1111
     ) -> tuple[Encoded, Encoded]:
-        """Positive and negative, padded with empty windows to one context length.
+        """Positive and negative of a picture of one step."""
+        [positive], [other] = self.by_step(prompt, negative, 1, reading)
+        return positive, other
+
+    def by_step(
+        self,
+        prompt: str,
+        negative: str | None,
+        steps: int,
+        reading: Reading = A1111,
+        loras: Hashable = (),
+    ) -> tuple[list[Encoded], list[Encoded]]:
+        """Positive and negative at each step, padded with empty windows to one context length.
 
         `loras`: what is in use, which changes what the encoders make of a text.
 
         An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
-        Raises JobFailed for texts of more than 64 windows.
+        Raises JobFailed for texts of more than 64 windows, or of more than 256 over the steps.
         """
         self.embeddings.refresh()
+        zero = negative is None and self._zero_absent
+        sides = [reading.texts(text, steps) for text in (prompt, negative or "")]
+        read = sides[:1] if zero else sides
+        counts = {text: self._windows(text, reading) for side in read for text in side}
+        count = max(counts.values())
+        if count * len(counts) > MOST_OVER_STEPS and len(counts) > 2:
+            raise JobFailed(
+                "prompt_too_long",
+                f"what the prompts say over the steps should be at most {75 * MOST_OVER_STEPS} "
+                f"tokens in all; it is {75 * count * len(counts)}",
+            )
         in_use = (loras, self.embeddings.version)
-        count = self._windows(prompt)
-        if negative is None and self._zero_absent:
-            positive = self._encode(prompt, count, in_use)
-            if count not in self._zeros:
-                self._zeros[count] = Encoded(
-                    torch.zeros_like(positive.context), torch.zeros_like(positive.pooled)
-                )
-            return positive, self._zeros[count]
-        count = max(count, self._windows(negative or ""))
-        return self._encode(prompt, count, in_use), self._encode(negative or "", count, in_use)
+        made = {text: self._encode(text, count, reading, in_use) for text in counts}
+        positive = [made[text] for text in sides[0]]
+        if not zero:
+            return positive, [made[text] for text in sides[1]]
+        if count not in self._zeros:
+            self._zeros[count] = Encoded(
+                torch.zeros_like(positive[0].context), torch.zeros_like(positive[0].pooled)
+            )
+        return positive, [self._zeros[count]] * steps
 
-    def _windows(self, text: str) -> int:
+    def _windows(self, text: str, reading: Reading) -> int:
         """The longer of the two tokenizers' counts: the second reads "!!!" as three tokens."""
-        count = max(len(self._read(text, tokenizer).ids) for tokenizer, _ in self._pairs)
+        count = max(len(self._read(text, reading, tokenizer).ids) for tokenizer, _ in self._pairs)
         if count > MOST_WINDOWS:
             raise JobFailed(
                 "prompt_too_long",
@@ -80,24 +104,24 @@ class PromptEncoder:
             )
         return count
 
-    def _read(self, text: str, tokenizer: Any) -> Windows:
-        return read_windows(text, tokenizer, self.embeddings)
+    def _read(self, text: str, reading: Reading, tokenizer: Any) -> Windows:
+        return read_windows(reading.spans(text), tokenizer, self.embeddings)
 
-    def _encode(self, text: str, count: int, in_use: Hashable) -> Encoded:
-        key = (text, count, in_use)
+    def _encode(self, text: str, count: int, reading: Reading, in_use: Hashable) -> Encoded:
+        key = (text, count, reading, in_use)
         if key not in self._kept:
-            self._kept[key] = self._run(text, count)
+            self._kept[key] = self._run(text, count, reading)
             if len(self._kept) > CACHED_PROMPTS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
     @torch.inference_mode()
-    def _run(self, text: str, count: int) -> Encoded:
+    def _run(self, text: str, count: int, reading: Reading) -> Encoded:
         contexts, pooled = [], None
         for side, (tokenizer, encoder) in enumerate(self._pairs):
-            windows = self._read(text, tokenizer)
-            empty = read_windows("", tokenizer)
+            windows = self._read(text, reading, tokenizer)
+            empty = read_windows([], tokenizer)
             missing = count - len(windows.ids)
             windows = Windows(
                 windows.ids + empty.ids * missing,
@@ -116,12 +140,19 @@ class PromptEncoder:
                 if not hidden:
                     pooled = whole  # the second encoder's; the first has none
                 hidden.append(vectors)
-            contexts.append(_emphasise(torch.cat(hidden), windows))
+            contexts.append(_emphasise(torch.cat(hidden), windows, reading.emphasis))
         assert pooled is not None
         return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
 
 
-def _emphasise(hidden: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Multiply each token's vector by its weight; the mean is left as it becomes (decision 6)."""
+def _emphasise(hidden: torch.Tensor, windows: Windows, emphasis: str) -> torch.Tensor:
+    """Multiply each token's vector by its weight, and leave the mean of a window as it becomes
+    (decision 6); "original" scales the window so that its mean is what it was.
+    """
+    if emphasis == "none":
+        return hidden
     weights = torch.tensor(windows.weights, device=hidden.device, dtype=hidden.dtype)
-    return hidden * weights[..., None]
+    weighted = hidden * weights[..., None]
+    if emphasis == "original":
+        weighted *= (hidden.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None]
+    return weighted

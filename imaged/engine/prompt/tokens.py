@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from imaged.engine.prompt.embeddings import Embedding, Embeddings
-from imaged.engine.prompt.grammar import parse
 from imaged.engine.prompt.tokenizer import Tokenizer
+from imaged.prompt.emphasis import BREAK, Span
 
 WINDOW = 75
+LOOK_BACK = 20  # tokens from the end of a window, within which a comma ends it
 ANY = 0  # the id where a vector stands: any that does not end the text
 NONE = Embeddings(None, (0, 0))
+
+
+class _Token(NamedTuple):
+    """One place of a window; `vector` is the number of it in the embedding."""
+
+    id: int
+    weight: float
+    embedding: Embedding | None = None
+    vector: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,34 +39,54 @@ class Windows:
     embedded: tuple[tuple[int, int, Embedding, int], ...] = ()
 
 
-def read_windows(prompt: str, tokenizer: Tokenizer, embeddings: Embeddings = NONE) -> Windows:
-    """Parse the emphasis, tokenise each piece and cut the whole into windows.
+def read_windows(
+    spans: Sequence[Span], tokenizer: Tokenizer, embeddings: Embeddings = NONE
+) -> Windows:
+    """Tokenise each piece of a text and cut the whole into windows.
 
     Every piece is tokenised on its own, so a word never joins across a change of weight. An
-    embedding is not cut: where it does not fit a new window begins. An empty prompt is one empty
-    window.
+    embedding is not cut: where it does not fit a new window begins. What would be cut in two goes
+    into the next window from its last comma on, if that is near. No text is one empty window.
     """
-    bodies: list[list[tuple[int, float]]] = [[]]
-    embedded = []
-    for text, weight in parse(prompt):
+    bodies: list[list[_Token]] = [[]]
+    [comma] = tokenizer.ids(",")
+    for text, weight in spans:
+        if text == BREAK:
+            bodies.append([])
+            continue
         for piece in embeddings.split(text):
             if isinstance(piece, Embedding):
                 if len(bodies[-1]) + len(piece) > WINDOW:
                     bodies.append([])
-                at = 1 + len(bodies[-1])
-                embedded += [(len(bodies) - 1, at + n, piece, n) for n in range(len(piece))]
-                bodies[-1] += [(ANY, weight)] * len(piece)
+                bodies[-1] += [_Token(ANY, weight, piece, n) for n in range(len(piece))]
                 continue
             for token in tokenizer.ids(piece):
                 if len(bodies[-1]) == WINDOW:
-                    bodies.append([])
-                bodies[-1].append((token, weight))
+                    bodies.append([] if token == comma else _clause(bodies[-1], comma))
+                bodies[-1].append(_Token(token, weight))
+    if len(bodies) > 1 and not bodies[-1]:
+        bodies.pop()  # nothing follows the last break
     start, end, pad = tokenizer.start, tokenizer.end, tokenizer.pad
     return Windows(
-        tuple(_window([token for token, _ in body], start, end, pad) for body in bodies),
-        tuple(_window([weight for _, weight in body], 1.0, 1.0, 1.0) for body in bodies),
-        tuple(embedded),
+        tuple(_window([token.id for token in body], start, end, pad) for body in bodies),
+        tuple(_window([token.weight for token in body], 1.0, 1.0, 1.0) for body in bodies),
+        tuple(
+            (number, 1 + place, token.embedding, token.vector)
+            for number, body in enumerate(bodies)
+            for place, token in enumerate(body)
+            if token.embedding is not None
+        ),
     )
+
+
+def _clause(body: list[_Token], comma: int) -> list[_Token]:
+    """Take what follows the last comma out of a full window, if it is not much."""
+    commas = [n for n, token in enumerate(body) if token.id == comma]
+    if not commas or len(body) - commas[-1] > LOOK_BACK:
+        return []
+    moved = body[commas[-1] + 1 :]
+    del body[commas[-1] + 1 :]
+    return moved
 
 
 def _window(body: list[Any], start: Any, end: Any, pad: Any) -> tuple[Any, ...]:

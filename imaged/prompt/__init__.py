@@ -1,0 +1,36 @@
+"""How a prompt is read, before any token: what it says at each step, and with what weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imaged.prompt import editing
+from imaged.prompt.emphasis import Span, parse, plain
+
+DIALECTS = ("a1111", "plain")
+EMPHASES = ("no norm", "original", "none")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """In which dialect, and what a weight does: it multiplies ("no norm"), it does and the mean of
+    the window is restored ("original"), or nothing ("none").
+    """
+
+    dialect: str = "a1111"
+    emphasis: str = "no norm"
+
+    def texts(self, prompt: str, steps: int) -> list[str]:
+        """What the prompt says at each step."""
+        return [prompt] * steps if self.dialect == "plain" else editing.texts(prompt, steps)
+
+    def spans(self, text: str) -> list[Span]:
+        """One step's text in pieces with their weights."""
+        return [(text, 1.0)] if self.dialect == "plain" else parse(text)
+
+    def plain(self, text: str) -> str:
+        """One step's text as the text encoders read it, without weights."""
+        return text if self.dialect == "plain" else plain(text)
+
+
+A1111 = Reading()
