@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from imaged.errors import BadParameter, MalformedBody
@@ -32,8 +33,26 @@ SCHEDULERS = (
     "DDPM",
     "UniPC",
 )
+#: Other names of the same: classes of diffusers, k-diffusion's and those of other services. A name
+#: that means another schedule of noise elsewhere is none of these.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "DDIM": ("DDIMScheduler",),
+    "DPM Multi": ("DPM++ 2M", "DPMSolverMultistep", "DPMSolverMultistepScheduler", "k_dpmpp_2m"),
+    "DPM Single": ("DPMSolverSinglestep", "DPMSolverSinglestepScheduler"),
+    "Euler a": ("EulerAncestralDiscrete", "EulerAncestralDiscreteScheduler", "k_euler_a"),
+    "Euler": ("EulerDiscrete", "EulerDiscreteScheduler", "k_euler"),
+    "Heun": ("HeunDiscrete", "HeunDiscreteScheduler", "k_heun"),
+    "DPM++ 2M Karras": ("KarrasDPM", "k_dpmpp_2m_ka", "dpmpp_2m_k"),
+    "DPM2 a Karras": ("DPM2 ancestral Karras", "k_dpm_2_a_ka", "kdpm_2_a_k"),
+    "DPM2 Karras": ("k_dpm_2_ka", "kdpm_2_k"),
+    "LMS": ("LMSDiscrete", "LMSDiscreteScheduler", "k_lms"),
+    "PNDM": ("PNDMScheduler", "PLMS"),
+    "DDPM": ("DDPMScheduler",),
+    "UniPC": ("UniPCMultistep", "UniPCMultistepScheduler"),
+}
 TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 MAX_PROMPT = 20_000
+LONGEST_NAME = 100
 MOST_TEXTS, MOST_SAID = 64, 100_000  # different texts of a prompt that changes, and characters
 
 
@@ -353,11 +372,22 @@ def _read_boolean(knob: Knob, value: Any) -> bool:
 
 
 def _read_choice(knob: Knob, value: Any) -> str:
-    if isinstance(value, str):
-        for choice in knob.choices:
-            if choice.casefold() == value.strip().casefold():
-                return choice
-    raise knob.refuse()
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
+        raise knob.refuse()
+    names = {_key(choice): choice for choice in knob.choices}
+    others = {_key(n): c for c in knob.choices for n in ALIASES.get(c, ())}
+    found = names.get(_key(value)) or others.get(_key(value))
+    if found is not None:
+        return found
+    near = get_close_matches(_key(value), [*names, *others], 1)
+    nearest = near and (names.get(near[0]) or others[near[0]])
+    raise knob.refuse(f'{json.dumps(value)}; the nearest is "{nearest}"' if nearest else "")
+
+
+def _key(name: str) -> str:
+    """A name as it is compared: cases, spaces and how they are written make no difference."""
+    bare = re.sub(r"[\s_-]+", "", name.casefold()).removeprefix("sample")
+    return bare.replace("++", "pp").replace("eulerancestral", "eulera")
 
 
 _READERS = {

@@ -1,13 +1,14 @@
 """Every parameter: its default, its bounds, and an answer for everything wrong."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imaged.errors import BadParameter, ImagedError, MalformedBody
-from imaged.params import KNOBS, SCHEDULERS, ImageParams, read_params, unet_calls
+from imaged.params import ALIASES, KNOBS, SCHEDULERS, ImageParams, read_params, unet_calls
 
 WRONG: list[tuple[str, object]] = [
     *[("prompt", v) for v in (None, "", "  ", 5, ["x"], {"a": 1}, "a\0b", "\ud800", "x" * 20_001)],
@@ -111,3 +112,48 @@ def test_any_json_is_read_or_refused(body: dict[str, object]) -> None:
     for knob in KNOBS:
         value = getattr(params, knob.name)
         assert value == knob.default or knob.read(value) == value
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("euler A", "Euler a"),
+        ("K_EULER_ANCESTRAL", "Euler a"),
+        ("sample_euler", "Euler"),
+        ("EulerDiscreteScheduler", "Euler"),
+        ("DPM++2M karras", "DPM++ 2M Karras"),
+        ("dpmpp_2m", "DPM Multi"),
+        ("KarrasDPM", "DPM++ 2M Karras"),
+        ("k_dpm_2_a_ka", "DPM2 a Karras"),
+        ("plms", "PNDM"),
+        ("UniPCMultistep", "UniPC"),
+    ],
+)
+def test_schedulers_have_other_names(written: str, meant: str) -> None:
+    assert read_params({"prompt": "x", "scheduler": written})[0].scheduler == meant
+
+
+def test_names_mean_one_scheduler_each() -> None:
+    for scheduler, names in ALIASES.items():
+        for name in (scheduler, *names):
+            assert read_params({"prompt": "x", "scheduler": name})[0].scheduler == scheduler
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"),
+    [("Eulr", "Euler"), ("DPM2", "DPM2 Karras"), ("DPM++ 3M SDE Karras", "DPM++ 2M Karras")],
+)
+def test_unknown_schedulers_are_answered_with_the_list_and_the_nearest(
+    written: str, nearest: str
+) -> None:
+    with pytest.raises(BadParameter) as caught:
+        read_params({"prompt": "x", "scheduler": written})
+    assert all(f'"{name}"' in caught.value.detail for name in SCHEDULERS)
+    assert caught.value.detail.endswith(f'not "{written}"; the nearest is "{nearest}"')
+
+
+@pytest.mark.parametrize("written", ["", "zzzz", "x" * 20_000, 5, "\ud800"])
+def test_what_is_near_to_none_is_answered_with_the_list(written: Any) -> None:
+    with pytest.raises(BadParameter) as caught:
+        read_params({"prompt": "x", "scheduler": written})
+    assert caught.value.detail.endswith('"UniPC"')
