@@ -50,6 +50,17 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "DDPM": ("DDPMScheduler",),
     "UniPC": ("UniPCMultistep", "UniPCMultistepScheduler"),
 }
+#: Those that A1111 has from k-diffusion.
+IN_A1111 = (
+    "DPM Multi",
+    "Euler a",
+    "Euler",
+    "Heun",
+    "DPM++ 2M Karras",
+    "DPM2 a Karras",
+    "DPM2 Karras",
+    "LMS",
+)
 TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 MAX_PROMPT = 20_000
 LONGEST_NAME = 100
@@ -146,6 +157,13 @@ KNOBS: tuple[Knob, ...] = (
         "What a weight does; original: the mean is restored; none: nothing.",
         choices=EMPHASES,
     ),
+    Knob(
+        "scheduler_profile",
+        "choice",
+        "diffusers",
+        "Where the scheduler steps: as diffusers has it, or A1111.",
+        choices=("diffusers", "a1111"),
+    ),
 )
 
 #: What the engine can do, knob by knob; an alias or another dialect may allow so much.
@@ -191,6 +209,7 @@ class ImageParams:
     loras: tuple[Lora, ...] = ()
     prompt_dialect: str = A1111.dialect
     emphasis: str = A1111.emphasis
+    scheduler_profile: str = "diffusers"
 
     def __post_init__(self) -> None:
         """As read from JSON, the LoRAs are tables."""
@@ -273,7 +292,14 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             raise BadParameter(knob.name, f"is mandatory and should be {knob.allowed}")
         else:
             values[knob.name] = knob.default
-    return ImageParams(**values), sorted(_shown(str(k)) for k in body if k not in names)
+    params = ImageParams(**values)
+    if params.scheduler_profile == "a1111" and params.scheduler not in IN_A1111:
+        raise BadParameter(
+            "scheduler_profile",
+            f'should be "diffusers" with the scheduler {params.scheduler}; "a1111" has '
+            + ", ".join(IN_A1111),
+        )
+    return params, sorted(_shown(str(k)) for k in body if k not in names)
 
 
 def _shown(name: str) -> str:

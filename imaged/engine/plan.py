@@ -52,7 +52,9 @@ def plan_images(
     """One plan for each sample; sample k has seed `params.seed + k`."""
     assert params.seed >= 0, "the seed is drawn at submit"
     shape = (channels, params.img_height // factor, params.img_width // factor)
-    sampler = table(params.scheduler, params.num_inference_steps, scheduler_config)
+    sampler = table(
+        params.scheduler, params.num_inference_steps, scheduler_config, params.scheduler_profile
+    )
     return [
         Plan(
             params.seed + k,

@@ -20,7 +20,15 @@ import numpy as np
 import torch
 
 from imaged.engine import solvers
-from imaged.engine.schedule import Path, Training, Vector, on_alphas, on_lambdas, on_sigmas
+from imaged.engine.schedule import (
+    Path,
+    Training,
+    Vector,
+    on_alphas,
+    on_k_sigmas,
+    on_lambdas,
+    on_sigmas,
+)
 from imaged.engine.solvers import Walk
 
 
@@ -76,14 +84,28 @@ SAMPLERS: dict[str, Sampler] = {
     "DDPM": Sampler(solvers.ddpm, on_alphas, _LEADING),
     "UniPC": Sampler(solvers.unipc, on_lambdas),
 }
+#: The same solvers where k-diffusion has them step in A1111.
+_uniform, _karras_all = on_k_sigmas, partial(on_k_sigmas, karras=True)
+_karras_but_one = partial(on_k_sigmas, karras=True, drop=True)
+IN_A1111: dict[str, Sampler] = {
+    "DPM Multi": Sampler(solvers.dpm_multistep, _uniform),
+    "Euler a": Sampler(solvers.euler_ancestral, _uniform),
+    "Euler": Sampler(solvers.euler, _uniform),
+    "Heun": Sampler(solvers.heun, _uniform),
+    "DPM++ 2M Karras": Sampler(solvers.dpm_multistep, _karras_all),
+    "DPM2 a Karras": Sampler(solvers.dpm2_ancestral, _karras_but_one),
+    "DPM2 Karras": Sampler(solvers.dpm2, _karras_but_one),
+    "LMS": Sampler(solvers.lms, _uniform),
+}
+PROFILES: Mapping[str, Mapping[str, Sampler]] = {"diffusers": SAMPLERS, "a1111": IN_A1111}
 
 
-def table(name: str, steps: int, config: Mapping[str, Any]) -> Table:
+def table(name: str, steps: int, config: Mapping[str, Any], profile: str = "diffusers") -> Table:
     """The sampler's table for a checkpoint with this scheduler config, made at first use and kept.
 
     Raises CheckpointRefused for a config that the sampler cannot use.
     """
-    return _cached(name, steps, frozen(config))
+    return _cached(name, steps, frozen(config), profile)
 
 
 def alphas(config: Mapping[str, Any]) -> torch.Tensor:
@@ -98,8 +120,8 @@ def frozen(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache(maxsize=256)
-def _cached(name: str, steps: int, config: tuple[tuple[str, Any], ...]) -> Table:
-    return make(SAMPLERS[name], steps, dict(config))
+def _cached(name: str, steps: int, config: tuple[tuple[str, Any], ...], profile: str) -> Table:
+    return make(PROFILES[profile][name], steps, dict(config))
 
 
 def make(sampler: Sampler, steps: int, config: Mapping[str, Any]) -> Table:

@@ -174,6 +174,23 @@ def on_lambdas(training: Training, steps: int, *, karras: bool = False) -> Path:
     return _path(training, steps, times, sigmas, math.hypot(sigmas[0], 1.0))
 
 
+def on_k_sigmas(
+    training: Training, steps: int, *, karras: bool = False, drop: bool = False
+) -> Path:
+    """Where k-diffusion's samplers step as A1111 runs them: over all of the training, whatever the
+    checkpoint's config says, at timesteps that are not rounded.
+
+    drop: one step more is laid out and the last but one left out, which is A1111's way with DPM2.
+    """
+    table, laid = training.sigmas().astype(float), steps + drop
+    if karras:
+        sigmas = _karras(table[0], table[-1], laid)
+    else:
+        sigmas = np.exp(_at(np.linspace(len(table) - 1, 0, laid), np.log(table)))
+    sigmas = sigmas[:steps]
+    return _path(training, steps, _times(sigmas, np.log(table)), sigmas, float(sigmas[0]))
+
+
 def _path(training: Training, steps: int, times: Vector, sigmas: Vector, start: float) -> Path:
     return Path(
         times,

@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import diffusers as d
+import numpy as np
 import pytest
 import torch
 
 from imaged.catalogue import MICRO
 from imaged.engine import samplers, solvers
-from imaged.engine.samplers import SAMPLERS, Sampler, Table, alphas, make, table
-from imaged.errors import CheckpointRefused
-from imaged.params import SCHEDULERS, unet_calls
+from imaged.engine.samplers import PROFILES, SAMPLERS, Sampler, Table, alphas, make, table
+from imaged.errors import BadParameter, CheckpointRefused
+from imaged.params import IN_A1111, SCHEDULERS, read_params, unet_calls
+from tests import k_oracle
 from tests.oracle import CLASSES, build_scheduler, trace
 
 CONFIG = json.loads((MICRO / "scheduler" / "scheduler_config.json").read_text())
@@ -271,3 +273,32 @@ def test_another_sampler_is_seen(mutant: Sampler, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(AssertionError):
         for config in ({}, ZERO_SNR):
             assert largest_difference("Heun", 9, config) < 3e-6
+
+
+@pytest.mark.parametrize("steps", k_oracle.STEPS)
+@pytest.mark.parametrize("name", IN_A1111)
+def test_the_profile_a1111_is_k_diffusions(name: str, steps: int) -> None:
+    """Tables of its own sampling functions, of the largest coefficient; timesteps of a thousand."""
+    ours = table(name, steps, k_oracle.SDXL, "a1111")
+    with np.load(k_oracle.GOLDEN) as kept:
+        times, rows = kept[f"{name}/{steps}/times"], kept[f"{name}/{steps}/rows"]
+    assert np.abs(ours.timesteps.numpy() - times).max() <= 1e-3
+    columns = rows.shape[1]  # ours may draw a noise at the end, which it takes nothing of
+    assert not ours.rows[:, columns:].any() and ours.rows.shape[1] - columns in (0, 1)
+    assert np.abs(ours.rows[:, :columns].numpy() - rows).max() <= 5e-6 * np.abs(rows).max()
+
+
+def test_mutant_profiles_are_seen() -> None:
+    """Other places to step are further from it than the tolerance by far."""
+    with np.load(k_oracle.GOLDEN) as kept:
+        for name in IN_A1111:
+            rows = kept[f"{name}/25/rows"]
+            other = table(name, 25, CONFIG).rows.numpy()[:, : rows.shape[1]]
+            assert np.abs(other - rows).max() > 1e-3 * np.abs(rows).max()
+
+
+def test_profiles_have_the_samplers_that_are_offered() -> None:
+    assert tuple(PROFILES["diffusers"]) == SCHEDULERS
+    assert tuple(PROFILES["a1111"]) == IN_A1111
+    with pytest.raises(BadParameter, match='"diffusers" with the scheduler PNDM; "a1111" has DPM'):
+        read_params({"prompt": "x", "scheduler": "PNDM", "scheduler_profile": "a1111"})
