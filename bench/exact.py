@@ -14,7 +14,8 @@ from bench.policies import Policy, at_once, capacity, one_at_a_time
 from bench.rounds import compare, each_round
 from imaged.catalogue import MICRO
 from imaged.engine.engine import Engine
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
+from imaged.schedulers import SCHEDULERS
 
 PEER = "free numbers of rows"
 

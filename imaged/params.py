@@ -17,51 +17,8 @@ from typing import Any, Literal
 
 from imaged.errors import BadParameter, MalformedBody
 from imaged.prompt import A1111, DIALECTS, EMPHASES, Reading
+from imaged.schedulers import ALIASES, IN_A1111, SCHEDULERS, key, unet_calls
 
-SCHEDULERS = (
-    "DDIM",
-    "DPM Multi",
-    "DPM Single",
-    "Euler a",
-    "Euler",
-    "Heun",
-    "DPM++ 2M Karras",
-    "DPM2 a Karras",
-    "DPM2 Karras",
-    "LMS",
-    "PNDM",
-    "DDPM",
-    "UniPC",
-)
-#: Other names of the same: classes of diffusers, k-diffusion's and those of other services. A name
-#: that means another schedule of noise elsewhere is none of these.
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "DDIM": ("DDIMScheduler",),
-    "DPM Multi": ("DPM++ 2M", "DPMSolverMultistep", "DPMSolverMultistepScheduler", "k_dpmpp_2m"),
-    "DPM Single": ("DPMSolverSinglestep", "DPMSolverSinglestepScheduler"),
-    "Euler a": ("EulerAncestralDiscrete", "EulerAncestralDiscreteScheduler", "k_euler_a"),
-    "Euler": ("EulerDiscrete", "EulerDiscreteScheduler", "k_euler"),
-    "Heun": ("HeunDiscrete", "HeunDiscreteScheduler", "k_heun"),
-    "DPM++ 2M Karras": ("KarrasDPM", "k_dpmpp_2m_ka", "dpmpp_2m_k"),
-    "DPM2 a Karras": ("DPM2 ancestral Karras", "k_dpm_2_a_ka", "kdpm_2_a_k"),
-    "DPM2 Karras": ("k_dpm_2_ka", "kdpm_2_k"),
-    "LMS": ("LMSDiscrete", "LMSDiscreteScheduler", "k_lms"),
-    "PNDM": ("PNDMScheduler", "PLMS"),
-    "DDPM": ("DDPMScheduler",),
-    "UniPC": ("UniPCMultistep", "UniPCMultistepScheduler"),
-}
-#: Those that A1111 has from k-diffusion.
-IN_A1111 = (
-    "DPM Multi",
-    "Euler a",
-    "Euler",
-    "Heun",
-    "DPM++ 2M Karras",
-    "DPM2 a Karras",
-    "DPM2 Karras",
-    "LMS",
-)
-TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 MAX_PROMPT = 20_000
 LONGEST_NAME = 100
 MOST_TEXTS, MOST_SAID = 64, 100_000  # different texts of a prompt that changes, and characters
@@ -72,7 +29,7 @@ class Knob:
     """One parameter on the wire: its bounds are inclusive, `multiple` counts from zero."""
 
     name: str
-    kind: Literal["text", "integer", "number", "boolean", "choice", "loras"]
+    kind: Literal["text", "integer", "number", "boolean", "choice", "loras", "pair"]
     default: Any
     text: str
     low: float | None = None
@@ -96,6 +53,8 @@ class Knob:
             )
         if self.kind == "text":
             return f"a string of at most {self.high:.0f} characters"
+        if self.kind == "pair":
+            return f"a list of two integers between {self.low:.0f} and {self.high:.0f}"
         noun = "an integer" if self.kind == "integer" else "a number"
         if self.multiple > 1:
             noun = f"a multiple of {self.multiple}"
@@ -164,6 +123,20 @@ KNOBS: tuple[Knob, ...] = (
         "Where the scheduler steps: as diffusers has it, or A1111.",
         choices=("diffusers", "a1111"),
     ),
+    Knob("clip_skip", "integer", 0, "More of the text encoders' last layers to leave out.", 0, 11),
+    Knob("guidance_rescale", "number", 0.0, "Takes back what guidance adds to contrast.", 0, 1),
+    Knob("guidance_start", "number", 0.0, "Share of the steps before guidance works.", 0, 1),
+    Knob("guidance_end", "number", 1.0, "Share of the steps after which it does not.", 0, 1),
+    Knob(
+        "original_size",
+        "pair",
+        None,
+        "Width and height of the photograph that the model imagines; the picture's own.",
+        1,
+        8192,
+    ),
+    Knob("crop", "pair", None, "Left and top of the part that it cuts out; its corner.", 0, 8192),
+    Knob("target_size", "pair", None, "Width and height of that part; the picture's own.", 1, 8192),
 )
 
 #: What the engine can do, knob by knob; an alias or another dialect may allow so much.
@@ -210,11 +183,21 @@ class ImageParams:
     prompt_dialect: str = A1111.dialect
     emphasis: str = A1111.emphasis
     scheduler_profile: str = "diffusers"
+    clip_skip: int = 0
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """As read from JSON, the LoRAs are tables."""
+        """As read from JSON, the LoRAs are tables and pairs are lists."""
         loras = tuple(lora if isinstance(lora, Lora) else Lora(**lora) for lora in self.loras)
         object.__setattr__(self, "loras", loras)
+        for name in ("original_size", "crop", "target_size"):
+            pair = getattr(self, name)
+            object.__setattr__(self, name, pair and tuple(pair))
 
     @property
     def all_loras(self) -> tuple[Lora, ...]:
@@ -226,7 +209,7 @@ class ImageParams:
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.prompt_dialect, self.emphasis)
+        return Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
 
     def said(self) -> list[str]:
         """The prompt as it stands, and all that it says to the text encoders at any step.
@@ -254,20 +237,6 @@ class ImageParams:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def unet_calls(scheduler: str, steps: int) -> int:
-    """Calls of the UNet for one picture: Heun and DPM2 ask twice a step, PNDM once more."""
-    if scheduler in TWO_CALLS:
-        return 2 * steps - 1
-    return steps + 1 if scheduler == "PNDM" else steps
-
-
-def step_of_call(scheduler: str, call: int) -> int:
-    """Which step a call of the UNet belongs to, both counted from 0."""
-    if scheduler in TWO_CALLS:
-        return call // 2
-    return max(call - 1, 0) if scheduler == "PNDM" else call
 
 
 def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, list[str]]:
@@ -299,6 +268,8 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             f'should be "diffusers" with the scheduler {params.scheduler}; "a1111" has '
             + ", ".join(IN_A1111),
         )
+    if params.guidance_start >= params.guidance_end:
+        raise BadParameter("guidance_start", "should be less than guidance_end")
     return params, sorted(_shown(str(k)) for k in body if k not in names)
 
 
@@ -326,7 +297,7 @@ def plain(value: Any) -> Any:
     """A parameter's value as JSON has it."""
     if not isinstance(value, tuple):
         return value
-    return [{"name": lora.name, "weight": lora.unet} for lora in value]
+    return [{"name": v.name, "weight": v.unet} if isinstance(v, Lora) else v for v in value]
 
 
 def without_loras(prompt: str) -> str:
@@ -343,6 +314,14 @@ def _read_loras(knob: Knob, value: Any) -> tuple[Lora, ...]:
     if not isinstance(value, list | tuple) or len(value) > MOST_LORAS:
         raise knob.refuse()
     return tuple(_read_lora(knob, entry) for entry in value)
+
+
+def _read_pair(knob: Knob, value: Any) -> tuple[int, int]:
+    if isinstance(value, str):  # a form's, or the command line's
+        value = re.split(r"[x,]", value[:100].strip("[]() "))
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise knob.refuse()
+    return _read_integer(knob, value[0]), _read_integer(knob, value[1])
 
 
 def _read_lora(knob: Knob, entry: Any) -> Lora:
@@ -400,20 +379,14 @@ def _read_boolean(knob: Knob, value: Any) -> bool:
 def _read_choice(knob: Knob, value: Any) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_NAME:
         raise knob.refuse()
-    names = {_key(choice): choice for choice in knob.choices}
-    others = {_key(n): c for c in knob.choices for n in ALIASES.get(c, ())}
-    found = names.get(_key(value)) or others.get(_key(value))
+    names = {key(choice): choice for choice in knob.choices}
+    others = {key(n): c for c in knob.choices for n in ALIASES.get(c, ())}
+    found = names.get(key(value)) or others.get(key(value))
     if found is not None:
         return found
-    near = get_close_matches(_key(value), [*names, *others], 1)
+    near = get_close_matches(key(value), [*names, *others], 1)
     nearest = near and (names.get(near[0]) or others[near[0]])
     raise knob.refuse(f'{json.dumps(value)}; the nearest is "{nearest}"' if nearest else "")
-
-
-def _key(name: str) -> str:
-    """A name as it is compared: cases, spaces and how they are written make no difference."""
-    bare = re.sub(r"[\s_-]+", "", name.casefold()).removeprefix("sample")
-    return bare.replace("++", "pp").replace("eulerancestral", "eulera")
 
 
 _READERS = {
@@ -423,4 +396,5 @@ _READERS = {
     "boolean": _read_boolean,
     "choice": _read_choice,
     "loras": _read_loras,
+    "pair": _read_pair,
 }

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from imaged.engine.schedule import Training
-from imaged.params import IN_A1111
+from imaged.schedulers import IN_A1111
 
 GOLDEN = Path(__file__).parent / "golden" / "k_diffusion.npz"
 STEPS = (20, 25, 50, 100)

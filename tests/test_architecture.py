@@ -19,6 +19,7 @@ NOUNS = {
     "aliases",
     "infotext",
     "prompt",
+    "schedulers",
     "__version__",
 }
 MAY_IMPORT = {
@@ -26,9 +27,9 @@ MAY_IMPORT = {
     "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},
     "gateway": {"gateway", "store", *NOUNS},
     "worker": {"worker", "store", "engine", *NOUNS},
-    "engine": {"engine", "params", "errors", "catalogue", "prompt"},
+    "engine": {"engine", "params", "errors", "catalogue", "prompt", "schedulers"},
     "store": {"store", *NOUNS},
-    "client": {"client", "params", "errors"},
+    "client": {"client", "params", "errors", "schedulers"},
 }
 ONLY_ENGINE = {"torch", "tokenizers", "numpy", "safetensors"}
 REFERENCES = {"diffusers", "transformers", "scipy"}  # of the tests, not of the product

@@ -21,7 +21,7 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
     owners = [n for n, run in enumerate(runs) for _ in run.kept]
     padding = [owners[0]] * (bucket - len(owners))
     x = torch.stack([inputs[n] for n in (*owners, *padding)])
-    times = torch.cat([run.times[run.call] for run in runs])
+    times = torch.cat([run.times for run in runs])
     texts = [text for run in runs for text in run.kept]
     if padding:
         times = torch.cat([times, times[:1].expand(len(padding), -1)])
@@ -32,7 +32,15 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
 
 
 def _guided(run: Run, rows: torch.Tensor) -> torch.Tensor:
-    """rows: (2, C, h, w), without and with the prompt, or the prompted one alone."""
-    if not run.plan.guided:
+    """rows: (2, C, h, w), without and with the prompt, or the prompted one alone.
+
+    Guidance makes the output larger than the model's own. `rescale` takes it back, from 0 (not) to
+    1 (to the size of the prompted one): Lin et al. 2024, equations 14 to 16.
+    """
+    if len(rows) == 1:
         return rows[0]
-    return rows[0] + run.plan.guidance * (rows[1] - rows[0])
+    plan = run.plan
+    out = rows[0] + plan.guidance * (rows[1] - rows[0])
+    if plan.rescale:
+        out = out * (plan.rescale * rows[1].std() / out.std() + 1 - plan.rescale)
+    return out

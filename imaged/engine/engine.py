@@ -97,7 +97,8 @@ class Engine:
         self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
         self._precise: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
         self._buckets, self._meter, self._clock = Buckets(), Meter(), Clock(self.unet.device)
-        self._under_way: deque[tuple[list[Run], Any, Any]] = deque()  # calls, and their marks
+        #: Calls, with each picture's rows and the clock's marks.
+        self._under_way: deque[tuple[list[Run], list[int], Any, Any]] = deque()
         self._jobs: dict[str, _Job] = {}
         self._newcomers: list[tuple[str, ImageParams, int]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
@@ -184,7 +185,8 @@ class Engine:
         bucket = self._bucket(sum(r.rows for r in chosen))
         began = self._clock.mark()
         outputs = denoise(self._unet(chosen[0]), chosen, bucket)
-        self._under_way.append((chosen, began, self._clock.mark()))
+        rows = [run.rows for run in chosen]
+        self._under_way.append((chosen, rows, began, self._clock.mark()))
         return outputs
 
     def _bucket(self, rows: int) -> int:
@@ -195,7 +197,7 @@ class Engine:
         """Whether a call of this picture's shape may have so many rows."""
         if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
-        example = (run.history[0], run.times[0, -1], run.kept[-1])
+        example = (run.history[0], run.times[-1], run.kept[-1])
         unet = self._unet(run)
         return not self.exact or self._buckets.allow(unet, run.kind, rows, example)
 
@@ -213,12 +215,11 @@ class Engine:
         `ahead` calls, so that no more than these are decided before their time.
         """
         while len(self._under_way) > ahead:
-            chosen, began, ended = self._under_way.popleft()
+            chosen, rows, began, ended = self._under_way.popleft()
             seconds = self._clock.seconds(began, ended)
-            rows = sum(r.rows for r in chosen)
-            self._meter.add(self._bucket(rows) * chosen[0].pixels, seconds)
-            for run in chosen:
-                share = seconds * run.rows / rows
+            self._meter.add(self._bucket(sum(rows)) * chosen[0].pixels, seconds)
+            for run, own in zip(chosen, rows, strict=True):
+                share = seconds * own / sum(rows)
                 run.served_s += seconds
                 self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from imaged.engine.samplers import Table, alphas, frozen, table
-from imaged.params import ImageParams, step_of_call
+from imaged.params import ImageParams
+from imaged.schedulers import step_of_call
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,27 @@ class Plan:
     alphas: torch.Tensor  # (T,) cumulative products of the training's noise schedule
     prediction: str = "epsilon"
     steps: tuple[int, ...] = ()  # (N,) the step that each UNet call belongs to
+    interval: tuple[float, float] = (0.0, 1.0)  # of the steps, in which guidance works
+    rescale: float = 0.0  # see denoise.guided
+    sizes: tuple[tuple[int, int] | None, ...] = (None, None, None)  # original, crop and target
 
     @property
     def guided(self) -> bool:
+        """Whether any call is."""
+        return any(map(self.guided_at, range(self.table.calls)))
+
+    def guided_at(self, call: int) -> bool:
         """At guidance 1 the unconditional half would cancel out, so it is not computed."""
-        return self.guidance != 1.0
+        share = self.steps[call] / (self.steps[-1] + 1)
+        return self.guidance != 1.0 and self.interval[0] <= share < self.interval[1]
 
     @property
     def time_ids(self) -> tuple[int, ...]:
         """SDXL's size conditioning: original size, crop corner, target size (height first)."""
-        return (self.height, self.width, 0, 0, self.height, self.width)
+        original, crop, target = self.sizes
+        own = (self.width, self.height)
+        pairs = (original or own, crop or (0, 0), target or own)
+        return tuple(n for pair in pairs for n in pair[::-1])
 
     def levels(self, call: int) -> tuple[float, float]:
         """Shares of signal and noise in the input of a call."""
@@ -66,6 +78,9 @@ def plan_images(
             _alphas(frozen(scheduler_config)),
             str(scheduler_config.get("prediction_type", "epsilon")),
             tuple(step_of_call(params.scheduler, call) for call in range(sampler.calls)),
+            (params.guidance_start, params.guidance_end),
+            params.guidance_rescale,
+            (params.original_size, params.crop, params.target_size),
         )
         for k in range(params.samples)
     ]

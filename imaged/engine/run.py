@@ -42,16 +42,15 @@ class Run:
         self.squeezed = False
         self.rows_of_table = table.rows.to(unet.device)
         by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
-        self.times = torch.stack(
-            [self._times(unet, side) for side in by_call], dim=1
-        )  # (N, rows, E)
+        times = [self._times_of(unet, side) for side in by_call]
+        self._times = torch.stack(times, dim=1)  # (N, texts, E)
         texts = {id(text): unet.text(text) for side in by_call for text in side}
         self._kept = [[texts[id(text)] for text in side] for side in by_call]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
         self._draw(0)
 
-    def _times(self, unet: Unet, texts: Sequence[Encoded]) -> torch.Tensor:
+    def _times_of(self, unet: Unet, texts: Sequence[Encoded]) -> torch.Tensor:
         """(N, E) for the text of each call."""
         steps, ids = self.plan.table.timesteps, self.plan.time_ids
         of = {id(text): unet.times(steps, text, ids) for text in {id(t): t for t in texts}.values()}
@@ -62,7 +61,16 @@ class Run:
     @property
     def kept(self) -> list[torch.Tensor]:
         """What the UNet keeps of each row's text, at the next call."""
-        return [side[min(self.call, len(side) - 1)] for side in self._kept]
+        return [side[self._next] for side in self._kept[-self.rows :]]
+
+    @property
+    def times(self) -> torch.Tensor:
+        """(rows, E) what the residual blocks add to each row at the next call."""
+        return self._times[self._next, -self.rows :]
+
+    @property
+    def _next(self) -> int:
+        return min(self.call, self.plan.table.calls - 1)
 
     def _draw(self, column: int) -> None:
         """Noise, on the CPU in the order of the reference: latents first, then call by call."""
@@ -84,7 +92,8 @@ class Run:
 
     @property
     def rows(self) -> int:
-        return len(self.texts)
+        """Of the next call: where guidance does not work, the prompted one alone."""
+        return len(self.texts) if self.plan.guided_at(self._next) else 1
 
     @property
     def pixels(self) -> int:

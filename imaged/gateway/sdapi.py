@@ -24,7 +24,7 @@ from imaged.gateway.access import Endpoint, keyed
 from imaged.gateway.state import Gateway
 from imaged.infotext import A1111_NAMES, infotext
 from imaged.jobs import Job
-from imaged.params import SCHEDULERS
+from imaged.schedulers import SCHEDULERS
 from imaged.store import queue
 from imaged.store.keys import Key
 

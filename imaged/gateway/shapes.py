@@ -36,12 +36,14 @@ _LORA: Schema = {
 
 def knob(one: Knob) -> Schema:
     """A knob as JSON schema; what is accepted beside it (numbers as text) is left unsaid."""
-    kinds = {"text": "string", "choice": "string", "loras": "array"}
+    kinds = {"text": "string", "choice": "string", "loras": "array", "pair": "array"}
     found: Schema = {"type": kinds.get(one.kind, one.kind), "description": one.text}
     if one.kind == "text":
         found |= {"minLength": int(one.required), "maxLength": one.high}
     elif one.low is not None:
-        found |= {"minimum": one.low, "maximum": one.high}
+        bounds = {"minimum": one.low, "maximum": one.high}
+        item = {"type": "integer", **bounds}
+        found |= {"minItems": 2, "maxItems": 2, "items": item} if one.kind == "pair" else bounds
     if one.kind == "loras":
         found |= {"maxItems": MOST_LORAS, "items": {"anyOf": [TEXT, _LORA]}}
     if one.multiple > 1:

@@ -14,11 +14,13 @@ EMPHASES = ("no norm", "original", "none")
 @dataclass(frozen=True)
 class Reading:
     """In which dialect, and what a weight does: it multiplies ("no norm"), it does and the mean of
-    the window is restored ("original"), or nothing ("none").
+    the window is restored ("original"), or nothing ("none"). `skip`: as many more of the text
+    encoders' last layers are left out.
     """
 
     dialect: str = "a1111"
     emphasis: str = "no norm"
+    skip: int = 0
 
     def texts(self, prompt: str, steps: int) -> list[str]:
         """What the prompt says at each step."""

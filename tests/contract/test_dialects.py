@@ -14,7 +14,7 @@ import webuiapi
 from PIL import Image
 
 from imaged.gateway.sdapi import OFFERED, SAMPLERS
-from imaged.params import SCHEDULERS
+from imaged.schedulers import SCHEDULERS
 from imaged.store import history
 from tests.contract.gate import Gate
 from tests.unit.test_infotext import read_back

@@ -13,7 +13,8 @@ from imaged.aliases import load
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.engine.samplers import table
 from imaged.errors import CommandError
-from imaged.params import KNOBS, SCHEDULERS, WIDEST, unet_calls
+from imaged.params import KNOBS, WIDEST
+from imaged.schedulers import SCHEDULERS, unet_calls
 from tests.conftest import QUICK, SLUG, Server
 from tests.contract.gate import Gate
 

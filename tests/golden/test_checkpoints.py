@@ -20,7 +20,8 @@ from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, load
 from imaged.engine.nets.vae import VAE
 from imaged.errors import CheckpointRefused
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
+from imaged.schedulers import SCHEDULERS
 from tests.oracle import build_scheduler
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from imaged.engine.engine import Engine, Outcome
 from imaged.engine.load import load
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
+from imaged.schedulers import SCHEDULERS
 
 CROWDS = 100  # with each number of threads
 PROMPTS = (
@@ -46,6 +47,8 @@ def pool(count: int, side: int = 128) -> list[ImageParams]:
             scheduler=SCHEDULERS[n % len(SCHEDULERS)],
             num_inference_steps=rng.randint(2, 3),
             guidance_scale=rng.choice((1.0, 4.5, 7.0)),
+            guidance_end=rng.choice((1.0, 1.0, 0.5)),
+            guidance_rescale=rng.choice((0.0, 0.0, 0.7)),
             seed=rng.randrange(1000),
             img_width=rng.choice((side, side, side, side + 64)),
             img_height=side,

@@ -19,7 +19,8 @@ from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.plan import Plan
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
+from imaged.schedulers import SCHEDULERS, step_of_call
 from tests.oracle import build_scheduler
 
 TOLERANCE = 5e-4
@@ -62,7 +63,10 @@ def their_latents(theirs: Any, params: ImageParams, texts: list[str] | None = No
     """`texts`: what the prompt says at each call of the UNet, if that changes."""
     said = [encoded(theirs, text, params.negative_prompt) for text in texts or ()]
 
-    def change(_: Any, call: int, __: Any, ___: Any) -> dict[str, torch.Tensor]:
+    def change(pipeline: Any, call: int, __: Any, ___: Any) -> dict[str, torch.Tensor]:
+        share = step_of_call(params.scheduler, call + 1) / params.num_inference_steps
+        guided = params.guidance_start <= share < params.guidance_end
+        pipeline._guidance_scale = params.guidance_scale if guided else 1 + 1e-9
         return said[min(call + 1, len(said) - 1)] if said else {}
 
     theirs.scheduler = build_scheduler(params.scheduler, SCHEDULER)
@@ -73,6 +77,11 @@ def their_latents(theirs: Any, params: ImageParams, texts: list[str] | None = No
         guidance_scale=params.guidance_scale,
         width=params.img_width,
         height=params.img_height,
+        guidance_rescale=params.guidance_rescale,
+        clip_skip=params.clip_skip or None,
+        original_size=params.original_size and params.original_size[::-1],
+        crops_coords_top_left=(params.crop or (0, 0))[::-1],
+        target_size=params.target_size and params.target_size[::-1],
         output_type="latent",
         callback_on_step_end=change,
         callback_on_step_end_tensor_inputs=["latents"],
@@ -111,6 +120,11 @@ def test_final_latents(
         {"negative_prompt": ""},
         {"guidance_scale": 1.0},
         {"guidance_scale": 15.0},
+        {"guidance_rescale": 0.7},
+        {"guidance_end": 0.4},
+        {"guidance_end": 0.5, "scheduler": "Heun"},
+        {"clip_skip": 1},
+        {"original_size": (512, 256), "crop": (64, 32), "target_size": (1024, 768)},
         {"img_width": 192, "img_height": 128},
         {"seed": 999_999_999_999_999},
         {"seed": 0},
@@ -121,7 +135,7 @@ def test_final_latents(
 def test_every_knob(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ) -> None:
-    params = small("DPM++ 2M Karras", **given)
+    params = small(**{"scheduler": "DPM++ 2M Karras", **given})
     ours = our_latents(nets, monkeypatch, params)[params.seed]
     assert difference(ours, their_latents(theirs, params)) <= TOLERANCE
 

@@ -30,8 +30,9 @@ from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.engine.unet import Unet
 from imaged.errors import JobFailed
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
 from imaged.prompt import Reading
+from imaged.schedulers import SCHEDULERS
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaged.errors import BadParameter, ImagedError, MalformedBody
-from imaged.params import ALIASES, KNOBS, SCHEDULERS, ImageParams, read_params, unet_calls
+from imaged.params import KNOBS, ImageParams, read_params
+from imaged.schedulers import ALIASES, SCHEDULERS, unet_calls
 
 WRONG: list[tuple[str, object]] = [
     *[("prompt", v) for v in (None, "", "  ", 5, ["x"], {"a": 1}, "a\0b", "\ud800", "x" * 20_001)],

@@ -19,7 +19,8 @@ from imaged.catalogue import MICRO
 from imaged.engine import samplers, solvers
 from imaged.engine.samplers import PROFILES, SAMPLERS, Sampler, Table, alphas, make, table
 from imaged.errors import BadParameter, CheckpointRefused
-from imaged.params import IN_A1111, SCHEDULERS, read_params, unet_calls
+from imaged.params import read_params
+from imaged.schedulers import IN_A1111, SCHEDULERS, unet_calls
 from tests import k_oracle
 from tests.oracle import CLASSES, build_scheduler, trace
 

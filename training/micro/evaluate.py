@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from imaged.catalogue import MICRO
 from imaged.engine.load import load
-from imaged.params import SCHEDULERS, ImageParams
+from imaged.params import ImageParams
+from imaged.schedulers import SCHEDULERS
 from training.micro.captions import (
     BOAT,
     DRESS,

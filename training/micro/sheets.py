@@ -19,7 +19,8 @@ from imaged import offers
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, load
-from imaged.params import SCHEDULERS, ImageParams, read_params
+from imaged.params import ImageParams, read_params
+from imaged.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = (

@@ -137,17 +137,18 @@ class TextEncoder(Net):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
-        self, ids: torch.Tensor, end: int, given: Sequence[Given] = ()
+        self, ids: torch.Tensor, end: int, given: Sequence[Given] = (), skip: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(windows, 77) ids -> (windows, 77, width), and pooled (windows, pooled width) or None.
 
         `end`: the id of the token behind the text; the first in a window pools it. `given`:
-        vectors that stand in tokens' places.
+        vectors that stand in tokens' places. `skip`: layers before the last but one that are not
+        heard; `layers - 1` at most.
         """
-        x = self.embeddings(ids, given)
+        states = [self.embeddings(ids, given)]
         for layer in self.encoder.layers[:-1]:
-            x = layer(x)
-        return x, self.pooled(x, (ids == end).int().argmax(dim=-1))
+            states.append(layer(states[-1]))
+        return states[-1 - skip], self.pooled(states[-1], (ids == end).int().argmax(dim=-1))
 
     def pooled(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | None:
         return None

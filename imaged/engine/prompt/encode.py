@@ -68,9 +68,15 @@ class PromptEncoder:
         `loras`: what is in use, which changes what the encoders make of a text.
 
         An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
-        Raises JobFailed for texts of more than 64 windows, or of more than 256 over the steps.
+        Raises JobFailed for texts of more than 64 windows, or of more than 256 over the steps, and
+        for text encoders that have too few layers to skip as many.
         """
         self.embeddings.refresh()
+        layers = min(encoder.config.num_hidden_layers for _, encoder in self._pairs)
+        if reading.skip >= layers:
+            raise JobFailed(
+                "too_few_layers", f"clip_skip should be at most {layers - 1} with this checkpoint"
+            )
         zero = negative is None and self._zero_absent
         sides = [reading.texts(text, steps) for text in (prompt, negative or "")]
         read = sides[:1] if zero else sides
@@ -136,7 +142,7 @@ class PromptEncoder:
                     for window, place, embedding, n in windows.embedded
                     if first <= window < first + AT_A_TIME
                 ]
-                vectors, whole = encoder(ids, tokenizer.end, given)
+                vectors, whole = encoder(ids, tokenizer.end, given, reading.skip)
                 if not hidden:
                     pooled = whole  # the second encoder's; the first has none
                 hidden.append(vectors)
