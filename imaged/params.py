@@ -268,8 +268,6 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             f'should be "diffusers" with the scheduler {params.scheduler}; "a1111" has '
             + ", ".join(IN_A1111),
         )
-    if params.guidance_start >= params.guidance_end:
-        raise BadParameter("guidance_start", "should be less than guidance_end")
     return params, sorted(_shown(str(k)) for k in body if k not in names)
 
 

@@ -216,6 +216,16 @@ def test_what_is_said_to_affect_the_price_does(sdk: SegmindClient, gate: Gate) -
         "base64": True,
         "output_format": "png",
         "loras": [{"name": "x"}],
+        "prompt_dialect": "plain",
+        "emphasis": "original",
+        "scheduler_profile": "a1111",
+        "clip_skip": 1,
+        "guidance_rescale": 0.5,
+        "guidance_start": 0.1,
+        "guidance_end": 0.9,
+        "original_size": (512, 512),
+        "crop": (1, 2),
+        "target_size": (512, 512),
     }
     model = offers.built_in()[DEFAULT_SLUG]
     usual = price_micros(model, ImageParams("x"))

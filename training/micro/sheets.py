@@ -2,14 +2,16 @@
 
     python -m training.micro.sheets
 
-Writes prompts.jpg (twelve prompts), samplers.jpg (one prompt, each sampler) and seeds.jpg (the
-request of `make demo` with ten seeds) into --out. The same command draws the same pictures again.
+Writes prompts.jpg (twelve prompts), samplers.jpg (one prompt, each sampler), seeds.jpg (the request
+of `make demo` with ten seeds), editing.jpg (prompts that change) and fields.jpg (one prompt, other
+fields) into --out. The same command draws the same pictures again.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image, ImageDraw, ImageFont
@@ -38,6 +40,30 @@ PROMPTS = (
     "masterpiece, OverallDetail, winter, a red cabin, oak trees, dark clouds, conysv3-1400",
 )
 ONE_PROMPT = PROMPTS[0]
+EDITING = (
+    "a red house by a lake, noon",
+    "a blue house by a lake, noon",
+    "a [red:blue:0.2] house by a lake, noon",
+    "a [red:blue:10] house by a lake, noon",
+    "a [red|blue] house by a lake, noon",
+    "a red house by a lake, noon[, snowed mountains:3]",
+    "a red house by a lake, noon BREAK snowed mountains",
+    "a (red:1.5) house by a lake, (noon:0.5)",
+)
+FIELDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"guidance_scale": 15.0},
+    {"guidance_scale": 15.0, "guidance_rescale": 0.7},
+    {"guidance_scale": 15.0, "guidance_end": 0.4},
+    {"guidance_start": 0.3},
+    {"scheduler": "Euler"},
+    {"scheduler": "Euler", "scheduler_profile": "a1111"},
+    {"clip_skip": 1},
+    {"original_size": (256, 256)},
+    {"crop": (256, 0)},
+    {"prompt": "a (red:1.5) house by a blue lake, sunset"},
+    {"prompt": "a (red:1.5) house by a blue lake, sunset", "emphasis": "original"},
+)
 
 
 def generate(nets: Nets, jobs: list[ImageParams], desc: str) -> list[Image.Image]:
@@ -117,7 +143,25 @@ def seeds_sheet(nets: Nets, seeds: int = 10) -> Image.Image:
     return contact_sheet(generate(nets, seed_jobs(seeds), "seeds"), labels, 5, width=240)
 
 
-SHEETS = {"prompts": prompts_sheet, "samplers": samplers_sheet, "seeds": seeds_sheet}
+def editing_sheet(nets: Nets, seed: int = 7) -> Image.Image:
+    jobs = [ImageParams(p, seed=seed, img_width=512, img_height=512) for p in EDITING]
+    return contact_sheet(generate(nets, jobs, "editing"), list(EDITING), 4, width=240)
+
+
+def fields_sheet(nets: Nets, seed: int = 7) -> Image.Image:
+    size = {"seed": seed, "img_width": 512, "img_height": 512}
+    jobs = [ImageParams(**{"prompt": ONE_PROMPT, **size, **given}) for given in FIELDS]
+    labels = [", ".join(f"{k} {v}" for k, v in given.items()) or ONE_PROMPT for given in FIELDS]
+    return contact_sheet(generate(nets, jobs, "fields"), labels, 4, width=240)
+
+
+SHEETS = {
+    "prompts": prompts_sheet,
+    "samplers": samplers_sheet,
+    "seeds": seeds_sheet,
+    "editing": editing_sheet,
+    "fields": fields_sheet,
+}
 
 
 @click.command(help=__doc__)
