@@ -12,6 +12,18 @@ from imaged.params import ImageParams
 
 #: Our sampler -> the name under which A1111 has the same one.
 A1111_NAMES = {"DPM Multi": "DPM++ 2M", "PNDM": "PLMS"}
+UNUSUAL = {
+    "clip_skip": "Clip skip",
+    "emphasis": "Emphasis",
+    "guidance_rescale": "Guidance rescale",
+    "guidance_start": "Guidance start",
+    "guidance_end": "Guidance end",
+    "original_size": "Original size",
+    "crop": "Crop",
+    "target_size": "Target size",
+    "scheduler_profile": "Scheduler profile",
+    "prompt_dialect": "Prompt dialect",
+}
 NEGATIVE = "Negative prompt:"
 
 
@@ -27,6 +39,7 @@ def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
         "CFG scale": f"{params.guidance_scale:g}",
         "Seed": str(seed),
         "Size": f"{params.img_width}x{params.img_height}",
+        **_unusual(params),
         "Model": _quoted(checkpoint),
         "Version": "imaged",
     }
@@ -36,6 +49,21 @@ def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
         lines.append(f"{NEGATIVE} {_lines(params.negative_prompt)}")
     lines.append(", ".join(f"{name}: {value}" for name, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _unusual(params: ImageParams) -> dict[str, str]:
+    """What is not as it is by default; in A1111's words where it has them."""
+    usual, given = ImageParams("").as_dict(), params.as_dict()
+    found = {}
+    for name, label in UNUSUAL.items():
+        value = given[name]
+        if value == usual[name]:
+            continue
+        if name == "clip_skip":
+            value += 2  # A1111 counts from the last layer, ours from the last but one
+        pair = isinstance(value, tuple)
+        found[label] = f"{value[0]}x{value[1]}" if pair else str(value).capitalize()
+    return found
 
 
 def _lines(text: str) -> str:

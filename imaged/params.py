@@ -21,7 +21,7 @@ from imaged.schedulers import ALIASES, IN_A1111, SCHEDULERS, key, unet_calls
 
 MAX_PROMPT = 20_000
 LONGEST_NAME = 100
-MOST_TEXTS, MOST_SAID = 64, 100_000  # different texts of a prompt that changes, and characters
+MOST_TEXTS, MOST_SAID = 32, 100_000  # different texts of a prompt that changes, and characters
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,14 @@ class ImageParams:
         return Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
 
     def said(self) -> list[str]:
-        """The prompt as it stands, and all that it says to the text encoders at any step.
+        """The prompt as it stands, and all that it says to the text encoders: at any step, and over
+        all of them; with its pieces joined, and apart, as they are where their weights differ.
 
         Takes time: use a thread. Raises BadParameter for a prompt, or a negative one, that changes
         too often.
         """
-        found = {}
-        for name in ("negative_prompt", "prompt"):
+        found = [self.prompt]
+        for name in ("prompt", "negative_prompt"):
             drawn = without_loras(getattr(self, name) or "")
             texts = dict.fromkeys(self.reading.texts(drawn, self.num_inference_steps))
             if len(texts) > 1 and (len(texts) > MOST_TEXTS or sum(map(len, texts)) > MOST_SAID):
@@ -227,8 +228,10 @@ class ImageParams:
                     f"should say at most {MOST_TEXTS} different things over its steps, of "
                     f"{MOST_SAID} characters in all",
                 )
-            found = {self.prompt: None, drawn: None, **{self.reading.plain(t): None for t in texts}}
-        return list(found)
+            if name == "prompt" or self.guidance_scale < 1:  # then the picture is of the negative
+                read = [self.reading.plain(t, between) for t in texts for between in ("", " ")]
+                found += [drawn, *read, *([" then ".join(read)] if len(texts) > 1 else [])]
+        return list(dict.fromkeys(found))
 
     @property
     def unet_calls(self) -> int:
@@ -261,7 +264,11 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             raise BadParameter(knob.name, f"is mandatory and should be {knob.allowed}")
         else:
             values[knob.name] = knob.default
+    if "scheduler_profile" not in given and values["scheduler"] not in IN_A1111:
+        values["scheduler_profile"] = "diffusers"  # whatever the default is
     params = ImageParams(**values)
+    if params.guidance_start > params.guidance_end:
+        raise BadParameter("guidance_start", "should not be more than guidance_end")
     if params.scheduler_profile == "a1111" and params.scheduler not in IN_A1111:
         raise BadParameter(
             "scheduler_profile",

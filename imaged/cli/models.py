@@ -120,6 +120,7 @@ def models_add(
     It is loaded once now, to see that it can be, and its SHA-256 is kept: if the files are others
     later, the model is not served. Ranges, defaults and a sample request are for a models.toml.
     """
+    from imaged.store import loads
     from imaged.store import models as table
 
     paths = {"checkpoint": checkpoint, "vae": vae}
@@ -128,6 +129,7 @@ def models_add(
     entry = _checked(slug, {**offers.shipped(slug), **given})
     with store(data) as (_, db), db.write() as connection:
         model = table.add(connection, slug, entry, time.time())
+        loads.forget(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 

@@ -278,8 +278,9 @@ class Engine:
         }
         self._used_s[key] = max(self._used_s.get(key, 0.0), least)
         runs = [Run(job_id, plan, texts, loras, key, now) for plan in plans]
+        kept: dict[int, torch.Tensor] = {}
         for run in runs:
-            run.start(self.unet)
+            run.start(self.unet, kept)
         return runs
 
     # -- from latents to pictures ---------------------------------------------------------------

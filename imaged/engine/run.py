@@ -35,8 +35,11 @@ class Run:
     history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
 
-    def start(self, unet: Unet) -> None:
-        """From the beginning: seed, first noise, and what of the UNet's inputs stays the same."""
+    def start(self, unet: Unet, kept: dict[int, torch.Tensor] | None = None) -> None:
+        """From the beginning: seed, first noise, and what of the UNet's inputs stays the same.
+
+        `kept`: what the UNet keeps of the job's texts, by their ids; other pictures have made it.
+        """
         table = self.plan.table
         self.call = self.drawn = 0
         self.squeezed = False
@@ -44,8 +47,10 @@ class Run:
         by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
         times = [self._times_of(unet, side) for side in by_call]
         self._times = torch.stack(times, dim=1)  # (N, texts, E)
-        texts = {id(text): unet.text(text) for side in by_call for text in side}
-        self._kept = [[texts[id(text)] for text in side] for side in by_call]
+        kept = {} if kept is None else kept
+        for key, text in {id(text): text for side in by_call for text in side}.items():
+            kept[key] = unet.text(text) if key not in kept else kept[key]
+        self._kept = [[kept[id(text)] for text in side] for side in by_call]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
         self._draw(0)

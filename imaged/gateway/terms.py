@@ -19,6 +19,16 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
 
+#: Fields that are always part of a fingerprint. Others came later, and where they say nothing a
+#: request is what it was before there were any.
+FIRST = frozenset(
+    {
+        *("prompt", "negative_prompt", "samples", "scheduler", "num_inference_steps", "seed"),
+        *("guidance_scale", "img_width", "img_height", "base64", "output_format"),
+    }
+)
+
+
 def read_terms(headers: Headers) -> Terms:
     """Both headers, each optional; raises BadParameter, which names the header."""
     return Terms(
@@ -32,7 +42,8 @@ def fingerprint(secret: bytes, slug: str, params: ImageParams) -> str:
 
     `params` are those that were sent: a seed of -1 is part of the request, the drawn one is not.
     """
-    asked = {name: value for name, value in params.as_dict().items() if value != ()}
+    usual = ImageParams("").as_dict()
+    asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != usual[n]}
     text = json.dumps([slug, asked], sort_keys=True)
     return hmac.new(secret, b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
 

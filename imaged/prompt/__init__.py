@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imaged.prompt import editing
-from imaged.prompt.emphasis import Span, parse, plain
+from imaged.prompt.emphasis import BREAK, Span, parse
 
 DIALECTS = ("a1111", "plain")
 EMPHASES = ("no norm", "original", "none")
@@ -30,9 +30,10 @@ class Reading:
         """One step's text in pieces with their weights."""
         return [(text, 1.0)] if self.dialect == "plain" else parse(text)
 
-    def plain(self, text: str) -> str:
+    def plain(self, text: str, between: str = "") -> str:
         """One step's text as the text encoders read it, without weights."""
-        return text if self.dialect == "plain" else plain(text)
+        words = (" " if piece == BREAK else piece for piece, _ in self.spans(text))
+        return between.join(words)
 
 
 A1111 = Reading()

@@ -49,11 +49,6 @@ def parse(prompt: str) -> list[Span]:
     return _join(pieces)
 
 
-def plain(prompt: str) -> str:
-    """What the encoders read, without brackets and weights."""
-    return "".join(" " if text == BREAK else text for text, _ in parse(prompt))
-
-
 def _events(prompt: str) -> tuple[list[str | int], list[tuple[str, float]]]:
     """Texts, and brackets by their number: n where it opens and ~n where it closes; and of each
     bracket its kind and what it multiplies by.

@@ -29,9 +29,10 @@ def end(connection: sa.Connection, worker_id: str) -> None:
     connection.execute(loads.delete().where(loads.c.worker_id == worker_id))
 
 
-def forget(connection: sa.Connection) -> None:
-    """Somebody starts workers anew: what others died of is tried again."""
-    connection.execute(loads.delete().where(_dead()))
+def forget(connection: sa.Connection, weights: Weights | None = None) -> None:
+    """What workers died of is tried again: these weights, or all."""
+    chosen = sa.true() if weights is None else loads.c.weights == str(weights)
+    connection.execute(loads.delete().where(chosen))
 
 
 def deadly(connection: sa.Connection, now: float) -> set[str]:

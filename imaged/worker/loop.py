@@ -87,11 +87,11 @@ class Worker:
 
     def hold(self, model: Model) -> None:
         """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
-        self._offered = {model.slug: model}
         with self.db.read() as connection:
+            self._offered = models.catalogue(connection)
             self._shun(loads.deadly(connection, time.time()))
         self.residence.ask(model.weights)
-        self.pulse.models = {model.slug: "STARTING"}
+        self.pulse.models = self._states()
         while self.residence.state(model.weights) == "STARTING":
             self.residence.arrive(wait_s=0.1)
         if refusal := self.residence.refusal(model.weights):
@@ -174,7 +174,9 @@ class Worker:
         if state in (*HERE, "STARTING"):
             return False
         if state == "UNAVAILABLE":
-            return other == "UNAVAILABLE"
+            refused = self.residence.refusal(self._offered[waiting.model].weights)
+            late = waiting.since < now - self.settings.patience_s
+            return other == "UNAVAILABLE" or (refused is None and late)
         return other not in HERE or waiting.since < now - DEFER_S
 
     def _shun(self, deadly: Collection[str]) -> None:
@@ -190,6 +192,9 @@ class Worker:
         since = min((w.since for w in wanted), default=now)
         late = max(since, self.residence.changed_at) < now - self.settings.patience_s
         return late and not self.residence.loading
+
+    def _states(self) -> dict[str, str]:
+        return {slug: self._state(slug) for slug in self._offered}
 
     def _state(self, slug: str) -> str:
         return self.residence.state(self._offered[slug].weights)
@@ -276,7 +281,7 @@ class Worker:
                 engine.cancel(job_id)
 
     def _progress(self) -> dict[str, Held]:
-        self.pulse.models = {s: self.residence.state(m.weights) for s, m in self._offered.items()}
+        self.pulse.models = self._states()
         made = {id: p for engine in self.residence for id, p in engine.progress().items()}
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
 

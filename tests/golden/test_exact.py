@@ -38,7 +38,7 @@ PROMPTS = (
 
 def pool(count: int, side: int = 128) -> list[ImageParams]:
     """The jobs that crowds are made of; each is run alone once."""
-    rng = random.Random(1)
+    rng, other = random.Random(1), random.Random(3)
     return [
         ImageParams(
             rng.choice(PROMPTS),
@@ -47,8 +47,8 @@ def pool(count: int, side: int = 128) -> list[ImageParams]:
             scheduler=SCHEDULERS[n % len(SCHEDULERS)],
             num_inference_steps=rng.randint(2, 3),
             guidance_scale=rng.choice((1.0, 4.5, 7.0)),
-            guidance_end=rng.choice((1.0, 1.0, 0.5)),
-            guidance_rescale=rng.choice((0.0, 0.0, 0.7)),
+            guidance_end=other.choice((1.0, 1.0, 0.5)),
+            guidance_rescale=other.choice((0.0, 0.0, 0.7)),
             seed=rng.randrange(1000),
             img_width=rng.choice((side, side, side, side + 64)),
             img_height=side,
@@ -171,9 +171,9 @@ def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     one, start = torch.Generator("cpu"), Run.start
 
-    def started(run: Run, unet: Any) -> None:
+    def started(run: Run, *given: Any) -> None:
         run.generator = one
-        start(run, unet)
+        start(run, *given)
 
     monkeypatch.setattr(Run, "start", started)
 

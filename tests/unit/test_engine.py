@@ -670,7 +670,7 @@ def test_texts_of_a_prompt_that_changes(nets: Any) -> None:
     alone = encoder.pair("dog " * 80, "x")
     assert torch.equal(positive[3].context, alone[0].context)
     assert torch.equal(other[0].context, alone[1].context)
-    with pytest.raises(JobFailed, match="over the steps should be at most 19200 tokens"):
+    with pytest.raises(JobFailed, match="over the steps should be at most 4800 tokens"):
         encoder.by_step("[a|b|c|d|e|f|g|h]" + "cat " * 4000, None, 20)
 
 

@@ -145,3 +145,21 @@ def test_a_png_carries_it_and_its_pixels() -> None:
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.tobytes()) == ("PNG", picture.rgb)
         assert read_back(str(image.info["parameters"]))["Prompt"] == "снег\nи лёд"
+
+
+def test_what_is_unusual_is_said_and_nothing_else() -> None:
+    plain = infotext(ImageParams("x", seed=1), 1, "micro")
+    assert "Clip skip" not in plain and "Scheduler profile" not in plain
+    given = ImageParams(
+        "x",
+        clip_skip=1,
+        emphasis="original",
+        guidance_end=0.5,
+        crop=(64, 0),
+        prompt_dialect="plain",
+    )
+    said = infotext(given, 1, "micro").splitlines()[-1].split(", ")
+    assert {
+        *("Clip skip: 3", "Emphasis: Original", "Guidance end: 0.5", "Crop: 64x0"),
+        "Prompt dialect: Plain",
+    } <= set(said)

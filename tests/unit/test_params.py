@@ -1,6 +1,7 @@
 """Every parameter: its default, its bounds, and an answer for everything wrong."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,3 +159,15 @@ def test_what_is_near_to_none_is_answered_with_the_list(written: Any) -> None:
     with pytest.raises(BadParameter) as caught:
         read_params({"prompt": "x", "scheduler": written})
     assert caught.value.detail.endswith('"UniPC"')
+
+
+def test_a_profile_by_default_is_for_the_schedulers_that_it_has() -> None:
+    knobs = [replace(k, default="a1111") if k.name == "scheduler_profile" else k for k in KNOBS]
+    for scheduler, profile in (("Euler", "a1111"), ("PNDM", "diffusers")):
+        params, _ = read_params({"prompt": "x", "scheduler": scheduler}, knobs)
+        assert params.scheduler_profile == profile
+
+
+def test_guidance_cannot_end_before_it_starts() -> None:
+    with pytest.raises(BadParameter, match="guidance_start should not be more than guidance_end"):
+        read_params({"prompt": "x", "guidance_start": 0.8, "guidance_end": 0.2})

@@ -15,7 +15,7 @@ from imaged.catalogue import DEFAULT_SLUG, MICRO, Model, Weights
 from imaged.engine.load import load, size
 from imaged.jobs import State
 from imaged.store import demand, queue
-from imaged.worker import loop
+from imaged.worker import loop, residence
 from tests.unit.test_worker import SMALL as OF_TWENTY_STEPS
 from tests.unit.test_worker import Bench, working
 
@@ -198,6 +198,20 @@ def test_a_job_whose_checkpoint_is_refused_here_is_left_to_others(tmp_path: Path
         bench.wait(lambda: bench.job(job).state is State.FAILED)
         assert bench.job(job).reason == "model_unavailable"
         assert bench.kinds(job) == ["reserve", "release"]
+
+
+def test_a_checkpoint_that_was_mended_is_tried_again_though_another_may_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residence, "AGAIN_S", 0.5)
+    bad = exchanged(tmp_path)
+    with working(tmp_path, bad, patience_s=0.5) as bench:
+        elsewhere(bench, "bad", "UNLOADED")
+        job = bench.put(SMALL, model="bad")
+        bench.wait(lambda: states(bench).get("bad") == "UNAVAILABLE")
+        config = bad.checkpoint / "unet" / "config.json"
+        config.write_text(config.read_text()[:-1])  # as it was added
+        bench.wait(lambda: done(bench, job))
 
 
 def test_a_job_whose_checkpoint_is_coming_can_be_cancelled(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,12 @@ def test_mutant_that_keeps_the_prompt_is_seen(
         "a naked [ch:dog:9]ild",
         "a naked [dog|ch]ild",
         "a [dog|naked] [child|cat|cat]",  # together in no step before the fourth
+        "[(n)(aked)|dog] [dog|(ch)(ild)]",  # in none at all
+        "[(n)(aked) woman:(ch)(ild):0.5]",
+        r"a (nak\ed)xy (ch\ild)zz",  # two pieces with weights of their own are two words
+        "[(n)(aked)|dog] [dog|(ch)(ild)]",  # in none at all
+        "[(n)(aked) woman:(ch)(ild):0.5]",
+        r"a (nak\ed)xy (ch\ild)zz",  # two pieces with weights of their own are two words
     ],
 )
 def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
@@ -302,3 +309,10 @@ def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
         writer.close()
     with db.read() as c:
         assert queue.read(c, [admitted.job_id])[admitted.job_id].state is State.FAILED
+
+
+def test_a_negative_prompt_that_is_drawn_is_judged() -> None:
+    """Below guidance 1 it is part of the picture, at 0 all of it."""
+    asked = ImageParams("x", negative_prompt="a naked (ch)(ild)", guidance_scale=0.5)
+    assert any(map(Rules().judge, asked.said()))
+    assert not any(map(Rules().judge, replace(asked, guidance_scale=1.0).said()))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -202,3 +206,24 @@ def test_keys_and_ledger_agree_after_all(db: Database) -> None:
         assert [row.reserved_micros for row in keys.rows(c)] == [10]
         assert ledger.free(c, key_id) == 990
         assert c.execute(sa.select(sa.func.count()).select_from(jobs)).scalar_one() == 1
+
+
+def test_a_request_keeps_its_fingerprint_when_there_are_new_fields() -> None:
+    """As it was kept before there was any of them: a repeat across an upgrade is a repeat."""
+    first: dict[str, Any] = {
+        "prompt": "a red house",
+        "negative_prompt": None,
+        "samples": 1,
+        "seed": 7,
+        "scheduler": "Euler",
+        "num_inference_steps": 25,
+        "guidance_scale": 7.0,
+        "img_width": 1024,
+        "img_height": 1024,
+        "base64": False,
+        "output_format": "jpeg",
+    }
+    text = json.dumps(["m", first], sort_keys=True)
+    kept = hmac.new(b"s", b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
+    assert fingerprint(b"s", "m", ImageParams(**first)) == kept
+    assert fingerprint(b"s", "m", ImageParams(**first, clip_skip=1)) != kept

@@ -17,7 +17,7 @@ from imaged.prompt import A1111, Reading
 
 CACHED_PROMPTS = 256
 MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
-MOST_OVER_STEPS = 256  # of all that a prompt says over the steps
+MOST_OVER_STEPS = 64  # of all that a prompt says over the steps
 AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 
 
@@ -68,7 +68,7 @@ class PromptEncoder:
         `loras`: what is in use, which changes what the encoders make of a text.
 
         An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
-        Raises JobFailed for texts of more than 64 windows, or of more than 256 over the steps, and
+        Raises JobFailed for texts of more than 64 windows, or of more than 64 over the steps, and
         for text encoders that have too few layers to skip as many.
         """
         self.embeddings.refresh()
@@ -160,5 +160,6 @@ def _emphasise(hidden: torch.Tensor, windows: Windows, emphasis: str) -> torch.T
     weights = torch.tensor(windows.weights, device=hidden.device, dtype=hidden.dtype)
     weighted = hidden * weights[..., None]
     if emphasis == "original":
-        weighted *= (hidden.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None]
+        before, after = (x.float().mean((1, 2)) for x in (hidden, weighted))
+        weighted *= torch.nan_to_num(before / after, 1.0, 1.0, 1.0)[:, None, None].to(hidden.dtype)
     return weighted
