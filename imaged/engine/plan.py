@@ -28,7 +28,7 @@ class Plan:
     prediction: str = "epsilon"
     steps: tuple[int, ...] = ()  # (N,) the step that each UNet call belongs to
     interval: tuple[float, float] = (0.0, 1.0)  # of the steps, in which guidance works
-    rescale: float = 0.0  # see denoise.guided
+    rescale: float = 0.0  # of what guidance adds, see denoise.py
     sizes: tuple[tuple[int, int] | None, ...] = (None, None, None)  # original, crop and target
 
     @property
