@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imaged.engine.schedule import Training
+from imaged.schedule import Training
 from imaged.schedulers import IN_A1111
 
 GOLDEN = Path(__file__).parent / "golden" / "k_diffusion.npz"
@@ -69,7 +69,9 @@ def trace(sampling: Any, external: Any, name: str, steps: int) -> tuple[Any, Any
         drawn.append(1)
         return unit(2 * steps + len(drawn))
 
-    model = Traced(None, Training.of(SDXL).alphas().double(), quantize=False)
+    model = Traced(
+        None, torch.tensor(Training.of(SDXL).alphas, dtype=torch.float64), quantize=False
+    )
     laid = steps + drop
     least, most = model.sigma_min.item(), model.sigma_max.item()
     sigmas = (

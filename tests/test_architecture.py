@@ -19,6 +19,7 @@ NOUNS = {
     "aliases",
     "infotext",
     "prompt",
+    "schedule",
     "schedulers",
     "__version__",
 }
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},
     "gateway": {"gateway", "store", *NOUNS},
     "worker": {"worker", "store", "engine", *NOUNS},
-    "engine": {"engine", "params", "errors", "catalogue", "prompt", "schedulers"},
+    "engine": {"engine", "params", "errors", "catalogue", "prompt", "schedule", "schedulers"},
     "store": {"store", *NOUNS},
     "client": {"client", "params", "errors", "schedulers"},
 }

@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from imaged.engine.schedule import Path, Vector
+from imaged.schedule import Path
+
+Vector = NDArray[np.float64]
 
 
 @dataclass
@@ -66,11 +70,15 @@ class Walk:
         x = alpha**0.5 * x
         return self.parts(x, self.model(x, time), alpha)
 
+    @cached_property
+    def sigmas(self) -> Vector:
+        """(N + 1,) falling to 0."""
+        return np.array(self.path.sigmas)
+
     @property
     def steps(self) -> Iterator[tuple[float, float, float]]:
         """Timestep, sigma, next sigma."""
-        sigmas = self.path.sigmas
-        return zip(self.path.timesteps, sigmas[:-1], sigmas[1:], strict=True)
+        return zip(self.path.timesteps, self.sigmas[:-1], self.sigmas[1:], strict=True)
 
 
 # -- in alphas -----------------------------------------------------------------------------------
@@ -86,10 +94,10 @@ def ddim(walk: Walk) -> Vector:
 
 def ddpm(walk: Walk) -> Vector:
     """Ho et al. 2020, equation 7: the mean and the smaller variance, of steps of any length."""
-    x, times, alphas = walk.start(), walk.path.timesteps, walk.path.alphas
+    x, times = walk.start(), walk.path.timesteps
     for i, time in enumerate(times):
         last = i == len(times) - 1
-        now, to = float(alphas[int(time)]), 1.0 if last else float(alphas[int(times[i + 1])])
+        now, to = walk.path.alpha(time), 1.0 if last else walk.path.alpha(times[i + 1])
         clean, _ = walk.parts(x, walk.model(x, time), now)
         beta = 1 - now / to
         mean = to**0.5 * beta * clean + (now / to) ** 0.5 * (1 - to) * x
@@ -182,7 +190,7 @@ def dpm2_ancestral(walk: Walk) -> Vector:
 
 def lms(walk: Walk) -> Vector:
     """Adams and Bashforth's method of order four over uneven sigmas."""
-    x, sigmas = walk.start(), walk.path.sigmas
+    x, sigmas = walk.start(), walk.sigmas
     slopes: list[Vector] = []  # newest first
     for i, (time, sigma, to) in enumerate(walk.steps):
         slopes = [walk.look(x, sigma, time)[1], *slopes[:3]]
@@ -224,7 +232,7 @@ def dpm_multistep(walk: Walk) -> Vector:
     x, cleans = walk.start(), list[Vector]()
     for i, (time, sigma, to) in enumerate(walk.steps):
         cleans.append(walk.look(x, sigma, time)[0])
-        x = _towards(_ahead(cleans, walk.path.sigmas, i), x, to / sigma)
+        x = _towards(_ahead(cleans, walk.sigmas, i), x, to / sigma)
     return x
 
 
@@ -234,14 +242,14 @@ def dpm_singlestep(walk: Walk) -> Vector:
     The last step is of order one, with an even number of steps the last two.
     """
     x, count = walk.start(), len(walk.path.timesteps)
-    lambdas = -np.log(walk.path.sigmas[:-1])
+    lambdas = -np.log(walk.sigmas[:-1])
     begin, first = x, x
     for i, (time, sigma, to) in enumerate(walk.steps):
         clean, _ = walk.look(x, sigma, time)
         if i % 2 == 1 and i < count - 1:
             share = (lambdas[i] - lambdas[i - 1]) / (lambdas[i + 1] - lambdas[i - 1])
             guess = first + (clean - first) / (2 * share)
-            x = _towards(guess, begin, to / walk.path.sigmas[i - 1])
+            x = _towards(guess, begin, to / walk.sigmas[i - 1])
         else:
             begin, first = x, clean
             x = _towards(clean, x, to / sigma)
@@ -250,7 +258,7 @@ def dpm_singlestep(walk: Walk) -> Vector:
 
 def unipc(walk: Walk) -> Vector:
     """Zhao et al. 2023, UniPC-2 with B_2: DPM-Solver++'s step, set right after each look."""
-    x, sigmas, cleans = walk.start(), walk.path.sigmas, list[Vector]()
+    x, sigmas, cleans = walk.start(), walk.sigmas, list[Vector]()
     begin = x
     for i, (time, sigma, to) in enumerate(walk.steps):
         cleans.append(walk.look(x, sigma, time)[0])

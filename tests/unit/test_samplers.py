@@ -242,7 +242,11 @@ def test_tables_are_numbers(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_alphas_are_the_reference_s(config: dict[str, Any]) -> None:
-    assert torch.equal(alphas(config), build_scheduler("DDIM", config).alphas_cumprod)
+    ours, theirs = alphas(config), build_scheduler("DDIM", config).alphas_cumprod
+    if config.get("rescale_betas_zero_snr"):  # its square roots are not always the nearest float
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+    else:
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -260,12 +264,17 @@ def test_more_steps_than_there_are_is_refused() -> None:
         make(SAMPLERS["DDIM"], 20, {"num_train_timesteps": 10})
 
 
+def _heun(**changed: Any) -> Sampler:
+    heun = SAMPLERS["Heun"]
+    return replace(heun, steps=replace(heun.steps, **changed))
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
         replace(SAMPLERS["Heun"], solve=solvers.euler),
-        replace(SAMPLERS["Heun"], absent={}),
-        replace(SAMPLERS["Heun"], ignores=()),
+        _heun(absent={}),
+        _heun(ignores=()),
     ],
     ids=["solver", "absent", "ignores"],
 )
