@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from imaged.engine.files import CONVERT, Header
+from imaged.checkpoint import read_json
 from imaged.engine.nets.net import Tensors
 from imaged.errors import CheckpointRefused
+from imaged.files import CONVERT, Header
 
 NETS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETS, "tokenizer", "tokenizer_2", "scheduler")
@@ -48,12 +48,6 @@ def read_part(folder: Path) -> Part:
         header.refuse_odd_types(key for key in header.shapes if not key.endswith("position_ids"))
         tensors |= load_file(file)
     return read_json(folder / "config.json"), tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text("utf-8"))
-    assert isinstance(content, dict)
-    return content
 
 
 def folder_files(folder: Path) -> Iterator[Path]:

@@ -24,15 +24,17 @@ import torch
 from safetensors import SafetensorError
 
 from imaged.catalogue import MICRO, Weights
-from imaged.engine.files import Header, digest
-from imaged.engine.folder import TABLES, Part, folder_files, read_folder, read_json, read_part
+from imaged.checkpoint import read_json, scheduler_config
+from imaged.checkpoint import tokenizers as read_tokenizers
+from imaged.engine.folder import TABLES, Part, folder_files, read_folder, read_part
 from imaged.engine.memory import is_full
 from imaged.engine.nets.text import ProjectingTextEncoder, TextConfig, TextEncoder
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.nets.vae import VAE, VAEConfig
-from imaged.engine.prompt.tokenizer import Tokenizer
-from imaged.engine.single_file import Noise, read_single_file, read_vae, terms
+from imaged.engine.single_file import read_single_file, read_vae
 from imaged.errors import CheckpointRefused
+from imaged.files import Header, digest
+from imaged.prompt.tokenizer import Tokenizer
 
 # What the libraries raise on files that are damaged or are something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
@@ -167,20 +169,19 @@ def _files(weights: Weights) -> dict[str, Path]:
 
 def _load(weights: Weights, device: torch.device, show: bool) -> Nets:
     checkpoint = weights.checkpoint
-    folder, index, said = MICRO, {}, Noise()
+    index: dict[str, Any] = {}
     vae = _vae(weights.vae)
     if checkpoint.is_dir():
         parts = read_folder(checkpoint, {"vae": vae} if vae else {})
-        folder, index = checkpoint, read_json(checkpoint / "model_index.json")
+        index = read_json(checkpoint / "model_index.json")
     else:
-        parts, said = read_single_file(checkpoint, vae)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | said
+        parts = read_single_file(checkpoint, vae)
     return assemble(
         parts,
-        tokenizers=folder,
+        tokenizers=checkpoint,
         device=device,
         dtype=DTYPES[weights.dtype] if weights.dtype else best_dtype(device),
-        scheduler_config=scheduler | _told(weights, scheduler),
+        scheduler_config=scheduler_config(weights),
         force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
         show=show,
     )
@@ -207,16 +208,6 @@ def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _told(weights: Weights, config: Mapping[str, Any]) -> Noise:
-    """What the operator says of the noise, over what the files say."""
-    if not weights.prediction and weights.zero_snr is None:
-        return {}
-    prediction = weights.prediction or config.get("prediction_type", "epsilon")
-    zero = config.get("rescale_betas_zero_snr", False)
-    told = terms(prediction, zero if weights.zero_snr is None else weights.zero_snr)
-    return {"rescale_betas_zero_snr": False} | told
-
-
 def assemble(
     parts: Mapping[str, Part],
     *,
@@ -227,7 +218,7 @@ def assemble(
     force_zeros: bool = True,
     show: bool = False,
 ) -> Nets:
-    """Nets of the four parts' configs and weights; `tokenizers` is a folder with both of them.
+    """Nets of the four parts' configs and weights; `tokenizers`: of which checkpoint.
 
     UNet and VAE have their channels last, as the convolutions of either want them.
     """
@@ -241,6 +232,7 @@ def assemble(
         part: {k.removeprefix("text_model."): v for k, v in parts[part][1].items()} for part in NETS
     }
     size = sum(v.nbytes for part in tensors.values() for v in part.values())
+    first, second = read_tokenizers(tokenizers)
     nets = {}
     with _bar(size, show) as done:
         for part, (_, cls) in NETS.items():
@@ -251,8 +243,8 @@ def assemble(
         nets[part].to(memory_format=torch.channels_last)
     return Nets(
         **nets,
-        tokenizer=Tokenizer(tokenizers / "tokenizer"),
-        tokenizer_2=Tokenizer(tokenizers / "tokenizer_2"),
+        tokenizer=first,
+        tokenizer_2=second,
         scheduler_config=scheduler,
         force_zeros_for_empty_prompt=force_zeros,
     )

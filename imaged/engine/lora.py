@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from imaged.engine.files import Header
 from imaged.engine.nets.layers import Layer, LowRank
 from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
+from imaged.files import Header
 from imaged.params import Lora
 
 KEPT = 4  # sets of LoRAs on the device

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from imaged.engine.files import Header
 from imaged.errors import CheckpointRefused
+from imaged.files import Header
 
 Tensors = Mapping[str, torch.Tensor]
 Net = tuple[Mapping[str, Any], Tensors]  # as config.json and *.safetensors hold it
-Noise = dict[str, Any]  # a part of a scheduler's config
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = (
@@ -85,9 +84,9 @@ OPEN_CLIP_LAYER = {
 }
 
 
-def read_single_file(path: Path, vae: Net | None = None) -> tuple[dict[str, Net], Noise]:
-    """Config and tensors of unet, vae (without its encoder), text_encoder and text_encoder_2, and
-    what the file says of its noise. `vae` is taken in place of the file's own.
+def read_single_file(path: Path, vae: Net | None = None) -> dict[str, Net]:
+    """Config and tensors of unet, vae (without its encoder), text_encoder and text_encoder_2.
+    `vae` is taken in place of the file's own.
 
     Raises CheckpointRefused. Whether the tensors are all of a net's is for its loading to tell.
     """
@@ -104,7 +103,7 @@ def read_single_file(path: Path, vae: Net | None = None) -> tuple[dict[str, Net]
         pooled = parts["text_encoder_2"]["text_projection"].shape[1]
         nets = {"unet": _unet(parts.pop("unet"), pooled)}
         nets |= {name: readers[name](tensors) for name, tensors in parts.items()}
-    return nets | ({"vae": vae} if vae else {}), noise(header)
+    return nets | ({"vae": vae} if vae else {})
 
 
 def read_vae(path: Path) -> Net:
@@ -120,34 +119,6 @@ def read_vae(path: Path) -> Net:
         if any(key.startswith("decoder.up_blocks.") for key in tensors):
             return _vae_config(tensors), tensors
         return _vae(tensors)
-
-
-def noise(header: Header) -> Noise:
-    """What a file says of the noise that it was trained with, in words of scheduler configs.
-
-    Marks that trainers leave: tensors without content, or remarks.
-    """
-    said = header.metadata
-    prediction = said.get("modelspec.prediction_type", "").lower()
-    v = prediction in ("v", "v_prediction", "v-prediction")
-    if prediction and not v and prediction not in ("epsilon", "eps"):
-        raise CheckpointRefused(f"{header.path.name} predicts {prediction}, which is not served")
-    v = v or "v_pred" in header.shapes or _says(said, "ss_v_parameterization")
-    zero = "ztsnr" in header.shapes or _says(said, "ss_zero_terminal_snr")
-    return terms("v_prediction" if v else "epsilon", zero)
-
-
-def terms(prediction: str, zero_snr: bool) -> Noise:
-    """Scheduler config of a kind of training.
-
-    Where training ended in noise alone, sampling has to begin there (Lin et al. 2024, 3.3).
-    """
-    spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return {"prediction_type": prediction} | (spacing if zero_snr else {})
-
-
-def _says(metadata: Mapping[str, str], name: str) -> bool:
-    return metadata.get(name, "").lower() == "true"
 
 
 @contextmanager

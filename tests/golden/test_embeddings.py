@@ -12,11 +12,11 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from imaged.catalogue import MICRO
-from imaged.engine.prompt.embeddings import Embeddings, read_embedding
 from imaged.engine.prompt.encode import PromptEncoder
-from imaged.engine.prompt.tokens import read_windows
 from imaged.errors import CheckpointRefused
+from imaged.prompt.embeddings import Embeddings, read_embedding
 from imaged.prompt.emphasis import parse
+from imaged.prompt.windows import read_windows
 
 COUNTS = {"onestyle": 1, "mystyle": 3, "my-style-v1.2": 2}
 TOLERANCE = 1e-5

@@ -17,18 +17,18 @@ from transformers import CLIPTextConfig
 
 from bench import original_layout
 from bench.models import Shape, Text
-from imaged.engine.files import Header
+from imaged.checkpoint import noise, scheduler_config
 from imaged.engine.single_file import (
     CLIP,
     OPEN_CLIP,
     UNET,
     VAE,
     Net,
-    noise,
     read_single_file,
     read_vae,
 )
 from imaged.errors import CheckpointRefused
+from imaged.files import Header
 
 Tensors = dict[str, torch.Tensor]
 DECODER = ("decoder.", "post_quant_conv.")
@@ -74,7 +74,7 @@ def file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def ours(file: Path) -> dict[str, Net]:
-    return read_single_file(file)[0]
+    return read_single_file(file)
 
 
 def same(one: Tensors, other: Tensors) -> None:
@@ -168,7 +168,7 @@ def test_what_else_files_carry_is_left_out(
         *("conditioner.embedders.0.transformer.text_projection.weight", "lora.up.weight"),
     )
     save_file({**tensors, **{key: one.clone() for key in extra}}, tmp_path / "x.safetensors")
-    for name, (config, found) in read_single_file(tmp_path / "x.safetensors")[0].items():
+    for name, (config, found) in read_single_file(tmp_path / "x.safetensors").items():
         assert config == ours[name][0]
         same(found, ours[name][1])
 
@@ -178,7 +178,7 @@ def test_what_is_strange_within_a_net_is_handed_on(file: Path, tmp_path: Path) -
     strange = (f"{UNET}input_blocks.4.2.x", f"{UNET}out.2.y", f"{VAE}decoder.up.1.attn.0.q.weight")
     added = {key: torch.zeros(1) for key in strange}
     save_file({**load_file(file), **added}, tmp_path / "x.safetensors")
-    nets, _ = read_single_file(tmp_path / "x.safetensors")
+    nets = read_single_file(tmp_path / "x.safetensors")
     assert {"input_blocks.4.2.x", "conv_out.y"} <= nets["unet"][1].keys()
     assert "decoder.up.1.attn.0.q.weight" in nets["vae"][1]
 
@@ -193,7 +193,7 @@ def test_projections_of_one_dimension_less_are_read(
         assert tensors[key].ndim == 4
         tensors[key] = tensors[key].flatten(1)
     save_file(tensors, tmp_path / "x.safetensors")
-    same(read_single_file(tmp_path / "x.safetensors")[0]["vae"][1], ours["vae"][1])
+    same(read_single_file(tmp_path / "x.safetensors")["vae"][1], ours["vae"][1])
 
 
 def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
@@ -205,6 +205,7 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
         save_file({k: v for k, v in kept.items() if v is not None}, path, metadata=metadata)
         with pytest.raises(CheckpointRefused, match=said):
             read_single_file(path)
+            scheduler_config(Weights(path))
 
     refused("predicts sample, which is not served", {"modelspec.prediction_type": "sample"})
     refused(r"is an EDM model", edm_mean=torch.zeros(4))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from imaged.engine.files import Header, digest
 from imaged.errors import CheckpointRefused
+from imaged.files import Header, digest
 
 WHOLE = save({"a.weight": torch.zeros(4, 3), "b": torch.ones(2, dtype=torch.half)}, {"x": "y"})
 

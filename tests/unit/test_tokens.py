@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaged.catalogue import MICRO
-from imaged.engine.prompt.tokenizer import Tokenizer
-from imaged.engine.prompt.tokens import read_windows
 from imaged.errors import CheckpointRefused
 from imaged.prompt.emphasis import parse
+from imaged.prompt.tokenizer import Tokenizer
+from imaged.prompt.windows import read_windows
 
 START, END = 49406, 49407
 FOLDERS = ("tokenizer", "tokenizer_2")

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from imaged.engine.prompt.tokenizer import Tokenizer
+from imaged.prompt.tokenizer import Tokenizer
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "imaged" / "checkpoints" / "micro"
 TEXT_WIDTH = 32

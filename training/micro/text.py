@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from imaged.engine.prompt.tokens import read_windows
 from imaged.prompt.emphasis import parse
+from imaged.prompt.windows import read_windows
 from training.micro.architecture import (
     EOS,
     POOLED_WIDTH,

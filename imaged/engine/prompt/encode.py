@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from imaged.engine.prompt.embeddings import Embeddings
-from imaged.engine.prompt.tokens import Windows, read_windows
+from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
 from imaged.prompt import A1111, Reading
+from imaged.prompt.embeddings import Embedding, Embeddings
+from imaged.prompt.windows import Windows, read_windows
 
 CACHED_PROMPTS = 256
 MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
@@ -43,7 +44,7 @@ class PromptEncoder:
             (nets.tokenizer_2, nets.text_encoder_2),
         )
         widths = [encoder.config.hidden_size for _, encoder in self._pairs]
-        self.embeddings = Embeddings(embeddings, (widths[0], widths[1]))
+        self.embeddings = Embeddings(embeddings, (widths[0], widths[1]), load_embedding)
         self._zero_absent = nets.force_zeros_for_empty_prompt
         self._kept: OrderedDict[tuple[str, int, Reading, Hashable], Encoded] = OrderedDict()
         self._zeros: dict[int, Encoded] = {}  # by windows: the UNet keeps what it made of a text
@@ -138,7 +139,7 @@ class PromptEncoder:
             for first in range(0, count, AT_A_TIME):
                 ids = torch.tensor(windows.ids[first : first + AT_A_TIME], device=encoder.device)
                 given = [
-                    (window - first, place, embedding.vectors[side][n])
+                    (window - first, place, _vector(embedding, side, n))
                     for window, place, embedding, n in windows.embedded
                     if first <= window < first + AT_A_TIME
                 ]
@@ -149,6 +150,11 @@ class PromptEncoder:
             contexts.append(_emphasise(torch.cat(hidden), windows, reading.emphasis))
         assert pooled is not None
         return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
+
+
+def _vector(embedding: Embedding, side: int, n: int) -> torch.Tensor:
+    assert isinstance(embedding, Vectors)
+    return embedding.sides[side][n]
 
 
 def _emphasise(hidden: torch.Tensor, windows: Windows, emphasis: str) -> torch.Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from imaged.engine.prompt.embeddings import Embedding, Embeddings
-from imaged.engine.prompt.tokenizer import Tokenizer
+from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.emphasis import BREAK, Span
+from imaged.prompt.tokenizer import Tokenizer
 
 WINDOW = 75
 LOOK_BACK = 20  # tokens from the end of a window, within which a comma ends it
