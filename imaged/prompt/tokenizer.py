@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from imaged.errors import CheckpointRefused
@@ -26,6 +26,8 @@ BYTES = 2 * 256  # entries that no merge makes: every byte, within a word and at
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of tokens beside the vocabulary's own
 #: A word of CLIP's: a special token, an English ending, letters, one digit or a run of the rest.
 WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+_BYTES = decoders.ByteLevel()
 
 
 class Tokenizer:
@@ -58,6 +60,16 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The text's ids, without start and end."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def text(self, id: int) -> str:
+        """A token as its vocabulary writes it, </w> where a word ends; where it is not text by
+        itself, how many bytes of a character it stands for.
+        """
+        token = str(self._backend.id_to_token(id))
+        bare = token.removesuffix(WORD_END)
+        read = str(_BYTES.decode([bare]))
+        shown = f"<{len(bare)} bytes>" if "\ufffd" in read else read
+        return shown + token[len(bare) :]
 
     def _known(self, text: str) -> int:
         found = self._backend.token_to_id(text)

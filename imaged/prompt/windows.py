@@ -11,12 +11,13 @@ from imaged.prompt.emphasis import BREAK, Span
 from imaged.prompt.tokenizer import Tokenizer
 
 WINDOW = 75
+MOST_WINDOWS = 64  # of one text: 4,800 tokens, about 20,000 characters of English
 LOOK_BACK = 20  # tokens from the end of a window, within which a comma ends it
 ANY = 0  # the id where a vector stands: any that does not end the text
 NONE = Embeddings(None, (0, 0))
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
     """One place of a window; `vector` is the number of it in the embedding."""
 
     id: int
@@ -42,30 +43,8 @@ class Windows:
 def read_windows(
     spans: Sequence[Span], tokenizer: Tokenizer, embeddings: Embeddings = NONE
 ) -> Windows:
-    """Tokenise each piece of a text and cut the whole into windows.
-
-    Every piece is tokenised on its own, so a word never joins across a change of weight. An
-    embedding is not cut: where it does not fit a new window begins. What would be cut in two goes
-    into the next window from its last comma on, if that is near. No text is one empty window.
-    """
-    bodies: list[list[_Token]] = [[]]
-    [comma] = tokenizer.ids(",")
-    for text, weight in spans:
-        if text == BREAK:
-            bodies.append([])
-            continue
-        for piece in embeddings.split(text):
-            if isinstance(piece, Embedding):
-                if len(bodies[-1]) + len(piece) > WINDOW:
-                    bodies.append([])
-                bodies[-1] += [_Token(ANY, weight, piece, n) for n in range(len(piece))]
-                continue
-            for token in tokenizer.ids(piece):
-                if len(bodies[-1]) == WINDOW:
-                    bodies.append([] if token == comma else _clause(bodies[-1], comma))
-                bodies[-1].append(_Token(token, weight))
-    if len(bodies) > 1 and not bodies[-1]:
-        bodies.pop()  # nothing follows the last break
+    """What `cut` makes of a text, as the text encoders take it."""
+    bodies = cut(spans, tokenizer, embeddings)
     start, end, pad = tokenizer.start, tokenizer.end, tokenizer.pad
     return Windows(
         tuple(_window([token.id for token in body], start, end, pad) for body in bodies),
@@ -79,7 +58,37 @@ def read_windows(
     )
 
 
-def _clause(body: list[_Token], comma: int) -> list[_Token]:
+def cut(
+    spans: Sequence[Span], tokenizer: Tokenizer, embeddings: Embeddings = NONE
+) -> list[list[Token]]:
+    """Tokenise each piece of a text and cut the whole into windows of at most 75.
+
+    Every piece is tokenised on its own, so a word never joins across a change of weight. An
+    embedding is not cut: where it does not fit a new window begins. What would be cut in two goes
+    into the next window from its last comma on, if that is near. No text is one empty window.
+    """
+    bodies: list[list[Token]] = [[]]
+    [comma] = tokenizer.ids(",")
+    for text, weight in spans:
+        if text == BREAK:
+            bodies.append([])
+            continue
+        for piece in embeddings.split(text):
+            if isinstance(piece, Embedding):
+                if len(bodies[-1]) + len(piece) > WINDOW:
+                    bodies.append([])
+                bodies[-1] += [Token(ANY, weight, piece, n) for n in range(len(piece))]
+                continue
+            for token in tokenizer.ids(piece):
+                if len(bodies[-1]) == WINDOW:
+                    bodies.append([] if token == comma else _clause(bodies[-1], comma))
+                bodies[-1].append(Token(token, weight))
+    if len(bodies) > 1 and not bodies[-1]:
+        bodies.pop()  # nothing follows the last break
+    return bodies
+
+
+def _clause(body: list[Token], comma: int) -> list[Token]:
     """Take what follows the last comma out of a full window, if it is not much."""
     commas = [n for n, token in enumerate(body) if token.id == comma]
     if not commas or len(body) - commas[-1] > LOOK_BACK:

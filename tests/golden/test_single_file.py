@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig
 
 from bench import original_layout
 from bench.models import Shape, Text
+from imaged.catalogue import Weights
 from imaged.checkpoint import noise, scheduler_config
 from imaged.engine.single_file import (
     CLIP,

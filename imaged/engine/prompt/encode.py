@@ -14,10 +14,9 @@ from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embedding, Embeddings
-from imaged.prompt.windows import Windows, read_windows
+from imaged.prompt.windows import MOST_WINDOWS, Windows, read_windows
 
 CACHED_PROMPTS = 256
-MOST_WINDOWS = 64  # 4,800 tokens, about 20,000 characters of English
 MOST_OVER_STEPS = 64  # of all that a prompt says over the steps
 AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 

@@ -1,0 +1,135 @@
+"""How a prompt was understood, to be looked at before anything is made of it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imaged.prompt import Reading
+from imaged.prompt.embeddings import Embeddings
+from imaged.prompt.emphasis import BREAK
+from imaged.prompt.tokenizer import Tokenizer
+from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Token, cut
+
+MOST_CHARACTERS = 100  # unusual ones that are told of
+SYNTAX = "()[]:|\\"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads texts as one checkpoint's two text encoders do."""
+
+    tokenizers: tuple[Tokenizer, Tokenizer]
+    embeddings: Embeddings
+
+    def report(self, prompt: str, reading: Reading, steps: int) -> dict[str, Any]:
+        """What a prompt says at which steps, in what tokens with what weights; the names of
+        textual inversions that were found, and those that look like one and are none; and what
+        became of characters that are not plain ASCII. Takes time: use a thread.
+        """
+        self.embeddings.refresh()
+        at: dict[str, list[int]] = {}
+        for step, text in enumerate(reading.texts(prompt, steps), start=1):
+            at.setdefault(text, []).append(step)
+        told = [self._text(text, reading, steps) for text, steps in at.items()]
+        plain = " ".join(reading.plain(text) for text in at)
+        found = {p.name: p.vectors for p in self.embeddings.split(plain) if not isinstance(p, str)}
+        return {
+            "dialect": reading.dialect,
+            "emphasis": reading.emphasis,
+            "windows": max(text["windows"] for text in told),
+            "texts": told,
+            "embeddings": {"found": found, "missing": self.embeddings.missing(plain)},
+            "characters": self._characters(prompt),
+        }
+
+    def _text(self, text: str, reading: Reading, steps: list[int]) -> dict[str, Any]:
+        spans = reading.spans(text)
+        bodies = [cut(spans, tokenizer, self.embeddings) for tokenizer in self.tokenizers]
+        return {
+            "steps": _ranges(steps),
+            "pieces": [
+                {"break": True} if piece == BREAK else {"text": piece, "weight": round(weight, 4)}
+                for piece, weight in spans
+            ],
+            "windows": max(map(len, bodies)),
+            "encoders": [
+                _encoder(windows, tokenizer)
+                for windows, tokenizer in zip(bodies, self.tokenizers, strict=True)
+            ],
+        }
+
+    def _characters(self, prompt: str) -> list[dict[str, Any]]:
+        """The most frequent first."""
+        unusual = Counter(c for c in prompt if not " " <= c <= "~")
+        return [
+            {
+                "character": c,
+                "code_point": f"U+{ord(c):04X}",
+                "name": unicodedata.name(c, "a control character"),
+                "count": count,
+                "read_as": _became(c, self.tokenizers[0]),
+            }
+            for c, count in unusual.most_common(MOST_CHARACTERS)
+        ]
+
+
+def problems(name: str, report: dict[str, Any]) -> list[str]:
+    """What a caller may not expect of how the field `name` was read, in sentences."""
+    found = []
+    windows, missing = report["windows"], report["embeddings"]["missing"]
+    if windows > MOST_WINDOWS:
+        found.append(
+            f"{name} is too long: it takes {windows} windows of {WINDOW} tokens and may take "
+            f"{MOST_WINDOWS}; the request would fail"
+        )
+    elif windows > 1:
+        found.append(f"{name} is read in {windows} windows of {WINDOW} tokens; nothing is cut")
+    if missing:
+        words = ", ".join(missing[:20])
+        found.append(f"{name} has words that look like textual inversions and are none: {words}")
+    for c in report["characters"]:
+        if unicodedata.normalize("NFKC", c["character"]) in SYNTAX:
+            found.append(f"{name} has {c['name']}, which is text and does not change a weight")
+    return found
+
+
+def _encoder(windows: Sequence[Sequence[Token]], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokens": sum(map(len, windows)),
+        "windows": [
+            {
+                "tokens": [_shown(token, tokenizer) for token in window],
+                "weights": [round(token.weight, 4) for token in window],
+            }
+            for window in windows[:MOST_WINDOWS]
+        ],
+    }
+
+
+def _shown(token: Token, tokenizer: Tokenizer) -> str:
+    if token.embedding is None:
+        return tokenizer.text(token.id)
+    return f"<{token.embedding.name}, vector {token.vector + 1} of {len(token.embedding)}>"
+
+
+def _became(character: str, tokenizer: Tokenizer) -> str:
+    """What the text encoders get of it."""
+    tokens = [tokenizer.text(id) for id in tokenizer.ids(character)]
+    if not tokens:
+        return "a space" if character.isspace() else "nothing"
+    return " ".join(tokens)
+
+
+def _ranges(steps: Sequence[int]) -> list[list[int]]:
+    """Runs of steps as [first, last]; steps rise."""
+    found: list[list[int]] = []
+    for step in steps:
+        if found and found[-1][1] == step - 1:
+            found[-1][1] = step
+        else:
+            found.append([step, step])
+    return found
