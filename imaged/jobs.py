@@ -42,6 +42,7 @@ class Terms:
     idempotency_key: str | None = None  # a second job under it is the first one
     fingerprint: str | None = None  # what was asked under it, as a keyed hash
     cancel_after_s: float | None = None  # from submit: who still waits then has waited in vain
+    quoted_micros: int | None = None  # a price that was promised; else the model's
 
 
 NO_TERMS = Terms()

@@ -101,6 +101,7 @@ KNOBS: tuple[Knob, ...] = (
         "The file's format; a PNG carries its parameters as text.",
         choices=("jpeg", "png"),
     ),
+    Knob("prompt_report", "boolean", False, "Tell in the result how the prompts were read."),
     Knob("loras", "loras", (), "LoRA files of this server, by name, and their weights."),
     Knob(
         "prompt_dialect",
@@ -179,6 +180,7 @@ class ImageParams:
     img_height: int = 1024
     base64: bool = False
     output_format: str = "jpeg"
+    prompt_report: bool = False
     loras: tuple[Lora, ...] = ()
     prompt_dialect: str = A1111.dialect
     emphasis: str = A1111.emphasis

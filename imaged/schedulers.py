@@ -48,6 +48,17 @@ IN_A1111 = (
     "DPM2 Karras",
     "LMS",
 )
+#: The class of diffusers that each is.
+CLASSES: Mapping[str, str] = {
+    name: next((n for n in ALIASES[name] if n.endswith("Scheduler")), "") for name in SCHEDULERS
+} | {
+    "DPM++ 2M Karras": "DPMSolverMultistepScheduler",
+    "DPM2 a Karras": "KDPM2AncestralDiscreteScheduler",
+    "DPM2 Karras": "KDPM2DiscreteScheduler",
+}
+#: By profile, how far a scheduler's coefficients are from the reference's at most, relative to the
+#: largest in a row; tests hold them to it at 20, 25, 50 and 100 steps.
+PARITY: Mapping[str, float] = {"diffusers": 5e-7, "a1111": 3e-6}
 TWO_CALLS = frozenset({"Heun", "DPM2 a Karras", "DPM2 Karras"})  # second order: 2N - 1 calls
 
 

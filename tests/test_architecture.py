@@ -19,6 +19,7 @@ NOUNS = {
     "aliases",
     "infotext",
     "checkpoint",
+    "explain",
     "files",
     "prompt",
     "schedule",

@@ -28,6 +28,7 @@ JOB = "job_id"
 HARMLESS = {
     "/v1/{slug}": "a model, that the key may use or not",
     "/v2/{slug}": "a model, that the key may use or not",
+    "/v2/{slug}/preflight": "a model, that the key may use or not",
     "/openai/v1/models/{slug}": "a model, that the key may use or not",
     "/files/{name}": "the link is signed",
     "/inference-request/request-history/{request_id}": "looked up among the key's own requests",

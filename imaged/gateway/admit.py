@@ -134,13 +134,13 @@ class Admission:
         is not kept. Raises BadParameter for a LoRA that is not there and for a prompt that changes
         too often, TooFast, NoCredits or IdempotencyMismatch, and then nothing has happened.
         """
-        await self._check_loras(key, params, terms)
+        await self.check_loras(key, params, terms)
         terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
         await self._in_turn(key, terms)
-        refused = await asyncio.to_thread(self._refused, params)
+        refused = await asyncio.to_thread(self.refused, params)
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
 
@@ -152,7 +152,7 @@ class Admission:
                 key_id=key.id,
                 model=model.slug,
                 params=params,
-                cost_micros=price_micros(model, params),
+                cost_micros=terms.quoted_micros or price_micros(model, params),
                 now=now,
                 terms=terms,
             )
@@ -175,7 +175,7 @@ class Admission:
         if wait_s > 0 and not await self._repeats(key, terms):
             raise TooFast(wait_s, now)
 
-    async def _check_loras(self, key: Key, params: ImageParams, terms: Terms) -> None:
+    async def check_loras(self, key: Key, params: ImageParams, terms: Terms = NO_TERMS) -> None:
         """Raises BadParameter for too many LoRAs, and for one that is not there any more unless
         this repeats a request from when it was.
         """
@@ -194,8 +194,11 @@ class Admission:
             known = ", ".join(list(there)[:20]) or "none"
             raise BadParameter("loras", f"should name files of this server ({known})")
 
-    def _refused(self, params: ImageParams) -> bool:
-        """Whether a rule refuses what the prompt says; the log names the rule, never the prompt."""
+    def refused(self, params: ImageParams) -> bool:
+        """Whether a rule refuses what the prompt says; the log names the rule, never the prompt.
+
+        Takes time: use a thread. Raises BadParameter for a prompt that changes too often.
+        """
         for text in params.said():
             if rule := self._rules.judge(text):
                 log.info("a prompt was refused by %s", rule)

@@ -25,6 +25,7 @@ from imaged.gateway import (
     openai,
     openapi,
     ops,
+    preflight,
     replies,
     sdapi,
     webhooks,
@@ -43,7 +44,7 @@ async def read_only(_: Request) -> Response:
     raise HTTPException(405, headers={"allow": "GET, HEAD"})
 
 
-FIXED = ("models", "get-user-credits", "credits", "health")
+FIXED = ("models", "schedulers", "get-user-credits", "credits", "health")
 HISTORY = "/inference-request/request-history"
 
 ROUTES = [
@@ -54,6 +55,7 @@ ROUTES = [
     route("/docs", openapi.page),
     route("/files/{name}", images.file),
     route("/v1/models", ops.list_models),
+    route("/v1/schedulers", preflight.list_schedulers),
     route("/v1/get-user-credits", account.user_credits),
     route("/v1/credits", account.credits),
     route("/v1/health", account.health),
@@ -63,6 +65,7 @@ ROUTES = [
     *(route(f"/v1/{name}", read_only, methods=["POST"]) for name in FIXED),
     route("/v1/{slug}", images.create, methods=["POST"]),
     route("/v2/{slug}", images.submit, methods=["POST"]),
+    route("/v2/{slug}/preflight", preflight.preflight, methods=["POST"]),
     route("/webhook/get", webhooks.listing),
     route("/webhook/add", webhooks.add, methods=["POST"]),
     route("/webhook/update", webhooks.update, methods=["POST"]),

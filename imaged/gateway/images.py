@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from imaged.errors import StillRunning, UnknownPath
-from imaged.gateway import body, replies
+from imaged.gateway import body, quotes, replies
 from imaged.gateway.access import keyed, own_job, owned, public
 from imaged.gateway.admit import Admitted
 from imaged.gateway.state import Gateway
 from imaged.gateway.terms import read_terms
 from imaged.jobs import Job, State
-from imaged.params import KNOBS, ImageParams, Knob, read_params
+from imaged.params import ImageParams, Knob, read_params
 from imaged.store import blobs, queue
 from imaged.store.keys import Key
 
@@ -95,10 +96,14 @@ async def file(request: Request) -> Response:
 async def _admit(request: Request, gateway: Gateway, key: Key) -> tuple[Admitted, list[str]]:
     """Model, body, then the one transaction; the job and the warnings."""
     model = await gateway.admission.model(request.path_params["slug"], key)
-    params, ignored = await read_body(request, model.knobs)
+    sent = await body.read(request)
     terms = read_terms(request.headers)
-    admitted = await gateway.admission.admit(key, model, params, terms)
-    return admitted, [f"unknown field ignored: {name}" for name in ignored]
+    if sent.get(quotes.FIELD) is not None:
+        quote = quotes.redeem(gateway.secret, sent, key.id, model, time.time())
+        terms = replace(terms, quoted_micros=quote.cost_micros)
+        return await gateway.admission.admit(key, model, quote.params, terms), []
+    params, warnings = understood(request, sent, model.knobs)
+    return await gateway.admission.admit(key, model, params, terms), warnings
 
 
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
@@ -113,18 +118,22 @@ async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Res
     return await asyncio.to_thread(replies.picture, job, links, files)
 
 
-async def read_body(
-    request: Request, knobs: tuple[Knob, ...] = KNOBS
+def understood(
+    request: Request, sent: Mapping[str, Any], knobs: tuple[Knob, ...]
 ) -> tuple[ImageParams, list[str]]:
-    """The body as parameters and the ignored fields; size and deadline are the middleware's.
+    """A body as parameters, and what of it was not taken as it stands.
 
     A caller who accepts PNG and not JPEG gets PNG.
     """
-    params, ignored = read_params(await body.read(request), knobs)
+    params, ignored = read_params(sent, knobs)
+    warnings = [f"unknown field ignored: {name}" for name in ignored]
+    scheduler = sent.get("scheduler")
+    if scheduler is not None and scheduler != params.scheduler:
+        warnings.append(f"scheduler was read as {params.scheduler}")
     accepted = request.headers.get("accept", "")
     if "image/png" in accepted and "image/jpeg" not in accepted and "*" not in accepted:
         params = replace(params, output_format="png")
-    return params, ignored
+    return params, warnings
 
 
 def _json(job: Job, code: int, body: dict[str, Any]) -> Response:

@@ -20,12 +20,14 @@ from imaged.gateway.access import VERBS, marks, public
 from imaged.gateway.events import LIFE_S
 from imaged.gateway.status import LONGEST_WAIT_S
 from imaged.gateway.terms import CANCEL_AFTER, IDEMPOTENCY_KEY, LONGEST_CANCEL_S
-from imaged.params import KNOBS
+from imaged.params import KNOBS, WIDEST
+from imaged.schedule import STEPS
 
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
-WORKS = ("/v1/{slug}", "/v2/{slug}")
+WORKS = ("/v1/{slug}", "/v2/{slug}", "/v2/{slug}/preflight")
 DIALECTS = (shapes.OPENAI, shapes.SDAPI)
+FEWEST, MOST = WIDEST["num_inference_steps"]
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: What is read of a query, by path.
@@ -33,6 +35,11 @@ QUERIES: dict[str, dict[str, Any]] = {
     STATUS: {
         "wait": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S},
         "preview": {"enum": ["0", "1"]},
+    },
+    "/v1/schedulers": {
+        "model": {"type": "string"},
+        "profile": {"enum": list(STEPS)},
+        "steps": {"type": "integer", "minimum": FEWEST, "maximum": MOST},
     },
     EVENTS: {"wait": {"type": "number", "minimum": 0, "maximum": LIFE_S}},
     "/webhook/inactive": {"webhook_id": {"type": "string"}},
@@ -65,7 +72,7 @@ HEADERS: dict[str, dict[str, Any]] = {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
             CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
         }
-        for path in (*WORKS, *DIALECTS)
+        for path in (*WORKS[:2], *DIALECTS)
     },
     EVENTS: {"Last-Event-ID": {"type": "string"}},
 }

@@ -177,6 +177,7 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
         "seed": str(images[0]["seed"]),
         "prompt": job.params.prompt,
         **{name: job.result.get(name) for name in STAMP},
+        **_reports(job),
     }
 
 
@@ -235,8 +236,14 @@ def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
         "seed": job.params.seed,
         "request_id": job.id,
         **{name: job.result.get(name) for name in STAMP},
+        **_reports(job),
     }
     return JSONResponse(body, headers=headers)
+
+
+def _reports(job: Job) -> dict[str, Any]:
+    """How the prompts were read, if that was asked for."""
+    return {"prompts": job.result["prompts"]} if job.result and "prompts" in job.result else {}
 
 
 def v1_headers(job: Job, links: Links) -> dict[str, str]:

@@ -165,6 +165,48 @@ _IMAGE = answer(
     },
     texts("base64"),
 )
+_COUNTS: Schema = {"type": "object", "additionalProperties": INTEGER}
+_READ = answer(
+    {
+        **texts("dialect", "emphasis"),
+        "windows": INTEGER,
+        "texts": listed(
+            answer(
+                {
+                    "steps": listed(listed(INTEGER)),
+                    "pieces": listed(answer({}, {"text": TEXT, "weight": NUMBER, "break": FLAG})),
+                    "windows": INTEGER,
+                    "encoders": listed(
+                        answer(
+                            {
+                                "tokens": INTEGER,
+                                "windows": listed(
+                                    answer({"tokens": listed(TEXT), "weights": listed(NUMBER)})
+                                ),
+                            }
+                        )
+                    ),
+                }
+            )
+        ),
+        "embeddings": answer({"found": _COUNTS, "missing": listed(TEXT)}),
+        "characters": listed(
+            answer({**texts("character", "code_point", "name", "read_as"), "count": INTEGER})
+        ),
+    }
+)
+_PROMPTS = answer({"prompt": _READ, "negative_prompt": maybe(_READ)})
+_SCHEDULER = answer(
+    {
+        **texts("name", "class", "profile"),
+        "aliases": listed(TEXT),
+        "settings": {"type": "object"},
+        **dict.fromkeys(("steps", "unet_calls"), INTEGER),
+        **dict.fromkeys(("timesteps", "sigmas"), listed(NUMBER)),
+        "parity": NUMBER,
+    }
+)
+_SECONDS = answer(numbers("low", "expected", "high"))
 _RESULT = answer(
     {
         "status": {"const": "COMPLETED"},
@@ -173,7 +215,8 @@ _RESULT = answer(
         "metrics": _METRICS,
         "timings": answer(numbers("inference")),
         **_STAMP,
-    }
+    },
+    {"prompts": _PROMPTS},
 )
 _IN_BASE64 = answer(
     {
@@ -182,7 +225,8 @@ _IN_BASE64 = answer(
         "infer_time": NUMBER,
         "seed": INTEGER,
         **_STAMP,
-    }
+    },
+    {"prompts": _PROMPTS},
 )
 _PARAMS = answer(
     {
@@ -190,6 +234,19 @@ _PARAMS = answer(
         if one.default is None
         else {"type": knob(one)["type"]}
         for one in KNOBS
+    }
+)
+_PREFLIGHT = answer(
+    {
+        **texts("quote_id", "expires_at", "model", "checkpoint", "determinism"),
+        "cost": NUMBER,
+        "unet_calls": INTEGER,
+        "expected": maybe(answer({"jobs": INTEGER, "wait_s": _SECONDS, "run_s": _SECONDS})),
+        "parameters": _PARAMS,
+        "taken": listed(answer({**texts("field", "as"), "sent": ANY, "value": ANY})),
+        "scheduler": maybe(_SCHEDULER),
+        "prompts": maybe(_PROMPTS),
+        "warnings": listed(TEXT),
     }
 )
 _ROW = {
@@ -254,6 +311,9 @@ ANSWERS: dict[tuple[str, str], Schema] = {
     ("get", "/readyz"): answer({"status": TEXT, "workers": INTEGER}),
     ("get", "/v1/health"): _STATUS_WORD,
     ("get", "/v1/models"): answer({"models": listed({"type": "object", "required": ["slug"]})}),
+    ("get", "/v1/schedulers"): answer(
+        {"profile": TEXT, "steps": INTEGER, "schedulers": listed(_SCHEDULER)}
+    ),
     ("get", "/v1/get-user-credits"): answer(numbers("credits", "free-credits")),
     ("get", "/v1/credits"): answer(
         {"data": answer({"credits": answer(numbers("remaining", "used"))})}
@@ -263,6 +323,7 @@ ANSWERS: dict[tuple[str, str], Schema] = {
     ),
     ("post", "/v1/{slug}"): _IN_BASE64,
     ("post", "/v2/{slug}"): answer({**_OF_A_JOB, "poll_url": TEXT}, {"warnings": listed(TEXT)}),
+    ("post", "/v2/{slug}/preflight"): _PREFLIGHT,
     ("get", "/v1/requests/{job_id}"): _JOB,
     ("get", "/v2/requests/{job_id}/status"): _JOB,
     ("get", "/v2/requests/{job_id}"): {"anyOf": [_RESULT, _JOB]},

@@ -25,7 +25,7 @@ KEYS = ("clip_l", "clip_g")  # for the first encoder and the second
 MOST_VECTORS = 75  # what fits into a window
 Widths = tuple[int, int]  # of the two text encoders
 #: What a name of such a file looks like, and a word of English does not: bad_hands-5, EasyNegative.
-LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*[^\W_]_.*|.*[a-z][A-Z].*|[^\W\d_]+.*\d.*)")
+LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*[^\W_]_.*|.*[a-z][A-Z].*|[^\W\d_]{2,}.*\d.*)")
 _WORD = re.compile(r"[\w.-]+")
 
 

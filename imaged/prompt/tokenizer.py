@@ -68,7 +68,7 @@ class Tokenizer:
         token = str(self._backend.id_to_token(id))
         bare = token.removesuffix(WORD_END)
         read = str(_BYTES.decode([bare]))
-        shown = f"<{len(bare)} bytes>" if "\ufffd" in read else read
+        shown = f"<{len(bare)} byte{'s' * (len(bare) > 1)}>" if "\ufffd" in read else read
         return shown + token[len(bare) :]
 
     def _known(self, text: str) -> int:

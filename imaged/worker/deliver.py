@@ -6,8 +6,10 @@ import errno
 import io
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -41,6 +43,9 @@ class Stamp:
     device: str
 
 
+Reports = Mapping[str, Any]  # of how the prompts were read, see explain.reports
+
+
 class Delivery:
     """Brings outcomes to the store in one worker's name."""
 
@@ -49,7 +54,9 @@ class Delivery:
         self._worker_id, self._retention_s = worker_id, settings.retention_s
         self._check = load_check(settings.checker)
 
-    def deliver(self, job: Job, outcome: Outcome, stamp: Stamp) -> None:
+    def deliver(
+        self, job: Job, outcome: Outcome, stamp: Stamp, prompts: Reports | None = None
+    ) -> None:
         """Completed or failed, exactly as the outcome says, unless the job is ours no more."""
         if outcome.error is not None:
             self.fail(job, outcome.error)
@@ -76,6 +83,7 @@ class Delivery:
             **asdict(stamp),
             "engine": __version__,
             "checked": self._check is not None,
+            **({"prompts": prompts} if prompts else {}),
         }
         with self._db.write() as connection:
             held = queue.finish(

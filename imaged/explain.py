@@ -1,0 +1,123 @@
+"""What a checkpoint would make of a request, told without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from imaged.catalogue import Weights
+from imaged.checkpoint import scheduler_config, text_widths, tokenizers
+from imaged.errors import CheckpointRefused
+from imaged.params import ImageParams, Knob, plain, without_loras
+from imaged.prompt.embeddings import Embeddings
+from imaged.prompt.report import Reader, problems
+from imaged.schedule import STEPS
+from imaged.schedulers import ALIASES, CLASSES, IN_A1111, PARITY, SCHEDULERS, unet_calls
+
+#: Below so many steps DPM Multi leaves artefacts with SDXL: its last steps are too long for its
+#: order where they are not Karras's.
+DPM_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One checkpoint's tokenizers, textual inversions and scheduler config."""
+
+    reader: Reader
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, weights: Weights, embeddings: Path | None = None) -> Explainer:
+        """Raises CheckpointRefused where its files are not, or are none. Takes time at first."""
+        return _explainer(weights, embeddings)
+
+    def scheduler(self, name: str, profile: str, steps: int) -> dict[str, Any]:
+        """Where it steps: timesteps (N,) and sigmas (N + 1,), the last 0; raises
+        CheckpointRefused.
+        """
+        laid = STEPS[profile][name]
+        path = laid.path(self.config, steps)
+        lay = laid.lay.keywords if isinstance(laid.lay, partial) else {}
+        trained = {k: v for k, v in asdict(path.training).items() if v is not None}
+        return {
+            "name": name,
+            "aliases": list(ALIASES[name]),
+            "class": CLASSES[name],
+            "profile": profile,
+            "settings": {**trained, "use_karras_sigmas": lay.get("karras", False)},
+            "steps": steps,
+            "unet_calls": unet_calls(name, steps),
+            "timesteps": [round(time, 4) for time in path.timesteps],
+            "sigmas": [round(sigma, 6) for sigma in path.sigmas],
+            "parity": PARITY[profile],
+        }
+
+    def schedulers(self, profile: str, steps: int) -> list[dict[str, Any]]:
+        """All that this profile has; what the checkpoint's training has too few steps for is
+        left out.
+        """
+        found = []
+        for name in IN_A1111 if profile == "a1111" else SCHEDULERS:
+            try:
+                found.append(self.scheduler(name, profile, steps))
+            except CheckpointRefused:
+                continue
+        return found
+
+
+def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
+    """Of the prompt and, if there is one, of the negative prompt; see Reader.report."""
+    read = partial(reader.report, reading=params.reading, steps=params.num_inference_steps)
+    negative = params.negative_prompt
+    return {
+        "prompt": read(without_loras(params.prompt)),
+        "negative_prompt": None if negative is None else read(without_loras(negative)),
+    }
+
+
+@lru_cache(maxsize=8)
+def _explainer(weights: Weights, embeddings: Path | None) -> Explainer:
+    try:
+        widths = text_widths(weights.checkpoint)
+        config = scheduler_config(weights)
+        reader = Reader(tokenizers(weights.checkpoint), Embeddings(embeddings, widths))
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointRefused(f"{weights.checkpoint.name} cannot be read: {error}") from error
+    return Explainer(reader, config)
+
+
+def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
+    """What a caller may not expect of a request that is right, in sentences."""
+    found = []
+    steps = params.num_inference_steps
+    if params.scheduler == "DPM Multi" and steps < DPM_STEPS:
+        found.append(
+            f"scheduler: DPM Multi is known to leave artefacts with SDXL under {DPM_STEPS} steps; "
+            "DPM++ 2M Karras is the same solver without them"
+        )
+    if params.negative_prompt and params.guidance_scale == 1:
+        found.append("negative_prompt does nothing at guidance_scale 1")
+    for name, report in (told or {}).items():
+        found += problems(name, report) if report else []
+    return found
+
+
+def taken(
+    body: Mapping[str, Any], params: ImageParams, knobs: Sequence[Knob]
+) -> list[dict[str, Any]]:
+    """Fields that were understood otherwise than they were written: under another name, as a
+    number in text, a scheduler by another of its names.
+    """
+    found = []
+    for knob in knobs:
+        if knob.name in ("prompt", "negative_prompt", "loras"):
+            continue
+        sent = [n for n in (knob.name, *knob.aliases) if body.get(n) is not None][:1]
+        value = plain(getattr(params, knob.name))
+        for name in sent:
+            if name != knob.name or body[name] != value:
+                found.append({"field": name, "sent": body[name], "as": knob.name, "value": value})
+    return found

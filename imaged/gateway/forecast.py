@@ -1,0 +1,106 @@
+"""When a job would begin and how long it would run, from how long others took. No I/O.
+
+Workers share their device among the jobs in their slots. So a job's time on the device is its
+share of the time that it was open, and what is ahead is played through in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from imaged.store.pace import Open, Pace, Past
+
+FEW = 5  # fewer jobs than that tell little of how much they differ
+WIDE = (0.5, 2.0)  # what is then taken for it
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Seconds: the expected, and between which eight of ten lie."""
+
+    low: float
+    expected: float
+    high: float
+
+    @classmethod
+    def around(cls, seconds: float, spread: tuple[float, float]) -> Interval:
+        return cls(seconds * min(spread[0], 1.0), seconds, seconds * max(spread[1], 1.0))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`jobs`: from how many it was told."""
+
+    wait: Interval
+    run: Interval
+    jobs: int
+
+
+def forecast(model: str, work: float, pace: Pace, slots: int) -> Forecast | None:
+    """For a job of so much work that is submitted now, if nobody comes after it; None while no job
+    of this model is known, or no worker.
+    """
+    if not pace.workers:
+        return None
+    used = device_seconds(pace.past, pace.workers)
+    rates: dict[str, list[float]] = {}
+    for job, seconds in zip(pace.past, used, strict=True):
+        rates.setdefault(job.model, []).append(seconds / job.work)
+    if model not in rates:
+        return None
+    usual = {name: median(found) for name, found in rates.items()}
+    other = median(rate for found in rates.values() for rate in found)
+    mine = Open(model, work)
+    needs = [job.work * usual.get(job.model, other) for job in (*pace.ahead, mine)]
+    begins, ends = play(needs, pace.workers * slots, pace.workers)
+    spread = _spread([rate / usual[model] for rate in rates[model]])
+    return Forecast(
+        Interval.around(begins, spread), Interval.around(ends - begins, spread), len(rates[model])
+    )
+
+
+def device_seconds(past: Sequence[Past], devices: int) -> list[float]:
+    """What each of these jobs used of a device: while more were open than there are devices, its
+    share.
+    """
+    marks = sorted({mark for job in past for mark in (job.started_at, job.finished_at)})
+    used = [0.0] * len(past)
+    for begin, end in pairwise(marks):
+        open_now = [n for n, job in enumerate(past) if job.started_at <= begin < job.finished_at]
+        for n in open_now:
+            used[n] += (end - begin) * min(1.0, devices / len(open_now))
+    return used
+
+
+def play(needs: Sequence[float], slots: int, devices: int) -> tuple[float, float]:
+    """When the last of these jobs begins and ends, if they are taken in order into so many slots
+    and share the devices.
+    """
+    now, begins, inside = 0.0, math.inf, list[float]()
+    waiting = list(needs[::-1])
+    while waiting or inside:
+        while waiting and len(inside) < slots:
+            inside.append(waiting.pop())
+            if not waiting:
+                begins, mine = now, inside[-1]
+        speed = min(1.0, devices / len(inside))
+        step = min(inside)
+        now += step / speed
+        if not waiting:
+            mine -= step
+            if mine <= 0:
+                break
+        inside = [need - step for need in inside if need > step]
+    return begins, now
+
+
+def _spread(ratios: Sequence[float]) -> tuple[float, float]:
+    """Between which eight of ten of these lie."""
+    if len(ratios) < FEW:
+        return WIDE
+    ordered = sorted(ratios)
+    return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
