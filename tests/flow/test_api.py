@@ -38,7 +38,7 @@ def credits(server: Server) -> float:
 def completed(server: Server) -> dict[str, Any]:
     """One v2 job with two samples, run to its end: its status and result bodies."""
     before = credits(server)
-    job_id = server.submit(samples=2, seed=41)
+    job_id = server.submit(samples=2, seed=41, prompt_report=True)
     status = server.wait(job_id)
     with server.client() as client:
         result = client.get(f"/v2/requests/{job_id}").json()
@@ -82,6 +82,9 @@ def test_completed_status_and_result(completed: dict[str, Any]) -> None:
     assert [image["seed"] for image in result["images"]] == [41, 42]
     assert result["seed"] == "41"
     assert result["checkpoint"] == "micro"
+    with server.client() as client:
+        told = client.post(f"/v2/{SLUG}/preflight", json=QUICK).json()
+    assert result["prompts"] == told["prompts"] and told["prompts"]["prompt"]["texts"]
 
 
 def test_files_are_pictures_behind_signed_links(completed: dict[str, Any]) -> None:

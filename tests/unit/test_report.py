@@ -1,0 +1,191 @@
+"""What is told of a prompt is what the engine makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+from imaged.catalogue import MICRO, Weights
+from imaged.checkpoint import text_widths, tokenizers
+from imaged.explain import Explainer, reports, taken, warnings
+from imaged.params import KNOBS, read_params
+from imaged.prompt import A1111, Reading
+from imaged.prompt.embeddings import Embeddings
+from imaged.prompt.report import Reader, problems
+from imaged.prompt.windows import MOST_WINDOWS, read_windows
+from imaged.schedulers import IN_A1111, SCHEDULERS
+from tests.oracle import build_scheduler
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    folder, widths = tmp_path_factory.mktemp("embeddings"), text_widths(MICRO)
+    for name, count in (("bad_hands", 2), ("style", 1)):
+        sides = zip(("clip_l", "clip_g"), widths, strict=True)
+        save_file({k: torch.zeros(count, w) for k, w in sides}, folder / f"{name}.safetensors")
+    return Reader(tokenizers(MICRO), Embeddings(folder, widths))
+
+
+def tokens(report: dict[str, Any], text: int = 0, encoder: int = 0) -> list[tuple[str, float]]:
+    windows = report["texts"][text]["encoders"][encoder]["windows"]
+    return [pair for w in windows for pair in zip(w["tokens"], w["weights"], strict=True)]
+
+
+def test_tokens_and_weights(reader: Reader) -> None:
+    told = reader.report("(red:1.3) [house], Mountainside", A1111, 20)
+    assert told["windows"] == 1 and told["texts"][0]["steps"] == [[1, 20]]
+    weighted = [("red</w>", 1.3), ("house</w>", 0.9091), (",</w>", 1.0)]
+    assert tokens(told) == [*weighted, ("mountain", 1.0), ("side</w>", 1.0)]
+    assert tokens(told, encoder=1) == tokens(told)
+    assert told["texts"][0]["pieces"][0] == {"text": "red", "weight": 1.3}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a red house", "a (very: tall) café, 🏔️ and 3.14 it's", "x " * 100, "a BREAK b, c", ""],
+)
+def test_tokens_are_the_reference_s(prompt: str, reader: Reader) -> None:
+    """Its own tokenizer, piece by piece, in its own spelling where bytes are text."""
+    theirs = CLIPTokenizer.from_pretrained(MICRO / "tokenizer", local_files_only=True)
+    told = reader.report(prompt, A1111, 20)
+    expected = [
+        token
+        for piece in told["texts"][0]["pieces"]
+        if "text" in piece
+        for token in theirs.tokenize(piece["text"])
+    ]
+    found = [token for token, _ in tokens(told)]
+    assert len(found) == len(expected)
+    plain = [(a, b) for a, b in zip(found, expected, strict=True) if b.isascii()]
+    assert all(a == b for a, b in plain)
+
+
+def test_windows_are_those_of_the_engine(reader: Reader) -> None:
+    prompt = ", ".join(["a red house by a blue lake"] * 30) + " BREAK a boat"
+    told = reader.report(prompt, A1111, 20)
+    for tokenizer in reader.tokenizers:
+        windows = read_windows(A1111.spans(prompt), tokenizer, reader.embeddings)
+        assert told["windows"] == len(windows.ids) > 3
+    lengths = [len(w["tokens"]) for w in told["texts"][0]["encoders"][0]["windows"]]
+    assert max(lengths) <= 75 and lengths[-1] == 2
+    assert problems("prompt", told) == [
+        f"prompt is read in {told['windows']} windows of 75 tokens; nothing is cut"
+    ]
+
+
+def test_what_changes_over_the_steps(reader: Reader) -> None:
+    told = reader.report("[red|blue] house", A1111, 5)
+    assert [(text["steps"], tokens(told, n)[0][0]) for n, text in enumerate(told["texts"])] == [
+        ([[1, 1], [3, 3], [5, 5]], "red</w>"),
+        ([[2, 2], [4, 4]], "blue</w>"),
+    ]
+    assert reader.report("[red|blue]", Reading("plain"), 5)["texts"][0]["steps"] == [[1, 5]]
+
+
+def test_embeddings_found_and_missing(reader: Reader) -> None:
+    prompt = "Bad_Hands, (style:1.2), badhandv4, EasyNegative, a 35mm photo, 8k"
+    told = reader.report(prompt, A1111, 20)
+    assert told["embeddings"] == {
+        "found": {"bad_hands": 2, "style": 1},
+        "missing": ["badhandv4", "EasyNegative"],
+    }
+    assert tokens(told)[:2] == [
+        ("<bad_hands, vector 1 of 2>", 1.0),
+        ("<bad_hands, vector 2 of 2>", 1.0),
+    ]
+    assert ("<style, vector 1 of 1>", 1.2) in tokens(told)
+    assert "badhandv4, EasyNegative" in problems("prompt", told)[0]
+
+
+@pytest.mark.parametrize(
+    ("character", "read_as"),
+    [
+        ("\n", "a space"),
+        ("\u00a0", "a space"),
+        ("é", "é</w>"),
+        ("\u200b", "\u200b</w>"),
+        ("Ａ", "<1 byte> <1 byte> <1 byte></w>"),
+        ("\u202e", "<2 bytes> <1 byte></w>"),
+    ],
+)
+def test_what_unusual_characters_become(character: str, read_as: str, reader: Reader) -> None:
+    [found] = reader.report(f"a {character} b {character}", A1111, 20)["characters"]
+    assert found["count"] == 2 and found["code_point"] == f"U+{ord(character):04X}"
+    assert found["read_as"] == read_as
+
+
+def test_brackets_that_are_none_are_told_of(reader: Reader) -> None:
+    told = reader.report("a （red：1.3） house", A1111, 20)
+    assert [p.split(",")[0] for p in problems("prompt", told)] == [
+        "prompt has FULLWIDTH LEFT PARENTHESIS",
+        "prompt has FULLWIDTH COLON",
+        "prompt has FULLWIDTH RIGHT PARENTHESIS",
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(" * 20_000, "1" * 20_000, "🏔️" * 10_000, "[a|b]" * 4000, "\u202e" * 20_000]
+)
+def test_hostile_prompts_are_told_of(prompt: str, reader: Reader) -> None:
+    told = reader.report(prompt, A1111, 100)
+    for text in told["texts"]:
+        assert all(len(e["windows"]) <= MOST_WINDOWS for e in text["encoders"])
+    if told["windows"] > MOST_WINDOWS:
+        assert "the request would fail" in problems("prompt", told)[0]
+
+
+def test_what_was_taken_otherwise_than_written() -> None:
+    body = {"prompt": "x", "scheduler": "k_euler", "steps": "30", "width": 512, "samples": 2}
+    params, _ = read_params(body)
+    assert [(t["field"], t["sent"], t["as"], t["value"]) for t in taken(body, params, KNOBS)] == [
+        ("scheduler", "k_euler", "scheduler", "Euler"),
+        ("steps", "30", "num_inference_steps", 30),
+        ("width", 512, "img_width", 512),
+    ]
+
+
+def test_warnings_of_what_is_known_to_disappoint() -> None:
+    few, _ = read_params({"prompt": "x", "scheduler": "DPM Multi", "steps": 49})
+    many, _ = read_params({"prompt": "x", "scheduler": "DPM Multi", "steps": 50})
+    assert "under 50 steps" in warnings(few, None)[0] and warnings(many, None) == []
+    alone, _ = read_params({"prompt": "x", "negative_prompt": "y", "guidance_scale": 1})
+    assert warnings(alone, None) == ["negative_prompt does nothing at guidance_scale 1"]
+
+
+def test_loras_are_no_words() -> None:
+    params, _ = read_params({"prompt": "a house <lora:x:0.5>", "negative_prompt": "rain"})
+    told = reports(Explainer.of(Weights(MICRO)).reader, params)
+    assert [token for token, _ in tokens(told["prompt"])] == ["a</w>", "house</w>"]
+    assert [token for token, _ in tokens(told["negative_prompt"])] == ["rain</w>"]
+
+
+@pytest.mark.parametrize("steps", [20, 25, 50, 100])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules_are_the_reference_s(name: str, steps: int) -> None:
+    """Its own timesteps and sigmas, where its class has one for each step."""
+    explainer = Explainer.of(Weights(MICRO))
+    ours, theirs = (
+        explainer.scheduler(name, "diffusers", steps),
+        build_scheduler(name, explainer.config),
+    )
+    theirs.set_timesteps(steps)
+    assert len(ours["timesteps"]) == steps == len(ours["sigmas"]) - 1
+    if len(theirs.timesteps) == steps:
+        assert ours["timesteps"] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+        sigmas = getattr(theirs, "sigmas", None)
+        if sigmas is not None:
+            assert ours["sigmas"] == pytest.approx(sigmas.tolist(), rel=1e-5, abs=1e-6)
+    else:  # Heun and DPM2 tell of both calls of a step, PNDM of its first one twice
+        assert set(ours["timesteps"]) <= {round(t, 4) for t in theirs.timesteps.tolist()}
+
+
+def test_profiles_have_their_schedulers() -> None:
+    explainer = Explainer.of(Weights(MICRO))
+    for profile, names in (("diffusers", SCHEDULERS), ("a1111", IN_A1111)):
+        found = explainer.schedulers(profile, 25)
+        assert tuple(s["name"] for s in found) == names
+        assert all(s["sigmas"][-1] == 0 and s["profile"] == profile for s in found)
