@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from imaged import params
 from imaged.errors import ImagedError
-from imaged.gateway import images, openai, sdapi
+from imaged.gateway import body, images, openai, sdapi
 from imaged.gateway.app import HISTORY, build_app
 from imaged.gateway.rules import HARD, Rules, _read_rule
 from imaged.gateway.state import Gateway
@@ -226,7 +226,8 @@ async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
     read = refused = 0
     for content in contents:
         try:
-            found, _ = await images.read_body(request(content, kind))
+            asked = request(content, kind)
+            found, _ = images.understood(asked, await body.read(asked), KNOBS)
             json.dumps(found.as_dict(), allow_nan=False).encode()  # what the store and answers do
             read += 1
         except ImagedError as problem:

@@ -22,6 +22,7 @@ PUBLIC = {
     "/metrics": "counts, no keys and no prompts",
     "/v1/health": "health",
     "/v1/models": "catalogue",
+    "/v1/schedulers": "catalogue",
     "/inference-model-information/list": "catalogue",
     "/openapi.json": "documentation",
     "/docs": "documentation",

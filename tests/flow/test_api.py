@@ -64,7 +64,7 @@ def test_submit_answers_at_once_with_absolute_urls(server: Server) -> None:
     assert body["warnings"] == ["unknown field ignored: refiner"]
 
 
-def test_completed_status_and_result(completed: dict[str, Any]) -> None:
+def test_completed_status_and_result(server: Server, completed: dict[str, Any]) -> None:
     status, result = completed["status"], completed["result"]
     assert status["status"] == result["status"] == completed["polled"]["status"] == "COMPLETED"
     assert "output" not in status
