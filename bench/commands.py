@@ -9,6 +9,7 @@ from bench import (  # noqa: F401 (adds commands)
     polls,
     report,
     savings,
+    sigmas,
     single,
     start,
     waiting,

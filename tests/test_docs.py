@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -57,6 +58,24 @@ def test_readme_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
         assert image.size == (512, 512)
 
 
+def test_what_explain_is_shown_to_say() -> None:
+    page = (ROOT / "docs" / "prompts-and-schedulers.md").read_text()
+    [(command, shown)] = re.findall(r"```console\n\$ (imaged .*?)\n(.*?)```", page, re.DOTALL)
+    done = imaged(*shlex.split(command)[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+
+
+def test_a_quote_works_as_pasted(server: Server, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "prompts-and-schedulers.md").read_text()
+    [lines] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "data").symlink_to(server.data)
+    pasted = lines.replace("http://127.0.0.1:8000", server.url)
+    subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, check=True, timeout=120)
+    with Image.open(tmp_path / "quoted.jpg") as image:
+        assert image.size == (512, 512)
+
+
 def test_greeting_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
     said = (server.data.parent / f"{server.data.name}.log").read_text()
     [lines] = re.findall(r"^  curl .*?\n\n", said, re.DOTALL | re.MULTILINE)
@@ -87,6 +106,7 @@ def test_every_command_teaches() -> None:
         (),
         ("serve",),
         ("generate",),
+        ("explain",),
         ("worker",),
         ("keys",),
         ("keys", "create"),
@@ -106,4 +126,4 @@ def test_every_dependency_is_pinned() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = project["dependencies"] + project["optional-dependencies"]["dev"]
-    assert {name.split("[")[0].lower() for name in names} <= pinned
+    assert {re.split(r"[<\[]", name)[0].lower() for name in names} <= pinned

@@ -36,7 +36,7 @@ def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for knob in reversed(KNOBS):
-        if knob.name not in ("prompt", "base64", "output_format", "loras"):
+        if knob.name not in ("prompt", "base64", "output_format", "prompt_report", "loras"):
             command = knob_option(knob)(command)
     return command
 

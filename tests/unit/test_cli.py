@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ WRONG: list[tuple[list[str], str]] = [
     (["generate", "x", "-o", "/missing/x.jpg"], "there is no folder /missing"),
     (["generate", "x", "--steps", "5"], "num_inference_steps should be an integer between"),
     (["models", "show", "none"], "there is no model none"),
+    (["explain", "x", "--scheduler", "eulr"], 'the nearest is "Euler"'),
+    (["explain", "x", "--model", "none"], "there is no model none"),
+    (
+        ["explain", "".join(f"[a:b:{n}]" for n in range(1, 50)), "--steps", "50"],
+        "prompt should say",
+    ),
 ]
 
 
@@ -54,3 +61,11 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["keys", "list", "--data", str(tmp_path)])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert "the database cannot be used" in result.output
+
+
+def test_explain_as_json(tmp_path: Path) -> None:
+    words = ["explain", "a (red:1.3) house", "--json", "--steps", "30", "--data", str(tmp_path)]
+    found = json.loads(CliRunner().invoke(main, words).output)
+    assert len(found["scheduler"]["sigmas"]) == 31 and found["warnings"] == []
+    window = found["prompts"]["prompt"]["texts"][0]["encoders"][0]["windows"][0]
+    assert window == {"tokens": ["a</w>", "red</w>", "house</w>"], "weights": [1.0, 1.3, 1.0]}
