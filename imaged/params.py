@@ -224,6 +224,7 @@ class ImageParams:
         for name in ("prompt", "negative_prompt"):
             drawn = without_loras(getattr(self, name) or "")
             texts = dict.fromkeys(self.reading.texts(drawn, self.num_inference_steps))
+            self.reading.check(drawn, name)
             if len(texts) > 1 and (len(texts) > MOST_TEXTS or sum(map(len, texts)) > MOST_SAID):
                 raise BadParameter(
                     name,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from imaged.prompt import editing
+from imaged.errors import BadParameter
+from imaged.prompt import compel, editing
 from imaged.prompt.emphasis import BREAK, Span, parse
 
-DIALECTS = ("a1111", "plain")
+DIALECTS = ("a1111", "plain", "compel")
 EMPHASES = ("no norm", "original", "none")
 
 
@@ -24,11 +26,27 @@ class Reading:
 
     def texts(self, prompt: str, steps: int) -> list[str]:
         """What the prompt says at each step."""
-        return [prompt] * steps if self.dialect == "plain" else editing.texts(prompt, steps)
+        return editing.texts(prompt, steps) if self.dialect == "a1111" else [prompt] * steps
 
     def spans(self, text: str) -> list[Span]:
         """One step's text in pieces with their weights."""
+        if self.dialect == "compel":
+            parts = [part.spans for part in compel.parse(text).parts]
+            return [span for part in parts for span in ((BREAK, 1.0), *part)][1:]
         return [(text, 1.0)] if self.dialect == "plain" else parse(text)
+
+    def check(self, prompt: str, name: str) -> None:
+        """Raises BadParameter for what cannot be read in this dialect; `name`: of the field."""
+        if self.dialect != "compel":
+            return
+        if find_spec("compel") is None:
+            raise BadParameter(
+                "prompt_dialect", "compel needs its package on this server: pip install compel"
+            )
+        try:
+            compel.parse(prompt)
+        except BadParameter as problem:
+            raise BadParameter(name, problem.detail.removeprefix("prompt ")) from None
 
     def plain(self, text: str, between: str = "") -> str:
         """One step's text as the text encoders read it, without weights."""

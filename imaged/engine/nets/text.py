@@ -62,12 +62,12 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = (
             projection(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)
         out: torch.Tensor = self.out_proj(h.transpose(1, 2).flatten(2))
         return out
 
@@ -93,8 +93,8 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), seen)
         out: torch.Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
@@ -137,17 +137,25 @@ class TextEncoder(Net):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
-        self, ids: torch.Tensor, end: int, given: Sequence[Given] = (), skip: int = 0
+        self,
+        ids: torch.Tensor,
+        end: int,
+        given: Sequence[Given] = (),
+        skip: int = 0,
+        mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(windows, 77) ids -> (windows, 77, width), and pooled (windows, pooled width) or None.
 
         `end`: the id of the token behind the text; the first in a window pools it. `given`:
         vectors that stand in tokens' places. `skip`: layers before the last but one that are not
-        heard; `layers - 1` at most.
+        heard; `layers - 1` at most. `mask`: (windows, 77), 0 where no other token looks.
         """
+        seen = None
+        if mask is not None and not mask.all():  # without one the kernel for causes is used
+            seen = mask.bool()[:, None, None] & torch.ones(77, 77, device=ids.device).bool().tril()
         states = [self.embeddings(ids, given)]
         for layer in self.encoder.layers[:-1]:
-            states.append(layer(states[-1]))
+            states.append(layer(states[-1], seen))
         return states[-1 - skip], self.pooled(states[-1], (ids == end).int().argmax(dim=-1))
 
     def pooled(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | None:

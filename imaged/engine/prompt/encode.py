@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from imaged.engine.prompt import compel
 from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.report import Reader
-from imaged.prompt.windows import MOST_WINDOWS, Windows, read_windows
+from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Windows, read_windows
 
 CACHED_PROMPTS = 256
 MOST_OVER_STEPS = 64  # of all that a prompt says over the steps
@@ -82,7 +83,8 @@ class PromptEncoder:
         zero = negative is None and self._zero_absent
         sides = [reading.texts(text, steps) for text in (prompt, negative or "")]
         read = sides[:1] if zero else sides
-        counts = {text: self._windows(text, reading) for side in read for text in side}
+        in_use = (loras, self.embeddings.version)
+        counts = {text: self._windows(text, reading, in_use) for side in read for text in side}
         count = max(counts.values())
         if count * len(counts) > MOST_OVER_STEPS and len(counts) > 2:
             raise JobFailed(
@@ -90,7 +92,6 @@ class PromptEncoder:
                 f"what the prompts say over the steps should be at most {75 * MOST_OVER_STEPS} "
                 f"tokens in all; it is {75 * count * len(counts)}",
             )
-        in_use = (loras, self.embeddings.version)
         made = {text: self._encode(text, count, reading, in_use) for text in counts}
         positive = [made[text] for text in sides[0]]
         if not zero:
@@ -101,8 +102,10 @@ class PromptEncoder:
             )
         return positive, [self._zeros[count]] * steps
 
-    def _windows(self, text: str, reading: Reading) -> int:
+    def _windows(self, text: str, reading: Reading, in_use: Hashable) -> int:
         """The longer of the two tokenizers' counts: the second reads "!!!" as three tokens."""
+        if reading.dialect == "compel":
+            return len(self._encode(text, 0, reading, in_use).context) // (WINDOW + 2)
         count = max(len(self._read(text, reading, tokenizer).ids) for tokenizer, _ in self._pairs)
         if count > MOST_WINDOWS:
             raise JobFailed(
@@ -118,11 +121,19 @@ class PromptEncoder:
     def _encode(self, text: str, count: int, reading: Reading, in_use: Hashable) -> Encoded:
         key = (text, count, reading, in_use)
         if key not in self._kept:
-            self._kept[key] = self._run(text, count, reading)
+            run = self._by_compel if reading.dialect == "compel" else self._run
+            self._kept[key] = run(text, count, reading)
             if len(self._kept) > CACHED_PROMPTS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
+
+    @torch.inference_mode()
+    def _by_compel(self, text: str, count: int, reading: Reading) -> Encoded:
+        """Padded to `count` windows as the package does it, with those of no text."""
+        context, pooled, empty = compel.encode(text, self._pairs, self.embeddings, reading.skip)
+        missing = count - len(context) // len(empty)
+        return Encoded(torch.cat([context, *[empty] * missing]), pooled)
 
     @torch.inference_mode()
     def _run(self, text: str, count: int, reading: Reading) -> Encoded:
