@@ -189,3 +189,13 @@ def test_profiles_have_their_schedulers() -> None:
         found = explainer.schedulers(profile, 25)
         assert tuple(s["name"] for s in found) == names
         assert all(s["sigmas"][-1] == 0 and s["profile"] == profile for s in found)
+
+
+def test_what_compel_reads(reader: Reader) -> None:
+    told = reader.report('("a (red)1.3 house", "a lake--").and()', Reading("compel"), 20)
+    assert told["windows"] == 2 and told["texts"][0]["pieces"][3:] == [
+        {"break": True},
+        {"text": "a", "weight": 1.0},
+        {"text": "lake", "weight": 0.81},
+    ]
+    assert tokens(told)[:2] == [("a</w>", 1.0), ("red</w>", 1.3)]
