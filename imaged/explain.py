@@ -22,7 +22,7 @@ from imaged.schedulers import ALIASES, CLASSES, IN_A1111, PARITY, SCHEDULERS, un
 DPM_STEPS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explainer:
     """One checkpoint's tokenizers, textual inversions and scheduler config."""
 
@@ -32,7 +32,7 @@ class Explainer:
     @classmethod
     def of(cls, weights: Weights, embeddings: Path | None = None) -> Explainer:
         """Raises CheckpointRefused where its files are not, or are none. Takes time at first."""
-        return _explainer(weights, embeddings)
+        return _explainer(weights, embeddings, _changed(weights.checkpoint))
 
     def scheduler(self, name: str, profile: str, steps: int) -> dict[str, Any]:
         """Where it steps: timesteps (N,) and sigmas (N + 1,), the last 0; raises
@@ -79,14 +79,27 @@ def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _explainer(weights: Weights, embeddings: Path | None) -> Explainer:
+def _explainer(weights: Weights, embeddings: Path | None, _: int) -> Explainer:
     try:
         widths = text_widths(weights.checkpoint)
         config = scheduler_config(weights)
         reader = Reader(tokenizers(weights.checkpoint), Embeddings(embeddings, widths))
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointRefused(f"{weights.checkpoint.name} cannot be read: {error}") from error
+    except OSError as error:  # without its path, which is nobody else's business
+        name, why = weights.checkpoint.name, error.strerror
+        raise CheckpointRefused(f"{name} cannot be read: {why}") from error
+    except (KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise CheckpointRefused(f"{weights.checkpoint.name} is not SDXL's") from error
     return Explainer(reader, config)
+
+
+def _changed(checkpoint: Path) -> int:
+    """When what is read of a checkpoint was last changed; 0 where there is nothing."""
+    folders = [checkpoint / name for name in ("", "tokenizer", "tokenizer_2", "scheduler")]
+    files = [f for folder in folders if folder.is_dir() for f in folder.iterdir()]
+    try:
+        return max((f.stat().st_mtime_ns for f in [checkpoint, *files]), default=0)
+    except OSError:
+        return 0
 
 
 def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
@@ -115,7 +128,8 @@ def taken(
     for knob in knobs:
         if knob.name in ("prompt", "negative_prompt", "loras"):
             continue
-        sent = [n for n in (knob.name, *knob.aliases) if body.get(n) is not None][:1]
+        names = (knob.name, *knob.aliases[::-1])  # the first of these that was sent counts
+        sent = [n for n in names if body.get(n) is not None][:1]
         value = plain(getattr(params, knob.name))
         for name in sent:
             if name != knob.name or body[name] != value:

@@ -326,7 +326,7 @@ def _read_loras(knob: Knob, value: Any) -> tuple[Lora, ...]:
 
 def _read_pair(knob: Knob, value: Any) -> tuple[int, int]:
     if isinstance(value, str):  # a form's, or the command line's
-        value = re.split(r"[x,]", value[:100].strip("[]() "))
+        value = re.split(r"[x,]", value.strip("[]() ")) if len(value) <= LONGEST_NAME else ()
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise knob.refuse()
     return _read_integer(knob, value[0]), _read_integer(knob, value[1])

@@ -32,10 +32,11 @@ for name in [n for n in os.environ if n.startswith(("IMAGED_", "SEGMIND_"))]:
 SLUG = "sdxl1.0-yamers-realistic"
 QUICK: dict[str, Any] = {
     "prompt": "a green prairie under a blue sky",
-    "num_inference_steps": 20,
+    "num_inference_steps": 6,  # as few as servers in tests take, see few_steps.toml
     "img_width": 512,
     "img_height": 512,
 }
+FEW_STEPS = Path(__file__).parent / "few_steps.toml"
 
 
 @pytest.fixture(scope="session")
@@ -115,10 +116,12 @@ class Server:
 
     def start(self, ready: bool = True) -> Server:
         command = [sys.executable, "-m", "imaged", "serve", "--data", str(self.data)]
+        own = (self.data / "models.toml").exists()
+        few = {} if own else {"IMAGED_MODELS": str(FEW_STEPS)}
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)],
-                env={**os.environ, **self.environ},
+                env={**os.environ, **few, **self.environ},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

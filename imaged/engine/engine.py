@@ -91,7 +91,7 @@ class Engine:
         self.nets, self.exact, self.previews = nets, exact, previews
         self._pixels_a_call = self._most_pixels = pixels_a_call
         self._grow_at = math.inf
-        self.encoder = PromptEncoder(nets, embeddings)
+        self._encoder = PromptEncoder(nets, embeddings)
         self.unet = Unet(nets.unet, graphs=graphs)
         texts = {part: getattr(nets, part) for part in ("text_encoder", "text_encoder_2")}
         self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
@@ -260,7 +260,7 @@ class Engine:
         loras = self._loras.find(params.all_loras)
         self._loras.use(loras)
         negated = params.negative_prompt and without_loras(params.negative_prompt)
-        positive, negative = self.encoder.by_step(
+        positive, negative = self._encoder.by_step(
             without_loras(params.prompt),
             negated,
             params.num_inference_steps,

@@ -172,7 +172,7 @@ class Admission:
         """
         now = time.time()
         wait_s = self._turns.get(key.id, now) - now
-        if wait_s > 0 and not await self._repeats(key, terms):
+        if wait_s > 0 and not await self.repeats(key, terms):
             raise TooFast(wait_s, now)
 
     async def check_loras(self, key: Key, params: ImageParams, terms: Terms = NO_TERMS) -> None:
@@ -190,7 +190,7 @@ class Admission:
             )
         there = await asyncio.to_thread(self._loras)
         gone = not {lora.name for lora in asked} <= set(there)
-        if gone and not await self._repeats(key, terms):
+        if gone and not await self.repeats(key, terms):
             known = ", ".join(list(there)[:20]) or "none"
             raise BadParameter("loras", f"should name files of this server ({known})")
 
@@ -205,7 +205,7 @@ class Admission:
                 return True
         return False
 
-    async def _repeats(self, key: Key, terms: Terms) -> bool:
+    async def repeats(self, key: Key, terms: Terms) -> bool:
         """Whether a job was put under this Idempotency-Key before."""
         word = terms.idempotency_key
         return word is not None and await asyncio.to_thread(self._known, key, word)

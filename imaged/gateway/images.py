@@ -99,7 +99,9 @@ async def _admit(request: Request, gateway: Gateway, key: Key) -> tuple[Admitted
     sent = await body.read(request)
     terms = read_terms(request.headers)
     if sent.get(quotes.FIELD) is not None:
-        quote = quotes.redeem(gateway.secret, sent, key.id, model, time.time())
+        quote = quotes.redeem(gateway.secret, sent, key.id, model)
+        if time.time() > quote.until and not await gateway.admission.repeats(key, terms):
+            raise quotes.over()
         terms = replace(terms, quoted_micros=quote.cost_micros)
         return await gateway.admission.admit(key, model, quote.params, terms), []
     params, warnings = understood(request, sent, model.knobs)

@@ -192,7 +192,8 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
     }
     if verb == "post":
         picture = {"$ref": "#/components/schemas/Picture"}
-        body = picture if path in WORKS else shapes.REQUESTS.get(path, {"type": "object"})
+        body = {"anyOf": [picture, shapes.QUOTED]} if path in WORKS[:2] else picture
+        body = body if path in WORKS else shapes.REQUESTS.get(path, {"type": "object"})
         kinds = FORMS if path in WORKS else FORMS[:1]
         operation["requestBody"] = {
             "required": True,

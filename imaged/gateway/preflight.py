@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.catalogue import DEFAULT_SLUG, Model, Weights, price_micros
+from imaged.catalogue import DEFAULT_SLUG, Model, price_micros
 from imaged.errors import BadParameter, CheckpointRefused, UnknownModel
 from imaged.explain import Explainer, reports, taken, warnings
 from imaged.gateway import body, replies
@@ -30,7 +30,6 @@ from imaged.store.keys import Key
 from imaged.store.pace import pace
 
 HERE = ("READY", "BUSY")
-_one = asyncio.Semaphore(1)  # a long prompt's report takes a core for a moment: polls come first
 
 
 @keyed
@@ -40,12 +39,12 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
     sent = await body.read(request)
     params, said = understood(request, sent, model.knobs)
     await gateway.admission.check_loras(key, params)
-    async with _one:
+    cost = price_micros(model, params)
+    async with gateway.turns.of(key.id):
         if await asyncio.to_thread(gateway.admission.refused, params):
             said.append("prompt would be refused by the rules of this server")
         told = await asyncio.to_thread(_told, model, params, gateway.settings.embeddings_folder)
-    cost = price_micros(model, params)
-    expected, state, free = await asyncio.to_thread(_expected, gateway, key, model, cost)
+        expected, state, free = await asyncio.to_thread(_expected, gateway, key, model, cost)
     now = time.time()
     quote = Quote(key.id, model.slug, params, cost, now + LIFE_S)
     answer = {
@@ -62,7 +61,7 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
         **told,
         "warnings": [*said, *_of_server(state, cost, free), *told["warnings"]],
     }
-    return JSONResponse(answer)
+    return await asyncio.to_thread(JSONResponse, answer)  # it may be long
 
 
 @public
@@ -79,16 +78,17 @@ async def list_schedulers(request: Request) -> Response:
     least, most = WIDEST["num_inference_steps"]
     if not (steps.isascii() and steps.isdigit() and len(steps) < 4 and least <= int(steps) <= most):
         raise BadParameter("steps", f"should be an integer between {least} and {most}")
-    content = await asyncio.to_thread(_schedulers, model.weights, profile, int(steps))
+    try:
+        explainer = await asyncio.to_thread(Explainer.of, model.weights)
+    except CheckpointRefused as error:
+        raise UnknownModel(f"This gateway cannot tell of the model's schedulers: {error}") from None
+    content = await asyncio.to_thread(_schedulers, explainer, profile, int(steps))
     return Response(content, media_type="application/json")
 
 
 @lru_cache(maxsize=64)  # anyone may ask
-def _schedulers(weights: Weights, profile: str, steps: int) -> bytes:
-    try:
-        found = Explainer.of(weights).schedulers(profile, steps)
-    except CheckpointRefused as error:
-        raise UnknownModel(f"This gateway cannot tell of the model's schedulers: {error}") from None
+def _schedulers(explainer: Explainer, profile: str, steps: int) -> bytes:
+    found = explainer.schedulers(profile, steps)
     return json.dumps({"profile": profile, "steps": steps, "schedulers": found}).encode()
 
 

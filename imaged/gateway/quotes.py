@@ -20,7 +20,7 @@ from imaged.params import ImageParams
 
 FIELD = "quote_id"
 LIFE_S = 600.0
-LONGEST = 200_000  # characters of an id, and of what is in it
+LONGEST = 250_000  # characters of an id
 _MAC = 16  # bytes
 
 
@@ -38,19 +38,22 @@ class Quote:
         usual = ImageParams("").as_dict()
         asked = {n: v for n, v in self.params.as_dict().items() if v != usual[n]}
         facts = [self.key_id, self.model, asked, self.cost_micros, self.until]
-        body = zlib.compress(json.dumps(facts, separators=(",", ":")).encode(), 9)
+        text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+        body = zlib.compress(text.encode(), 9)
         return base64.urlsafe_b64encode(_mac(secret, body) + body).decode().rstrip("=")
 
 
-def redeem(secret: bytes, sent: Mapping[str, Any], key_id: int, model: Model, now: float) -> Quote:
-    """The quote that a body names. Raises BadParameter for what is no quote of this key and model,
-    for one that is over, and for other parameters beside it than those that it was given for.
+def over() -> BadParameter:
+    return BadParameter(FIELD, f"should be at most {LIFE_S:.0f} seconds old; ask for a new one")
+
+
+def redeem(secret: bytes, sent: Mapping[str, Any], key_id: int, model: Model) -> Quote:
+    """The quote that a body names, of any age. Raises BadParameter for what is no quote of this key
+    and model, and for other parameters beside it than those that it was given for.
     """
     quote = _read(secret, sent[FIELD])
     if quote is None or (quote.key_id, quote.model) != (key_id, model.slug):
         raise BadParameter(FIELD, "should be one that preflight gave for this model and key")
-    if now > quote.until:
-        raise BadParameter(FIELD, f"should be at most {LIFE_S:.0f} seconds old; ask for a new one")
     for knob in model.knobs:
         for name in (knob.name, *knob.aliases):
             if sent.get(name) is not None:
@@ -70,8 +73,11 @@ def _read(secret: bytes, text: object) -> Quote | None:
     mac, body = sealed[:_MAC], sealed[_MAC:]
     if not hmac.compare_digest(mac, _mac(secret, body)):
         return None
-    key_id, model, asked, cost_micros, until = json.loads(zlib.decompress(body))
-    return Quote(key_id, model, ImageParams(**{"prompt": "", **asked}), cost_micros, until)
+    try:
+        key_id, model, asked, cost_micros, until = json.loads(zlib.decompress(body))
+        return Quote(key_id, model, ImageParams(**{"prompt": "", **asked}), cost_micros, until)
+    except (TypeError, ValueError):  # of another version
+        return None
 
 
 def _mac(secret: bytes, body: bytes) -> bytes:

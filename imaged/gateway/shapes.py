@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imaged.aliases import widened
-from imaged.gateway import history, openai, replies, sdapi, webhooks
+from imaged.gateway import history, openai, quotes, replies, sdapi, webhooks
 from imaged.jobs import State
 from imaged.params import KNOBS, LORA_NAME, MOST_LORAS, MOST_WEIGHT, Knob
 from imaged.store.webhooks import TYPES
@@ -87,6 +87,8 @@ PICTURE = request(
     {one.name: knob(one) for one in KNOBS if one.required},
     {one.name: knob(one) for one in KNOBS if not one.required},
 )
+
+QUOTED = request({quotes.FIELD: {"type": "string", "minLength": 1}})
 
 # -- requests ---------------------------------------------------------------------------------
 
@@ -186,9 +188,11 @@ _READ = answer(
                             }
                         )
                     ),
-                }
+                },
+                {"kind": TEXT, "weights": listed(NUMBER), "passes": INTEGER},
             )
         ),
+        "left_out": INTEGER,
         "embeddings": answer({"found": _COUNTS, "missing": listed(TEXT)}),
         "characters": listed(
             answer({**texts("character", "code_point", "name", "read_as"), "count": INTEGER})

@@ -16,6 +16,7 @@ from imaged.gateway.kept import Kept
 from imaged.gateway.reach import Reach
 from imaged.gateway.replies import Links
 from imaged.gateway.rules import Rules
+from imaged.gateway.turns import Turns
 from imaged.gateway.wait import Board
 from imaged.jobs import Job, State
 from imaged.settings import Settings
@@ -38,6 +39,7 @@ class Gateway:
     stopping: Callable[[], bool]  # the server waits for open answers to end; so they end soon
     reach: Reach
     dispatcher: Dispatcher
+    turns: Turns  # of preflights
 
     @classmethod
     def open(cls, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> Gateway:
@@ -70,6 +72,7 @@ class Gateway:
             stopping,
             reach,
             Dispatcher(db, writer, secret, reach, settings.public_url),
+            Turns(),
         )
 
     @classmethod

@@ -50,6 +50,8 @@ class Reading:
 
     def plain(self, text: str, between: str = "") -> str:
         """One step's text as the text encoders read it, without weights."""
+        if self.dialect == "compel" and not between:
+            return compel.unmarked(text)
         words = (" " if piece == BREAK else piece for piece, _ in self.spans(text))
         return between.join(words)
 

@@ -9,20 +9,25 @@ with every bracket that is open; this reads a text once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imaged.errors import BadParameter
 from imaged.prompt.emphasis import MOST, Span
 
 PLUS, MINUS = 1.1, 0.9
+MOST_PASSES = 64  # of windows through a text encoder, for one text
+LEAST_SUM = 0.01  # of the numbers of a blend, by which they are divided
 MOST_PARTS, MOST_SPANS, DEEPEST = 8, 64, 64
-_OPERATOR = re.compile(r"\s*\.\s*(and|add|blend)\s*\(([^()]*)\)\s*$")
+_OPERATOR = re.compile(r"\.\s*(and|add|blend)\s*\(([^()]*)\)$")
 _REFUSED = re.compile(r"\.(swap|attend)\s*\(|\b(useLora|withLora)\s*\(")
 _WEIGHT = re.compile(r"\++|-+|\d+\.\d*|\.\d+|\d+")
 _SIGNS = re.compile(r"\++|-+")
-_NUMBER = re.compile(r"\s*(-?(?:\d+\.?\d*|\.\d+))\s*")
+_NUMBER = re.compile(r"-?(?:\d{1,4}(?:\.\d{0,9})?|\.\d{1,9})")
 _WORD = re.compile(r'(?:\\.|[+-](?=[^\s()",.+=-])|[^\s()",.+=\\-])+', re.DOTALL)
 _BARE, _ONE = re.compile(r"\S+"), re.compile(r"\S")  # outside of brackets, and within
+_MARKS = re.compile(r'(?<=[)"])(?:[+-]+|\d+\.?\d*|\.\d+)|[()"\\]|(?<=\S)[+-]+(?=[\s(),.]|$)')
+PHRASE_ENDS = (".</w>", ",</w>", ";</w>", ":</w>")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -33,6 +38,10 @@ class Part:
     spans: tuple[Span, ...]
     weight: float = 1.0
 
+    def passes(self, windows: int) -> int:
+        """How often windows go through a text encoder: once, and again for each lower weight."""
+        return windows * (1 + sum(weight < 1 for _, weight in self.spans))
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -42,15 +51,10 @@ class Structure:
     kind: str = "and"
     normalized: bool = True  # whether the weights of a blend are made to sum to one
 
-    @property
-    def passes(self) -> int:
-        """How often the text encoders are asked: once a part, and for all that weighs less than
-        it would."""
-        return sum(1 + sum(weight < 1 for _, weight in part.spans) for part in self.parts)
-
 
 def parse(text: str) -> Structure:
     """Raises BadParameter for what is not well-formed, and for what is not served."""
+    text = text.rstrip()
     if found := _REFUSED.search(text):
         raise _wrong(f"should not have {found[0].strip('.( ')} in it, which is not served")
     operator = _OPERATOR.search(text)
@@ -73,7 +77,12 @@ def _weights(said: str, count: int, kind: str) -> tuple[list[float], bool]:
     words = words if normalized else words[:-1]
     if not all(map(_NUMBER.fullmatch, words)) or len(words) not in (0, count):
         raise _wrong(f"should have no number or {count} of them in .{kind}()")
-    return [float(word) for word in words] or [1.0] * count, normalized
+    weights = [float(word) for word in words] or [1.0] * count
+    if any(abs(weight) > MOST for weight in weights):
+        raise _wrong(f"should have numbers between {-MOST:.0f} and {MOST:.0f} in .{kind}()")
+    if kind == "blend" and normalized and abs(sum(weights)) < LEAST_SUM:
+        raise _wrong("should have numbers in .blend() that do not cancel out, or no_normalize")
+    return weights, normalized
 
 
 def _split(inside: str) -> list[str]:
@@ -163,3 +172,26 @@ def _joined(pieces: list[Span]) -> tuple[Span, ...]:
 
 def _wrong(problem: str) -> BadParameter:
     return BadParameter("prompt", f"in the dialect compel {problem}")
+
+
+def unmarked(text: str) -> str:
+    """The text without its marks, and with the white space that is in it."""
+    return _MARKS.sub("", text)
+
+
+def windows(tokens: Sequence[str], most: int) -> list[int]:
+    """Lengths of the windows that the package cuts a part into, each after the last sentence that
+    ends in it, else the last phrase, else the last word.
+    """
+    lengths, rest = list[int](), list(tokens)
+    while len(rest) > most:
+        inside = rest[:most]
+        ends = (
+            [n for n, token in enumerate(inside) if token == ".</w>"],
+            [n for n, token in enumerate(inside) if token in PHRASE_ENDS],
+            [n for n, token in enumerate(inside) if token.endswith("</w>")],
+        )
+        length = next((found[-1] + 1 for found in ends if found), most)
+        lengths.append(length)
+        rest = rest[length:]
+    return [*lengths, len(rest)]

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 KEYS = ("clip_l", "clip_g")  # for the first encoder and the second
 MOST_VECTORS = 75  # what fits into a window
+LONGEST_NAME = 100  # characters
 Widths = tuple[int, int]  # of the two text encoders
 #: What a name of such a file looks like, and a word of English does not: bad_hands-5, EasyNegative.
 LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*[^\W_]_.*|.*[a-z][A-Z].*|[^\W\d_]{2,}.*\d.*)")
@@ -99,7 +100,8 @@ class Embeddings:
         """Words that look like names of such files and are none, so that they are read as words."""
         plain = " ".join(piece for piece in self.split(text) if isinstance(piece, str))
         words = (word.strip(".-") for word in _WORD.findall(plain))
-        return list(dict.fromkeys(word for word in words if LIKE_A_NAME.fullmatch(word)))
+        names = (w for w in words if len(w) <= LONGEST_NAME and LIKE_A_NAME.fullmatch(w))
+        return list(dict.fromkeys(names))
 
 
 def _files(folder: Path) -> dict[Path, int]:

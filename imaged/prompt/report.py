@@ -6,14 +6,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from imaged.prompt import Reading
+from imaged.prompt import Reading, compel
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.emphasis import BREAK
 from imaged.prompt.tokenizer import Tokenizer
 from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Token, cut
 
+MOST_TOLD = 20_000  # characters of the texts that a prompt is over its steps
 MOST_CHARACTERS = 100  # unusual ones that are told of
 SYNTAX = "()[]:|\\"
 
@@ -34,14 +36,21 @@ class Reader:
         at: dict[str, list[int]] = {}
         for step, text in enumerate(reading.texts(prompt, steps), start=1):
             at.setdefault(text, []).append(step)
-        told = [self._text(text, reading, steps) for text, steps in at.items()]
+        lengths = accumulate(map(len, at))
+        tell = self._by_compel if reading.dialect == "compel" else self._text
+        told = [
+            tell(text, reading, steps)
+            for (text, steps), length in zip(at.items(), lengths, strict=True)
+            if length <= max(MOST_TOLD, len(text))
+        ]
         plain = " ".join(reading.plain(text) for text in at)
         found = {p.name: p.vectors for p in self.embeddings.split(plain) if not isinstance(p, str)}
         return {
             "dialect": reading.dialect,
-            "emphasis": reading.emphasis,
+            "emphasis": "compel" if reading.dialect == "compel" else reading.emphasis,
             "windows": max(text["windows"] for text in told),
             "texts": told,
+            "left_out": len(at) - len(told),
             "embeddings": {"found": found, "missing": self.embeddings.missing(plain)},
             "characters": self._characters(prompt),
         }
@@ -60,6 +69,33 @@ class Reader:
                 _encoder(windows, tokenizer)
                 for windows, tokenizer in zip(bodies, self.tokenizers, strict=True)
             ],
+        }
+
+    def _by_compel(self, text: str, _: Reading, steps: list[int]) -> dict[str, Any]:
+        """The same in its dialect: `weights` of the parts, which a "blend" mixes and an "and" puts
+        side by side, and `passes` through a text encoder.
+        """
+        structure = compel.parse(text)
+        pieces, sides = list[dict[str, Any]](), [list[list[Token]](), list[list[Token]]()]
+        passes = 0
+        for part in structure.parts:
+            pieces += [{"break": True}] if pieces else []
+            pieces += [{"text": t, "weight": round(w, 4)} for t, w in part.spans]
+            for side, tokenizer in zip(sides, self.tokenizers, strict=True):
+                spans = [(f"{t} ", w) for t, w in part.spans]  # so that no piece is a BREAK
+                whole = [t for body in cut(spans, tokenizer, self.embeddings) for t in body]
+                lengths = compel.windows([_written(t, tokenizer) for t in whole], WINDOW)
+                ends = list(accumulate(lengths))
+                side += [whole[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+            passes += part.passes(len(lengths))
+        return {
+            "steps": _ranges(steps),
+            "pieces": pieces,
+            "windows": max(map(len, sides)),
+            "encoders": [_encoder(s, t) for s, t in zip(sides, self.tokenizers, strict=True)],
+            "kind": structure.kind,
+            "weights": [part.weight for part in structure.parts],
+            "passes": passes,
         }
 
     def _characters(self, prompt: str) -> list[dict[str, Any]]:
@@ -88,6 +124,14 @@ def problems(name: str, report: dict[str, Any]) -> list[str]:
         )
     elif windows > 1:
         found.append(f"{name} is read in {windows} windows of {WINDOW} tokens; nothing is cut")
+    passes = max(text.get("passes", 0) for text in report["texts"])
+    if passes > compel.MOST_PASSES:
+        found.append(
+            f"{name} takes {passes} passes of the text encoders, one for each window and each "
+            f"weight below 1 in it, and may take {compel.MOST_PASSES}; the request would fail"
+        )
+    if report["left_out"]:
+        found.append(f"{name} says {report['left_out']} more texts, which are not told here")
     if missing:
         words = ", ".join(missing[:20])
         found.append(f"{name} has words that look like textual inversions and are none: {words}")
@@ -108,6 +152,10 @@ def _encoder(windows: Sequence[Sequence[Token]], tokenizer: Tokenizer) -> dict[s
             for window in windows[:MOST_WINDOWS]
         ],
     }
+
+
+def _written(token: Token, tokenizer: Tokenizer) -> str:
+    return "</w>" if token.embedding is not None else tokenizer.text(token.id)
 
 
 def _shown(token: Token, tokenizer: Tokenizer) -> str:

@@ -49,6 +49,7 @@ def pace(connection: sa.Connection, key_id: int, now: float, oldest: float) -> P
     done = (
         sa.select(jobs.c.model, jobs.c.cost_micros, jobs.c.started_at, jobs.c.finished_at)
         .where(jobs.c.expires_at.is_not(None), jobs.c.state == State.COMPLETED)
+        .where(jobs.c.finished_at > jobs.c.started_at)
         .order_by(jobs.c.expires_at.desc())
         .limit(MOST_PAST)
     )

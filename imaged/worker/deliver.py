@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,9 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from imaged import __version__
+from imaged.catalogue import Weights
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Outcome
 from imaged.errors import ImagedError, JobFailed
+from imaged.explain import Explainer, reports
 from imaged.infotext import infotext
 from imaged.jobs import Job
 from imaged.params import ImageParams
@@ -43,21 +44,22 @@ class Stamp:
     device: str
 
 
-Reports = Mapping[str, Any]  # of how the prompts were read, see explain.reports
-
-
 class Delivery:
     """Brings outcomes to the store in one worker's name."""
 
     def __init__(self, db: Database, blobs: Blobs, worker_id: str, settings: Settings) -> None:
         self._db, self._blobs = db, blobs
         self._worker_id, self._retention_s = worker_id, settings.retention_s
+        self._embeddings = settings.embeddings_folder
         self._check = load_check(settings.checker)
 
     def deliver(
-        self, job: Job, outcome: Outcome, stamp: Stamp, prompts: Reports | None = None
+        self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights | None = None
     ) -> None:
-        """Completed or failed, exactly as the outcome says, unless the job is ours no more."""
+        """Completed or failed, exactly as the outcome says, unless the job is ours no more.
+
+        `weights`: what made it, for a report of how the prompts were read.
+        """
         if outcome.error is not None:
             self.fail(job, outcome.error)
             return
@@ -83,7 +85,7 @@ class Delivery:
             **asdict(stamp),
             "engine": __version__,
             "checked": self._check is not None,
-            **({"prompts": prompts} if prompts else {}),
+            **self._reports(job, weights),
         }
         with self._db.write() as connection:
             held = queue.finish(
@@ -92,6 +94,17 @@ class Delivery:
         if not held:
             log.info("job %s moved on while its picture was made", job.id)
             self._drop(images)
+
+    def _reports(self, job: Job, weights: Weights | None) -> dict[str, Any]:
+        """How the prompts were read, if that was asked for; no picture is lost for it."""
+        if weights is None or not job.params.prompt_report:
+            return {}
+        try:
+            reader = Explainer.of(weights, self._embeddings).reader
+            return {"prompts": reports(reader, job.params)}
+        except Exception:  # whatever it is
+            log.exception("job %s: no report of its prompts", job.id)
+            return {}
 
     def fail(self, job: Job, error: ImagedError) -> None:
         with self._db.write() as connection:

@@ -13,7 +13,6 @@ from imaged.catalogue import Model, Weights
 from imaged.engine.engine import Engine, Outcome, Progress
 from imaged.engine.load import Nets, best_device, load, memory, size
 from imaged.errors import CheckpointRefused
-from imaged.explain import reports
 from imaged.jobs import Held, Job
 from imaged.settings import Settings
 from imaged.store import demand, loads, models, queue
@@ -260,9 +259,7 @@ class Worker:
         engine = self.residence.engine(model.weights)
         assert engine is not None
         stamp = Stamp(model.checkpoint_name, self.settings.determinism, engine.device)
-        wanted = job.params.prompt_report and outcome.error is None
-        prompts = reports(engine.encoder.reader, job.params) if wanted else None
-        future = self._writing.submit(self.delivery.deliver, job, outcome, stamp, prompts)
+        future = self._writing.submit(self.delivery.deliver, job, outcome, stamp, model.weights)
         self._leaving[future] = job
 
     def rest(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from imaged.gateway import images, quotes
+from imaged.gateway import images, quotes, turns
 from imaged.gateway.forecast import WIDE
 from imaged.schedulers import SCHEDULERS
 from imaged.store import ledger, models
@@ -135,10 +136,37 @@ def test_nobody_can_make_a_quote(gate: Gate) -> None:
 
 
 def test_a_quote_ends(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    quote = look(gate).json()["quote_id"]
-    monkeypatch.setattr(images.time, "time", lambda at=time.time: at() + quotes.LIFE_S + 1)
-    answer = submit(gate, quote_id=quote)
+    """And a repeat of what was made with it still finds that."""
+    key = gate.make_key()
+    quote = {"quote_id": look(gate, key).json()["quote_id"]}
+    late = {"Idempotency-Key": "late"}
+    with gate.client(key) as client:
+        first = client.post(f"/v2/{gate.slug}", json=quote, headers=late).json()["request_id"]
+        monkeypatch.setattr(images.time, "time", lambda at=time.time: at() + quotes.LIFE_S + 1)
+        again = client.post(f"/v2/{gate.slug}", json=quote, headers=late)
+    assert again.json()["request_id"] == first
+    answer = submit(gate, key, **quote)
     assert answer.status_code == 400 and "at most 600 seconds old" in answer.json()["error"]
+
+
+def test_nobody_asks_all_the_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had much worked out waits before the next; others do not."""
+    key, other = gate.make_key(), gate.make_key()
+    monkeypatch.setattr(turns, "LONG_S", 0.0)
+    monkeypatch.setattr(turns, "PAUSE", 1000.0)
+    assert look(gate, key).status_code == 200
+    refused = look(gate, key)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_fast")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert look(gate, other).status_code == 200
+
+
+def test_what_is_echoed_can_be_sent(gate: Gate) -> None:
+    content = json.dumps({"prompt": "x", "original_size": "1024x1024" + " " * 91 + "\ud800"})
+    with gate.client() as client:
+        client.headers["content-type"] = "application/json"
+        answer = client.post(f"/v2/{gate.slug}/preflight", content=content)
+    assert answer.status_code == 400 and "original_size" in answer.json()["error"]
 
 
 def test_a_quote_repeats_under_an_idempotency_key(gate: Gate) -> None:

@@ -35,6 +35,7 @@ TAKES = {
         *("demand.counts", "demand.states", "demand.workers_since"),
         "models.catalogue",
     },
+    "preflight.py": {"pace.pace", "demand.states"},  # counts; the key that asks
     "replies.py": {"blobs.sign"},
     "sdapi.py": {"queue.open_of"},  # ids of the key that asks
     "state.py": {"keys.load_secret", "Blobs.read"},  # of a job in hand

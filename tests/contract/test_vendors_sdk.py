@@ -215,6 +215,7 @@ def test_what_is_said_to_affect_the_price_does(sdk: SegmindClient, gate: Gate) -
         "scheduler": "Heun",
         "base64": True,
         "output_format": "png",
+        "prompt_report": True,
         "loras": [{"name": "x"}],
         "prompt_dialect": "plain",
         "emphasis": "original",

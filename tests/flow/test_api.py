@@ -75,7 +75,7 @@ def test_completed_status_and_result(server: Server, completed: dict[str, Any]) 
         "cost",
         "remaining_credits",
     }
-    assert status["metrics"]["cost"] == pytest.approx(0.008 * 0.25 * 20 / 25 * 2)
+    assert status["metrics"]["cost"] == pytest.approx(0.008 * 0.25 * 6 / 25 * 2)
     spent = completed["before"] - status["metrics"]["remaining_credits"]
     assert spent == pytest.approx(status["metrics"]["cost"])
     assert result["output"] == result["images"][0]["url"] == completed["polled"]["output"]
@@ -402,7 +402,7 @@ def test_odd_paths_and_queries_never_break_it(server: Server) -> None:
 def test_command_line_sees_the_same_store(server: Server, completed: dict[str, Any]) -> None:
     data = ("--data", str(server.data))
     listed = imaged("jobs", "list", "--limit", "200", *data).stdout
-    assert completed["id"] in listed and "40/40" in listed
+    assert completed["id"] in listed and "12/12" in listed
     shown = imaged("jobs", "show", completed["id"], *data).stdout
     assert "COMPLETED" in shown and SLUG in shown
     assert "had already ended" in imaged("jobs", "cancel", completed["id"], *data).stdout

@@ -14,9 +14,11 @@ from httpx_sse import ServerSentEvent, connect_sse
 import imaged
 from imaged.client import calls
 from imaged.client import events as client_events
-from tests.conftest import QUICK, SLUG, Server
+from tests import conftest
+from tests.conftest import SLUG, Server
 from tests.conftest import imaged as command
 
+QUICK = {**conftest.QUICK, "num_inference_steps": 20}  # long enough to tell of
 JOB = {**QUICK, "seed": 3}
 
 

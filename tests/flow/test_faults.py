@@ -21,7 +21,7 @@ from imaged.store import ledger
 from imaged.store.db import Database
 from tests.conftest import QUICK, SLUG, Server, imaged
 
-LONG = {"num_inference_steps": 60, "seed": 9}
+LONG = {"num_inference_steps": 40, "seed": 9}
 
 
 @pytest.fixture
@@ -160,7 +160,8 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
 
     def ask() -> str:
         with own.client() as client:
-            return str(client.post("/v2/deadly", json=QUICK).json()["request_id"])
+            answer = client.post("/v2/deadly", json={**QUICK, "num_inference_steps": 20})
+            return str(answer.json()["request_id"])
 
     with deaths_of(own, "deadly") as dead:
         first = ask()

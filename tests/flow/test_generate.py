@@ -13,25 +13,17 @@ from tests.conftest import QUICK, Server, imaged
 SMALL = ("--width", "512", "--height", "512", "--steps", "20")
 
 
-def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one.jpg", "two.jpg"):
-        done = imaged("generate", "a red house", "--seed", "7", *SMALL, "-o", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{tmp_path / name}  seed 7\n"
-        assert "checkpoint micro" in done.stderr and "20/20" in done.stderr
-    assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
-
-
-def test_samples_and_png(tmp_path: Path) -> None:
-    done = imaged(
-        "generate", "x", "--samples", "2", "--seed", "3", *SMALL, "-o", str(tmp_path / "p.png")
-    )
-    assert done.stdout.splitlines() == [
-        f"{tmp_path / 'p-0.png'}  seed 3",
-        f"{tmp_path / 'p-1.png'}  seed 4",
-    ]
-    with Image.open(tmp_path / "p-1.png") as image:
-        assert image.size == (512, 512)
+def test_the_same_seed_is_the_same_picture(tmp_path: Path) -> None:
+    several, one = tmp_path / "p.png", tmp_path / "one.png"
+    done = imaged("generate", "x", "--samples", "2", "--seed", "6", *SMALL, "-o", str(several))
+    assert done.returncode == 0, done.stderr
+    files = [tmp_path / "p-0.png", tmp_path / "p-1.png"]
+    assert done.stdout.splitlines() == [f"{files[0]}  seed 6", f"{files[1]}  seed 7"]
+    assert "checkpoint micro" in done.stderr and "40/40" in done.stderr
+    assert imaged("generate", "x", "--seed", "7", *SMALL, "-o", str(one)).returncode == 0
+    with Image.open(files[1]) as second, Image.open(one) as alone:
+        assert second.size == (512, 512) and second.tobytes() == alone.tobytes()
+    assert files[1].read_bytes() == one.read_bytes()
 
 
 def test_wrong_options_are_one_line(tmp_path: Path) -> None:
@@ -76,16 +68,16 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     server = Server(data, environ={"IMAGED_MEMORY_GB": "0.001"}).start()  # one at a time
     try:
         with server.client() as client:
-            ours = client.post("/v1/my-model", json={**QUICK, "seed": 1})
-            micro = client.post("/v1/micro", json={**QUICK, "seed": 1})
+            body = {**QUICK, "seed": 1, "num_inference_steps": 20}
+            ours, micro = (client.post(f"/v1/{s}", json=body) for s in ("my-model", "micro"))
         assert ours.headers["x-checkpoint"] == "copied"
-        assert float(ours.headers["x-cost"]) == 0.02 * 0.25 * 0.8
+        assert float(ours.headers["x-cost"]) == 0.02 * 0.25 * 20 / 25
         assert micro.headers["x-checkpoint"] == "micro"
         assert ours.content == micro.content
         shutil.rmtree(copy)
         with server.client() as client:
             client.post("/v1/micro", json=QUICK)
-            gone = client.post("/v1/my-model", json=QUICK)
+            gone = client.post("/v1/my-model", json=body)
         assert (gone.status_code, gone.json()["code"]) == (422, "model_unavailable")
     finally:
         server.stop()

@@ -16,6 +16,8 @@ from imaged.errors import BadParameter, JobFailed
 from imaged.params import read_params
 from imaged.prompt import Reading
 from imaged.prompt.compel import Structure, parse
+from imaged.prompt.embeddings import Embeddings
+from imaged.prompt.report import Reader
 from imaged.prompt.tokenizer import Tokenizer
 
 COMPEL = Reading("compel")
@@ -140,6 +142,9 @@ def test_it_is_another_dialect(nets: Any, monkeypatch: pytest.MonkeyPatch) -> No
         ('("a", "b").blend(x, 1)', "should have no number or 2"),
         ('"a", "b".blend(1, 1)', "should have brackets around what .blend() is said of"),
         ("(" + ", ".join(["a"] * 9) + ").and()", "should have at most 8 parts"),
+        ('("a", "b").blend(1, -1)', "that do not cancel out"),
+        ('("a", "b").and(1, 101)', "should have numbers between -100 and 100"),
+        ('("a", "b").and(1, ' + "9" * 400 + ")", "should have no number or 2"),
         ("(" * 70 + "a" + ")" * 70, "should not have more than 64 brackets open"),
         (" ".join(f"a{'-' * n}" for n in range(1, 70)), "at most 64 pieces"),
     ],
@@ -153,9 +158,37 @@ def test_what_is_not_well_formed_is_refused(prompt: str, problem: str) -> None:
         assert problem in str(refused.value)
 
 
-def test_rules_hear_through_it() -> None:
-    params, _ = read_params({"prompt": "a (ch)++ild (x)0.1", "prompt_dialect": "compel"})
-    assert any("child" in text.replace(" ", "") for text in params.said())
+@pytest.mark.parametrize(
+    "prompt", ["a (ch)++ild (x)0.1", "x naked (chi)1.1(ld)1.3 y", '("a chi", "x").and()']
+)
+def test_rules_hear_through_it(prompt: str) -> None:
+    said = read_params({"prompt": prompt, "prompt_dialect": "compel"})[0].said()
+    assert any("chi" in text for text in said) and len(said) >= 3
+    if "x naked" in prompt:
+        assert "x naked child y" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "red " * 200,
+        "a red house, " * 30,
+        "one. two, three. " * 20,
+        "a" * 300,
+        "word, " * 30 + "x " * 60,
+    ],
+    ids=lambda t: t[:16],
+)
+def test_windows_are_cut_as_by_the_package(text: str, nets: Any, theirs: Any) -> None:
+    provider = CompelForSDXL(theirs).compel_1.conditioning_provider
+    ids, _, _ = provider.get_token_ids_and_expand_weights([text], [1.0], device="cpu")
+    expected = [
+        int((w[1:] == provider.tokenizer.eos_token_id).int().argmax()) for w in ids.view(-1, 77)
+    ]
+    reader = Reader((nets.tokenizer, nets.tokenizer_2), Embeddings(None, (0, 0)))
+    told = reader.report(text, COMPEL, 20)["texts"][0]
+    assert [len(w["tokens"]) for w in told["encoders"][0]["windows"]] == expected
+    assert told["windows"] == len(expected) == told["passes"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +198,8 @@ def test_rules_hear_through_it() -> None:
         *("\\" * 20_000, "(a)1" * 5000, "1." * 10_000, ".and(" * 4000, "🏔️+" * 5000),
         *("\u202e(" * 9000, "(" * 10_000 + ")" * 10_000, '("a",' * 4000),
         "( " * 60 + "a" + " )+" * 60,
+        *("a" + " " * 19_000 + "b", "a" + " " * 9000 + "." + " " * 9000 + "b"),
+        *('("a").and(' + "1" * 19_000 + "x)", '("a","b").and(' + "1," * 9000 + ")"),
     ],
     ids=lambda p: p[:10],
 )

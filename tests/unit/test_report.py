@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from imaged.catalogue import MICRO, Weights
 from imaged.checkpoint import text_widths, tokenizers
+from imaged.errors import CheckpointRefused
 from imaged.explain import Explainer, reports, taken, warnings
 from imaged.params import KNOBS, read_params
 from imaged.prompt import A1111, Reading
@@ -141,6 +144,9 @@ def test_hostile_prompts_are_told_of(prompt: str, reader: Reader) -> None:
 def test_what_was_taken_otherwise_than_written() -> None:
     body = {"prompt": "x", "scheduler": "k_euler", "steps": "30", "width": 512, "samples": 2}
     params, _ = read_params(body)
+    twice = {"prompt": "x", "guidance": 5, "cfg_scale": 9}
+    [last] = taken(twice, read_params(twice)[0], KNOBS)
+    assert (last["field"], last["value"]) == ("cfg_scale", 9.0)
     assert [(t["field"], t["sent"], t["as"], t["value"]) for t in taken(body, params, KNOBS)] == [
         ("scheduler", "k_euler", "scheduler", "Euler"),
         ("steps", "30", "num_inference_steps", 30),
@@ -199,3 +205,36 @@ def test_what_compel_reads(reader: Reader) -> None:
         {"text": "lake", "weight": 0.81},
     ]
     assert tokens(told)[:2] == [("a</w>", 1.0), ("red</w>", 1.3)]
+    assert (told["texts"][0]["kind"], told["texts"][0]["weights"]) == ("and", [1.0, 1.0])
+    assert told["texts"][0]["passes"] == 3 and told["emphasis"] == "compel"
+    many = reader.report(
+        " ".join(f"(a)0.{n}" for n in range(10, 70)) + " x" * 90, Reading("compel"), 9
+    )
+    assert any("passes of the text encoders" in p for p in problems("prompt", many))
+
+
+def test_a_prompt_of_many_long_texts_is_told_in_part(reader: Reader) -> None:
+    long = ", ".join(["a red house"] * 400)
+    told = reader.report(f"[a|b|c|d|e] {long}", A1111, 20)
+    assert told["left_out"] == 5 - len(told["texts"]) > 0
+    assert any("more texts, which are not told" in p for p in problems("prompt", told))
+
+
+def test_long_words_are_no_names() -> None:
+    embeddings = Embeddings(None, (0, 0))
+    began = time.process_time()
+    assert embeddings.missing("a" * 20_000 + " bad_hands " + "A1" * 5000) == ["bad_hands"]
+    assert time.process_time() - began < 1.0
+
+
+def test_what_cannot_be_read_is_told_without_its_path(tmp_path: Path) -> None:
+    (tmp_path / "secret" / "text_encoder").mkdir(parents=True)
+    with pytest.raises(CheckpointRefused) as refused:
+        Explainer.of(Weights(tmp_path / "secret"))
+    assert str(refused.value) == "secret cannot be read: No such file or directory"
+    for name in ("text_encoder", "text_encoder_2"):
+        folder = tmp_path / "secret" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointRefused, match="secret is not SDXL's"):
+        Explainer.of(Weights(tmp_path / "secret"))

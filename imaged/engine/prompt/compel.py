@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from imaged.errors import JobFailed
-from imaged.prompt.compel import Structure, parse
+from imaged.prompt.compel import MOST_PASSES, Structure, parse, windows
 from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.tokenizer import Tokenizer
+from imaged.prompt.windows import WINDOW
 
-MOST_PASSES = 64  # of windows through a text encoder, for one text
+LOST = ("couldn't find", "token sequence mismatch")  # the package its place in its own tokens
 GIVEN = 1 << 20  # ids from here on are vectors of textual inversions
 
 
@@ -53,7 +54,9 @@ def encode(
         try:
             context, _ = found.build_conditioning_tensor_for_conjunction(_as_compel(structure))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise JobFailed("prompt_unreadable", f"compel cannot encode it: {error}") from error
+            if isinstance(error, RuntimeError) and not str(error).startswith(LOST):
+                raise  # the device's
+            raise JobFailed("prompt_unreadable", "compel makes nothing of this prompt") from error
         contexts.append(context[0])
         empties.append(found.conditioning_provider.empty_z[0])
         pooled = found.conditioning_provider.get_pooled_embeddings([text])
@@ -64,8 +67,8 @@ def encode(
 def _bound(structure: Structure, words: _Words) -> None:
     passes = 0
     for part in structure.parts:
-        windows = 1 + sum(len(words.ids(text)) for text, _ in part.spans) // 75
-        passes += windows * (1 + sum(weight < 1 for _, weight in part.spans))
+        tokens = words.convert_ids_to_tokens([n for text, _ in part.spans for n in words.ids(text)])
+        passes += part.passes(len(windows(tokens, WINDOW)))
     if passes > MOST_PASSES:
         raise JobFailed(
             "prompt_too_long",

@@ -15,7 +15,6 @@ from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embedding, Embeddings
-from imaged.prompt.report import Reader
 from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Windows, read_windows
 
 CACHED_PROMPTS = 256
@@ -46,7 +45,6 @@ class PromptEncoder:
         )
         widths = [encoder.config.hidden_size for _, encoder in self._pairs]
         self.embeddings = Embeddings(embeddings, (widths[0], widths[1]), load_embedding)
-        self.reader = Reader((nets.tokenizer, nets.tokenizer_2), self.embeddings)
         self._zero_absent = nets.force_zeros_for_empty_prompt
         self._kept: OrderedDict[tuple[str, int, Reading, Hashable], Encoded] = OrderedDict()
         self._zeros: dict[int, Encoded] = {}  # by windows: the UNet keeps what it made of a text
