@@ -40,11 +40,14 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
     params, said = understood(request, sent, model.knobs)
     await gateway.admission.check_loras(key, params)
     cost = price_micros(model, params)
-    async with gateway.turns.of(key.id):
-        if await asyncio.to_thread(gateway.admission.refused, params):
+
+    def work() -> tuple[dict[str, Any], Any]:
+        if gateway.admission.refused(params):
             said.append("prompt would be refused by the rules of this server")
-        told = await asyncio.to_thread(_told, model, params, gateway.settings.embeddings_folder)
-        expected, state, free = await asyncio.to_thread(_expected, gateway, key, model, cost)
+        told = _told(model, params, gateway.settings.embeddings_folder)
+        return told, _expected(gateway, key, model, cost)
+
+    told, (expected, state, free) = await gateway.turns.take(key.id, work)
     now = time.time()
     quote = Quote(key.id, model.slug, params, cost, now + LIFE_S)
     answer = {

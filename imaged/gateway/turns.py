@@ -1,17 +1,19 @@
-"""Who may have something worked out that costs nothing: one at a time, and nobody all the time."""
+"""Work that costs nothing and may be long: one piece at a time, and no key all the time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from imaged.errors import TooFast
 
+T = TypeVar("T")
+
 MOST_WAITING = 8  # of one key
-LONG_S, PAUSE = 0.2, 4.0  # who took longer waits so many times what it took
+LONG_S, PAUSE = 0.2, 4.0  # of the processor; who took more waits so many times what it took
 
 
 class Turns:
@@ -22,21 +24,27 @@ class Turns:
         self._waiting: Counter[int] = Counter()
         self._again: dict[int, float] = {}  # when a key may come again
 
-    @asynccontextmanager
-    async def of(self, key_id: int) -> AsyncIterator[None]:
-        """Raises TooFast for a key with too many waiting, and for one that has just had much."""
+    async def take(self, key_id: int, work: Callable[[], T]) -> T:
+        """What `work` returns, which is done in a thread. Raises TooFast for a key with too many
+        waiting, and for one that has just had much.
+        """
         wait_s = self._again.get(key_id, 0.0) - time.monotonic()
         if wait_s > 0 or self._waiting[key_id] >= MOST_WAITING:
             raise TooFast(max(wait_s, LONG_S), time.time())
         self._waiting[key_id] += 1
         try:
             async with self._one:
-                began = time.monotonic()
-                yield
-                took_s = time.monotonic() - began
+                result, took_s = await asyncio.to_thread(_timed, work)
         finally:
             self._waiting -= Counter([key_id])
         if took_s > LONG_S:
             if len(self._again) > 10_000:
                 self._again.clear()
             self._again[key_id] = time.monotonic() + PAUSE * took_s
+        return result
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """The result, and seconds of the processor."""
+    began = time.thread_time()
+    return work(), time.thread_time() - began
