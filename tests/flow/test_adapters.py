@@ -62,6 +62,7 @@ def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
     (data / "models.toml").write_text(
         f'[model.house]\ncheckpoint = "{MICRO}"\ntitle = "Houses"\nprice = 0.5\n'
         "[model.house.parameters]\nimg_width = { high = 768, default = 512 }\n"
+        "num_inference_steps = { low = 4 }\n"
     )
     server = Server(data).start()
     try:

@@ -171,7 +171,7 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert re.fullmatch(
         r"CPU [A-Z0-9]+, \d+ threads, torch [\d.]+\+?\w*", answer.headers["x-device"]
     )
-    assert float(answer.headers["x-cost"]) == pytest.approx(0.0032)
+    assert float(answer.headers["x-cost"]) == pytest.approx(0.008 * 0.25 * 6 / 25 * 2)
     assert float(answer.headers["x-remaining-credits"]) > 0
     assert float(answer.headers["x-generation-time"]) > 0
     assert json.loads(answer.headers["x-output-metadata"])["width"] == 512
@@ -229,13 +229,15 @@ def test_another_key_sees_nothing(server: Server, completed: dict[str, Any]) -> 
 
 
 def test_poor_key_is_refused_and_not_charged(server: Server) -> None:
-    poor = imaged("keys", "create", "--credits", "0.001", "--data", str(server.data)).stdout.strip()
+    poor = imaged(
+        "keys", "create", "--credits", "0.0001", "--data", str(server.data)
+    ).stdout.strip()
     with server.client(poor) as client:
         for version in ("v1", "v2"):
             answer = client.post(f"/{version}/{SLUG}", json=QUICK)
             assert (answer.status_code, answer.json()["code"]) == (406, "no_credits")
             assert "credits" in answer.json()["error"]
-        assert client.get("/v1/get-user-credits").json()["credits"] == 0.001
+        assert client.get("/v1/get-user-credits").json()["credits"] == 0.0001
 
 
 def test_rate_limit_says_when_to_come_back(server: Server) -> None:
@@ -288,6 +290,7 @@ BODIES: list[tuple[bytes, str]] = [
         (json.dumps({"prompt": "x", f: v}).encode(), "bad_parameter")
         for f, v in WRONG
         if f != "prompt" and not isinstance(v, type)
+        if (f, v) != ("num_inference_steps", 19)  # servers in tests take it
     ),
     (b"{}", "bad_parameter"),
     (b'{"prompt": "\\ud800"}', "bad_parameter"),

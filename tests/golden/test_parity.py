@@ -102,7 +102,10 @@ def small(scheduler: str, **given: Any) -> ImageParams:
 
 @pytest.mark.parametrize(
     ("scheduler", "steps"),
-    [*((name, 10) for name in SCHEDULERS), ("DPM++ 2M Karras", 25), ("Euler a", 50)],
+    [
+        *((name, 10) for name in SCHEDULERS if name != "DPM2 a Karras"),
+        *(("DPM2 a Karras", 25), ("DPM++ 2M Karras", 25), ("Euler a", 50)),
+    ],
 )  # tables are compared at many more steps, see tests/unit/test_samplers.py
 def test_final_latents(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, steps: int
