@@ -23,7 +23,7 @@ from tests.contract.gate import Gate
 DOCUMENT = document(ROUTES)
 OPERATIONS = [(verb, path) for path, found in DOCUMENT["paths"].items() for verb in found]
 EXAMPLES = 25  # for each operation
-PAID = 10  # that may make pictures
+PAID = 15  # that may make pictures
 NOWHERE = "http://localhost/"  # a name that may stand in a webhook, and is then not sent to
 UNSHAPED = ("/docs", "/files/{name}", "/v2/requests/{job_id}/events")  # no JSON
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
@@ -114,6 +114,8 @@ def there(gate: Gate, rich: str) -> dict[str, list[Any]]:
                 *(("hold", {}), ("run", {})),
             )
         ]
+        told = client.post(f"/v2/{SLUG}/preflight", json={"prompt": "x", "base64": True})
+        quote = told.json()["quote_id"]
         for job_id in jobs[:3]:
             client.get(f"/v2/requests/{job_id}/status?wait=20")
     return {
@@ -122,6 +124,7 @@ def there(gate: Gate, rich: str) -> dict[str, list[Any]]:
         "webhook_id": [webhook_id],
         "webhook_url": [NOWHERE],
         "base64": [True],
+        "quote_id": [quote],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +188,7 @@ def test_the_judge_is_asked_in_the_order_of_its_heads() -> None:
 def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part runs, goes on where it was stopped, and the export is served by the engine."""
     monkeypatch.setattr(train, "PROMPTS", train.PROMPTS[:1])  # of the sheet of samples
+    monkeypatch.setattr(train, "BATCHES", defaultdict(lambda: 2))
     work, out = tmp_path / "work", tmp_path / "micro"
 
     def run(*args: str) -> str:

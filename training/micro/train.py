@@ -18,6 +18,7 @@ import json
 import math
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ STAGES = [  # share of the steps, sizes drawn from
     (0.15, ("512",)),
     (0.55, (*["512"] * 3, *NAMES, *NAMES[-2:], *NAMES[-2:])),
 ]
-BATCHES = {"256": 16, "512": 12}  # six of any larger size
+BATCHES = defaultdict(lambda: 6, {"256": 16, "512": 12})  # six of any larger size
 WINDOWS = {1: 0.72, 2: 0.1, 3: 0.08, 4: 0.1}  # how often a batch's captions have so many
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -345,7 +346,7 @@ def unet(options: Options, steps: int, save_every: int, rate: float) -> None:
         if size not in data:
             data[size] = Scenes(work, size, seed=run.start)
         windows = rng.choices(list(WINDOWS), list(WINDOWS.values()))[0]
-        z, texts = data[size].batch(BATCHES.get(size, 6), windows)
+        z, texts = data[size].batch(BATCHES[size], windows)
         texts, keep = drop(texts, rng)
         with torch.no_grad():
             context, pooled = conditioner(
