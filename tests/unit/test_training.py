@@ -6,6 +6,7 @@ import json
 import random
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,7 @@ def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every part runs, goes on where it was stopped, and the export is served by the engine."""
     monkeypatch.setattr(train, "PROMPTS", train.PROMPTS[:1])  # of the sheet of samples
     monkeypatch.setattr(train, "BATCHES", defaultdict(lambda: 2))
+    monkeypatch.setattr(train, "reconstructions", partial(train.reconstructions, count=1))
     work, out = tmp_path / "work", tmp_path / "micro"
 
     def run(*args: str) -> str:
@@ -216,9 +218,9 @@ def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("vae", "text", "unet"):
         with Image.open(work / f"{name}.png") as loss:
             assert loss.width == 800
-    for name, least in (("vae", 1000), ("unet", 300)):
+    for name in ("vae", "unet"):
         with Image.open(work / f"{name}.jpg") as sheet:
-            assert sheet.width > least
+            assert sheet.width > 300
     picture = generate(
         load(out), [ImageParams("a lake", seed=7, img_width=256, img_height=256)], "test"
     )[0]
