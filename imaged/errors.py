@@ -8,10 +8,11 @@ ImagedError
 │   ├── UnknownPath     404      ├── WrongMethod     405      ├── BodyTooSlow      408
 │   ├── ModelForbidden  403      ├── ModelRetired    410      ├── HeadersTooLarge  431
 │   ├── TooFast         429      ├── UnknownWebhook  404      ├── TooManyWebhooks  409
-│   ├── IdempotencyMismatch 409
+│   ├── IdempotencyMismatch 409  └── NotParked       409
 │   └── Unavailable     502, 504 (StillRunning): come back later
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
+├── StateRefused             a parked picture that cannot go on here, and why
 ├── CommandError             the command line asked for something that cannot be done
 ├── BadAddress               client side: the server's address, or what is asked of it, is no URL
 ├── NoAnswer                 client side: the server was not reached, or its answer was lost
@@ -177,6 +178,12 @@ class TooFast(Refused):
         super().__init__(f"Too many requests: try again in {reset_in_s:.1f} s")
 
 
+class NotParked(Refused):
+    """This job is not a draft that rests: nothing of it can be finished."""
+
+    code, status = "not_parked", 409
+
+
 class Unavailable(Refused):
     """The server cannot take this request at the moment; try again."""
 
@@ -209,6 +216,12 @@ class CheckpointRefused(ImagedError):
     """This checkpoint cannot be served."""
 
     code = "checkpoint_refused"
+
+
+class StateRefused(ImagedError):
+    """This picture cannot go on from where it was parked."""
+
+    code = "state_refused"
 
 
 class CommandError(ImagedError):

@@ -76,6 +76,11 @@ def step_of_call(scheduler: str, call: int) -> int:
     return max(call - 1, 0) if scheduler == "PNDM" else call
 
 
+def calls_before(scheduler: str, step: int) -> int:
+    """UNet calls of the steps before this one, which is not the first."""
+    return 2 * step if scheduler in TWO_CALLS else step + (scheduler == "PNDM")
+
+
 def key(name: str) -> str:
     """A name as it is compared: cases, spaces and how they are written make no difference."""
     bare = re.sub(r"[\s_-]+", "", name.casefold()).removeprefix("sample")

@@ -32,9 +32,9 @@ for name in [n for n in os.environ if n.startswith(("IMAGED_", "SEGMIND_"))]:
 SLUG = "sdxl1.0-yamers-realistic"
 QUICK: dict[str, Any] = {
     "prompt": "a green prairie under a blue sky",
-    "num_inference_steps": 6,  # as few as servers in tests take, see few_steps.toml
-    "img_width": 512,
-    "img_height": 512,
+    "num_inference_steps": 6,  # as few and small as servers in tests take, see few_steps.toml
+    "img_width": 256,
+    "img_height": 256,
 }
 FEW_STEPS = Path(__file__).parent / "few_steps.toml"
 
@@ -170,6 +170,11 @@ class Server:
 
     def client(self, key: str | None = None) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"x-api-key": key or self.key}, timeout=120)
+
+    def states(self) -> dict[str, str]:
+        """What is said of each model's checkpoint, which a worker tells once a second."""
+        with self.client() as client:
+            return {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
 
     def submit(self, **params: Any) -> str:
         with self.client() as client:

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "worker": {"worker", "store", "engine", *NOUNS},
     "engine": {
         *("engine", "params", "errors", "catalogue", "checkpoint", "files"),
-        *("prompt", "schedule", "schedulers"),
+        *("prompt", "schedule", "schedulers", "__version__"),
     },
     "store": {"store", *NOUNS},
     "client": {"client", "params", "errors", "schedulers"},

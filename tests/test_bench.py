@@ -30,7 +30,8 @@ from bench.rounds import (
     seconds_each,
     verdict,
 )
-from imaged.engine.engine import Engine, Outcome
+from imaged.engine.engine import Engine
+from imaged.engine.outcome import Outcome
 from imaged.params import ImageParams
 from tests.test_architecture import LONGEST_FILE, LONGEST_FUNCTION
 

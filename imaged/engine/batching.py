@@ -7,7 +7,7 @@ goes behind them by as much. A picture joins a call where sharing makes calls ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -111,3 +111,14 @@ def _fullest(chosen: list[W], cost: Cost, padded: Callable[[int], int]) -> list[
     counts = list(accumulate(p.rows for p in chosen))
     row_s = [cost.call_s(padded(rows) * chosen[0].pixels) / rows for rows in counts]
     return chosen[: max(n + 1 for n, seconds in enumerate(row_s) if seconds == min(row_s))]
+
+
+def joined(used_s: Mapping[int, float], present: Collection[int], key: int) -> dict[int, float]:
+    """Seconds of the device by key, with one more that asks beside those `present`.
+
+    A key that comes back has no claim to the time in which it asked for nothing. What it has used
+    more than others it still owes when it comes back between two jobs.
+    """
+    least = min((used_s[k] for k in present if k in used_s), default=0.0)
+    kept = {k: s for k, s in used_s.items() if present and (k in present or s > least)}
+    return {**kept, key: max(kept.get(key, 0.0), least)}

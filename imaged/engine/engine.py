@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from imaged.engine.batching import MOST_PICTURES, choose
+from imaged.engine.batching import MOST_PICTURES, choose, joined
 from imaged.engine.cost import Clock, Meter
 from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
@@ -25,13 +25,16 @@ from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
 from imaged.engine.lora import NONE, Loras
 from imaged.engine.memory import is_full
+from imaged.engine.outcome import Outcome, Progress, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.preview import Map, Preview
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
+from imaged.engine.state import WHOLE, Course, Maker, pack, resume
 from imaged.engine.unet import Unet
-from imaged.errors import ImagedError, JobFailed
+from imaged.errors import JobFailed, StateRefused
 from imaged.params import ImageParams, without_loras
+from imaged.schedulers import calls_before
 
 log = logging.getLogger(__name__)
 
@@ -41,29 +44,11 @@ GROW_S = 60.0  # after a call that did not fit, from when on one twice as large 
 PATIENCE_S = 0.05  # how long a tick waits for a decoding when there is nothing to denoise
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: all its pictures, or why there are none."""
-
-    job_id: str
-    pictures: tuple[Picture, ...]
-    error: ImagedError | None
-    inference_s: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """UNet calls made and to make over all pictures, and a look at the first one."""
-
-    calls: int
-    total: int
-    preview: Preview | None
-
-
 @dataclass
 class _Job:
     started: float
     runs: list[Run]
+    draft: bool = False
     pictures: dict[int, Picture] = field(default_factory=dict)
     preview: Preview | None = None
 
@@ -100,7 +85,7 @@ class Engine:
         #: Calls, with each picture's rows and the clock's marks.
         self._under_way: deque[tuple[list[Run], list[int], Any, Any]] = deque()
         self._jobs: dict[str, _Job] = {}
-        self._newcomers: list[tuple[str, ImageParams, int]] = []
+        self._newcomers: list[tuple[str, ImageParams, int, Course]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
         self._decoder = decoder(self.unet.device)
         self._decoding: list[tuple[Run, Future[Picture]]] = []
@@ -114,7 +99,7 @@ class Engine:
 
     @property
     def jobs(self) -> frozenset[str]:
-        return frozenset(self._jobs) | {job_id for job_id, _, _ in self._newcomers}
+        return frozenset(self._jobs) | {job_id for job_id, *_ in self._newcomers}
 
     @property
     def device(self) -> str:
@@ -124,9 +109,19 @@ class Engine:
         capability = torch.backends.cpu.get_cpu_capability()
         return f"CPU {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-    def submit(self, job_id: str, params: ImageParams, key: int = 0) -> None:
+    def submit(
+        self, job_id: str, params: ImageParams, key: int = 0, course: Course = WHOLE
+    ) -> None:
         """`key`: whose job it is; the device is shared fairly between keys."""
-        self._newcomers.append((job_id, params, key))
+        self._newcomers.append((job_id, params, key, course))
+
+    def states(self, job_id: str) -> dict[int, bytes]:
+        """What each picture of a job goes on from, by sample; none of one that has just come."""
+        runs = self._jobs[job_id].runs if job_id in self._jobs else []
+        return {run.sample: self._state(run) for run in runs}
+
+    def _state(self, run: Run) -> bytes:
+        return pack(run, Maker.of(run, self.nets.sha256))
 
     def cancel(self, job_id: str) -> None:
         """The job leaves between two calls and has no outcome."""
@@ -147,7 +142,7 @@ class Engine:
         return {
             job_id: Progress(
                 sum(r.call for r in job.runs),
-                sum(r.plan.table.calls for r in job.runs),
+                sum(r.last for r in job.runs),
                 job.preview,
             )
             for job_id, job in self._jobs.items()
@@ -244,17 +239,17 @@ class Engine:
 
     def _start_newcomers(self) -> list[Outcome]:
         outcomes = []
-        for job_id, params, key in self._newcomers:
+        for job_id, params, key, course in self._newcomers:
             started = time.monotonic()
-            self._jobs[job_id] = _Job(started, [])
+            self._jobs[job_id] = _Job(started, [], draft=course.draft > 0)
             try:
-                self._jobs[job_id].runs = self._start(job_id, params, key)
+                self._jobs[job_id].runs = self._start(job_id, params, key, course)
             except Exception as error:  # one job's prompt must not harm another's picture
                 outcomes += self._end(job_id, error)
         self._newcomers = []
         return outcomes
 
-    def _start(self, job_id: str, params: ImageParams, key: int) -> list[Run]:
+    def _start(self, job_id: str, params: ImageParams, key: int, course: Course) -> list[Run]:
         nets = self.nets
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
         loras = self._loras.find(params.all_loras)
@@ -269,19 +264,30 @@ class Engine:
         )
         texts = (negative, positive) if plans[0].guided else (positive,)
         now = time.monotonic()
-        # A key that comes back has no claim to the time in which it asked for nothing.
         present = {r.key for job in self._jobs.values() for r in job.runs}
-        least = min((self._used_s[k] for k in present if k in self._used_s), default=0.0)
-        # What a key has used more than others it still owes when it comes back between two jobs.
-        self._used_s = {
-            k: s for k, s in self._used_s.items() if present and (k in present or s > least)
-        }
-        self._used_s[key] = max(self._used_s.get(key, 0.0), least)
-        runs = [Run(job_id, plan, texts, loras, key, now) for plan in plans]
+        self._used_s = joined(self._used_s, present, key)
+        rest_at = calls_before(params.scheduler, course.draft) if course.draft else None
         kept: dict[int, torch.Tensor] = {}
-        for run in runs:
+        runs = []
+        for k in course.samples or range(len(plans)):
+            run = Run(job_id, plans[k], texts, loras, key, now, sample=k, rest_at=rest_at)
             run.start(self.unet, kept)
+            if k in course.states or course.varied:
+                self._resume(run, course.states.get(k, b""), varied=course.varied)
+            runs.append(run)
         return runs
+
+    def _resume(self, run: Run, state: bytes, *, varied: bool) -> None:
+        """Go on from a state; from the start if it is refused, where that gives the same."""
+        run.varied = varied
+        try:
+            resume(run, state, Maker.of(run, self.nets.sha256))
+        except StateRefused as error:
+            if varied:
+                raise
+            log.warning("job %s begins anew: %s", run.job_id, error.detail)
+        if run.done:
+            self._decode(run)
 
     # -- from latents to pictures ---------------------------------------------------------------
 
@@ -350,7 +356,7 @@ class Engine:
             return []
         job, error = self._jobs.get(run.job_id), future.exception()
         if job is None or run not in job.runs:  # cancelled, or another sample of it has failed
-            _as_failure(error, self.unet.device.type)  # whose picture it was is all one to a GPU
+            as_failure(error, self.unet.device.type)  # whose picture it was is all one to a GPU
             return []
         if is_full(error) and not run.squeezed:
             error.__traceback__ = None  # it holds what was in memory
@@ -365,13 +371,14 @@ class Engine:
         if error is not None:
             return self._end(run.job_id, error)
         job.pictures[run.plan.seed] = future.result()
-        run.history = torch.empty(0)  # megabytes, while the job's other pictures are made
+        if not job.draft:
+            run.finish(run.result)
         return self._end(run.job_id) if len(job.pictures) == len(job.runs) else []
 
     def _again(self, run: Run) -> bool:
         """Once more from the start in float32, if that is not what has just failed."""
         nets = self.nets
-        if run.precise or nets.unet.dtype == nets.vae.dtype == torch.float32:
+        if run.precise or run.varied or nets.unet.dtype == nets.vae.dtype == torch.float32:
             return False
         log.warning("job %s: not a picture in %s; again in float32", run.job_id, nets.unet.dtype)
         run.precise = True
@@ -391,27 +398,23 @@ class Engine:
         job = self._jobs.pop(job_id)
         if not any(r.precise for other in self._jobs.values() for r in other.runs):
             self._precise = None  # as much memory again as the checkpoint itself
-        failure = _as_failure(error, self.unet.device.type)
-        pictures = () if failure else tuple(p for _, p in sorted(job.pictures.items()))
-        return [Outcome(job_id, pictures, failure, time.monotonic() - job.started)]
+        failure = as_failure(error, self.unet.device.type)
+        seconds = time.monotonic() - job.started
+        if failure:
+            return [Outcome(job_id, (), failure, seconds)]
+        return [
+            Outcome(
+                job_id,
+                tuple(picture for _, picture in sorted(job.pictures.items())),
+                None,
+                seconds,
+                tuple(map(self._state, job.runs)) if job.draft else (),
+                sum(run.call for run in job.runs),
+                Maker.of(job.runs[0], self.nets.sha256),
+            )
+        ]
 
 
 def _finished(vae: Any, run: Run) -> Picture:
-    """The picture of a run that has made all its calls."""
-    return decode(vae, run.combine(), run.plan.seed)
-
-
-def _as_failure(error: BaseException | None, device: str) -> ImagedError | None:
-    """An error of one job; a device error other than out of memory is not ours to survive.
-
-    The libraries of a GPU (cuDNN, cuBLAS) report its errors as plain RuntimeErrors.
-    """
-    if error is None or isinstance(error, ImagedError):
-        return error
-    if is_full(error):
-        return JobFailed("out_of_memory", "the device ran out of memory for this picture")
-    of_the_device = torch.AcceleratorError if device == "cpu" else RuntimeError
-    if isinstance(error, of_the_device) or not isinstance(error, Exception):
-        raise error
-    log.error("a picture could not be made", exc_info=error)
-    return JobFailed("engine_error", "the picture could not be made; the server's log says why")
+    """The picture of a run that has made all its calls, or rests."""
+    return decode(vae, run.result, run.plan.seed)

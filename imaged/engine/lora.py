@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from imaged.engine.nets.layers import Layer, LowRank
 from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
-from imaged.files import Header
+from imaged.files import Header, digest
 from imaged.params import Lora
 
 KEPT = 4  # sets of LoRAs on the device
@@ -113,6 +113,8 @@ class Adapted:
     changes: Mapping[tuple[str, str], tuple[LowRank, ...]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    #: Name and SHA-256 of each file.
+    digests: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 NONE = Adapted()
@@ -142,7 +144,8 @@ class Loras:
         files = tuple((path.stem, path.stat().st_mtime_ns) for path in paths)
         found = self._kept.get(Adapted(loras, files))
         if found is None:
-            found = Adapted(loras, files, self._read(loras, paths))
+            digests = tuple((path.stem, digest({path.name: path})) for path in paths)
+            found = Adapted(loras, files, self._read(loras, paths), digests)
             self._kept[found] = found
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)

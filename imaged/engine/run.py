@@ -28,12 +28,16 @@ class Run:
     key: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
+    sample: int = 0  # which of its job's pictures it is
+    rest_at: int | None = None  # the call before which it is parked; None: it goes to the end
+    varied: bool = False  # goes on from a state as another request
     precise: bool = False  # the second try, in float32
     squeezed: bool = False  # what it does now did not fit beside others
     call: int = 0
     drawn: int = 0
     history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
+    latent: torch.Tensor | None = None  # (C, h, w) once all calls are made, kept without a history
 
     def start(self, unet: Unet, kept: dict[int, torch.Tensor] | None = None) -> None:
         """From the beginning: seed, first noise, and what of the UNet's inputs stays the same.
@@ -42,7 +46,7 @@ class Run:
         """
         table = self.plan.table
         self.call = self.drawn = 0
-        self.squeezed = False
+        self.squeezed, self.latent = False, None
         self.rows_of_table = table.rows.to(unet.device)
         by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
         times = [self._times_of(unet, side) for side in by_call]
@@ -105,8 +109,13 @@ class Run:
         return self.plan.width * self.plan.height
 
     @property
+    def last(self) -> int:
+        """UNet calls to its end, or to where it rests."""
+        return self.plan.table.calls if self.rest_at is None else self.rest_at
+
+    @property
     def calls_left(self) -> int:
-        return self.plan.table.calls - self.call
+        return self.last - self.call
 
     @property
     def done(self) -> bool:
@@ -129,6 +138,18 @@ class Run:
             self.drawn += 1
         self.call += 1
         self.squeezed = False
+
+    def finish(self, latent: torch.Tensor) -> None:
+        """All calls are made, and nothing is needed any more but their result."""
+        self.latent, self.call = latent.to(self.history.device), self.plan.table.calls
+        self.history = torch.empty(0)  # megabytes, while the job's other pictures are made
+
+    @property
+    def result(self) -> torch.Tensor:
+        """(C, h, w): the final latent; of one that rests before, the clean one as it is seen."""
+        if self.latent is not None:
+            return self.latent
+        return self.estimate() if self.call < self.plan.table.calls else self.combine()
 
     def estimate(self) -> torch.Tensor:
         """(C, h, w): the clean latent as the last output has it.

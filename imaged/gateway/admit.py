@@ -135,7 +135,7 @@ class Admission:
         too often, TooFast, NoCredits or IdempotencyMismatch, and then nothing has happened.
         """
         await self.check_loras(key, params, terms)
-        terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params))
+        terms = replace(terms, fingerprint=fingerprint(self._secret, model.slug, params, terms))
         if params.seed < 0:
             params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
         job_id = new_job_id()
@@ -163,17 +163,16 @@ class Admission:
         placed = await asyncio.wrap_future(self._writer.submit(put))
         if len(self._turns) > 10_000:
             self._turns.clear()
-        self._turns[key.id] = placed.share.next_at
+        self._turns[key.id] = time.monotonic() + placed.share.next_at - time.time()
         return Admitted(placed.job_id, key, params, placed.share, placed.job_id != job_id)
 
     async def _in_turn(self, key: Key, terms: Terms) -> None:
         """Raises TooFast for a key that is known to have nothing left, before a prompt of it is
         judged; a repeat needs nothing. What counts is still the transaction that follows.
         """
-        now = time.time()
-        wait_s = self._turns.get(key.id, now) - now
+        wait_s = self._turns.get(key.id, 0.0) - time.monotonic()  # which no clock sets back
         if wait_s > 0 and not await self.repeats(key, terms):
-            raise TooFast(wait_s, now)
+            raise TooFast(wait_s, time.time())
 
     async def check_loras(self, key: Key, params: ImageParams, terms: Terms = NO_TERMS) -> None:
         """Raises BadParameter for too many LoRAs, and for one that is not there any more unless

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
 from imaged.gateway import (
     account,
+    drafts,
     events,
     history,
     images,
@@ -62,6 +63,7 @@ ROUTES = [
     route("/v1/requests/{job_id}", images.poll),
     route("/v2/requests/{job_id}", images.OwnRequest),
     route("/v2/requests/{job_id}/events", events.events),
+    route("/v2/requests/{job_id}/finish", drafts.finish, methods=["POST"]),
     *(route(f"/v1/{name}", read_only, methods=["POST"]) for name in FIXED),
     route("/v1/{slug}", images.create, methods=["POST"]),
     route("/v2/{slug}", images.submit, methods=["POST"]),

@@ -27,7 +27,7 @@ PRICED = {"samples", "scheduler", "num_inference_steps", "img_width", "img_heigh
 STATES = {
     "COMPLETED": (State.COMPLETED,),
     "FAILED": (State.FAILED, State.CANCELLED),
-    "PENDING": (State.QUEUED, State.PROCESSING),
+    "PENDING": (State.QUEUED, State.PROCESSING, State.PARKED),
 }
 ORDERS = {
     "model_created": "created_at",

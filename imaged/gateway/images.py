@@ -16,9 +16,10 @@ from imaged.errors import StillRunning, UnknownPath
 from imaged.gateway import body, quotes, replies
 from imaged.gateway.access import keyed, own_job, owned, public
 from imaged.gateway.admit import Admitted
+from imaged.gateway.drafts import FIELD, read_draft, refuse_draft
 from imaged.gateway.state import Gateway
 from imaged.gateway.terms import read_terms
-from imaged.jobs import Job, State
+from imaged.jobs import Job, State, Terms
 from imaged.params import ImageParams, Knob, read_params
 from imaged.store import blobs, queue
 from imaged.store.keys import Key
@@ -27,7 +28,7 @@ from imaged.store.keys import Key
 @keyed
 async def submit(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/{slug}: queue a job and answer at once."""
-    admitted, warnings = await _admit(request, gateway, key)
+    admitted, warnings = await _admit(request, gateway, key, drafts=True)
     answer = replies.submitted(admitted.job_id, gateway.links(request), warnings)
     return replies.marked(answer, admitted.share, admitted.replayed)
 
@@ -79,7 +80,7 @@ async def file(request: Request) -> Response:
     gateway = Gateway.of(request)
     name = request.path_params["name"]
     query = request.query_params
-    signed = blobs.NAME.fullmatch(name) and blobs.verify(
+    signed = blobs.PICTURE.fullmatch(name) and blobs.verify(
         gateway.secret, name, query.get("exp", ""), query.get("sig", ""), time.time()
     )
     content = await asyncio.to_thread(gateway.blobs.read, name) if signed else None
@@ -93,19 +94,27 @@ async def file(request: Request) -> Response:
     return Response(content, media_type=replies.media_type(name), headers=headers)
 
 
-async def _admit(request: Request, gateway: Gateway, key: Key) -> tuple[Admitted, list[str]]:
+async def _admit(
+    request: Request, gateway: Gateway, key: Key, *, drafts: bool = False
+) -> tuple[Admitted, list[str]]:
     """Model, body, then the one transaction; the job and the warnings."""
     model = await gateway.admission.model(request.path_params["slug"], key)
     sent = await body.read(request)
     terms = read_terms(request.headers)
+    if not drafts:
+        refuse_draft(sent)
+
+    def drafted(params: ImageParams) -> Terms:
+        return replace(terms, draft_steps=read_draft(sent, params.num_inference_steps))
+
     if sent.get(quotes.FIELD) is not None:
         quote = quotes.redeem(gateway.secret, sent, key.id, model)
         if time.time() > quote.until and not await gateway.admission.repeats(key, terms):
             raise quotes.over()
-        terms = replace(terms, quoted_micros=quote.cost_micros)
+        terms = replace(drafted(quote.params), quoted_micros=quote.cost_micros)
         return await gateway.admission.admit(key, model, quote.params, terms), []
     params, warnings = understood(request, sent, model.knobs)
-    return await gateway.admission.admit(key, model, params, terms), warnings
+    return await gateway.admission.admit(key, model, params, drafted(params)), warnings
 
 
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
@@ -128,7 +137,7 @@ def understood(
     A caller who accepts PNG and not JPEG gets PNG.
     """
     params, ignored = read_params(sent, knobs)
-    warnings = [f"unknown field ignored: {name}" for name in ignored]
+    warnings = [f"unknown field ignored: {name}" for name in ignored if name != FIELD]
     scheduler = sent.get("scheduler")
     if scheduler is not None and scheduler != params.scheduler:
         warnings.append(f"scheduler was read as {params.scheduler}")

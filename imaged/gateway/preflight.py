@@ -19,12 +19,15 @@ from imaged.errors import BadParameter, CheckpointRefused, UnknownModel
 from imaged.explain import Explainer, reports, taken, warnings
 from imaged.gateway import body, replies
 from imaged.gateway.access import keyed, public
+from imaged.gateway.drafts import read_draft
 from imaged.gateway.forecast import Forecast, forecast
 from imaged.gateway.images import understood
 from imaged.gateway.quotes import LIFE_S, Quote
 from imaged.gateway.state import Gateway
+from imaged.jobs import share
 from imaged.params import WIDEST, ImageParams, plain
 from imaged.schedule import STEPS
+from imaged.schedulers import calls_before
 from imaged.store import demand
 from imaged.store.keys import Key
 from imaged.store.pace import pace
@@ -58,6 +61,7 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
         "determinism": gateway.settings.determinism,
         "cost": replies.dollars(cost),
         "unet_calls": params.unet_calls * params.samples,
+        **_drafted(read_draft(sent, params.num_inference_steps), params, cost),
         "expected": expected and _rounded(expected),
         "parameters": {name: plain(getattr(params, name)) for name in params.as_dict()},
         "taken": taken(sent, params, model.knobs),
@@ -107,6 +111,20 @@ def _told(model: Model, params: ImageParams, embeddings: Path) -> dict[str, Any]
         unknown = f"tokens and sigmas are not told: {error}"
         return {"scheduler": None, "prompts": None, "warnings": [unknown, *warnings(params, None)]}
     return {"scheduler": scheduler, "prompts": told, "warnings": warnings(params, told)}
+
+
+def _drafted(steps: int, params: ImageParams, cost: int) -> dict[str, Any]:
+    """What is made, and owed, of a draft that nobody finishes."""
+    if not steps:
+        return {}
+    calls = calls_before(params.scheduler, steps) * params.samples
+    return {
+        "draft": {
+            "steps": steps,
+            "unet_calls": calls,
+            "cost": replies.dollars(share(cost, calls, params)),
+        }
+    }
 
 
 def _expected(

@@ -23,6 +23,7 @@ from imaged.store.limits import Share
 
 #: What made a picture, as results name it (worker/deliver.py).
 STAMP = ("checkpoint", "determinism", "engine", "device")
+WIRE = {State.CANCELLED: State.FAILED, State.PARKED: State.PROCESSING}
 #: What a checker has done when a job that was begun failed for this reason (worker/check.py).
 CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
 
@@ -122,16 +123,29 @@ def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
     }
     if wire_state(job) == State.FAILED:
         return 422, {**body, "error": job.error, "code": job.reason}
-    if job.state is State.PROCESSING:
+    if wire_state(job) == State.PROCESSING:
         body.update(steps_done(job))
+    if job.state is State.PARKED:
+        body.update(_parked(job, links))
     return 200, body
+
+
+def _parked(job: Job, links: Links) -> dict[str, Any]:
+    """Until when a draft rests, and what there is to look at."""
+    assert job.expires_at is not None and job.result is not None
+    return {
+        "progress": {"parked": True, "until": utc(job.expires_at)},
+        "images": _images(job, links),
+        "finish_url": f"{links.job(job.id)['response_url']}/finish",
+    }
 
 
 def steps_done(job: Job) -> dict[str, int]:
     """Denoising steps made and to make; the pictures of a job advance together."""
     steps, total = job.params.num_inference_steps, job.unet_calls
+    last = job.draft.steps if job.draft and not job.draft.samples else steps
     return {
-        "step": min(steps, job.calls_done * steps // total),
+        "step": min(last, job.calls_done * last // total),
         "steps": steps,
         "unet_calls_done": job.calls_done,
         "unet_calls": total,
@@ -152,21 +166,9 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
     if job.state is not State.COMPLETED:
         return status(job, links)
     assert job.result is not None
-    images = []
-    for k, image in enumerate(job.result["images"]):
-        url = links.file(job, image["name"])
-        entry = {
-            "url": url,
-            "content_type": media_type(image["name"]),
-            "file_name": image["name"],
-            "file_size": image["bytes"],
-            "width": image["width"],
-            "height": image["height"],
-            "seed": image["seed"],
-        }
-        if encoded:
-            entry["base64"] = base64.b64encode(encoded[k]).decode()
-        images.append(entry)
+    images = _images(job, links)
+    for entry, content in zip(images, encoded, strict=False):
+        entry["base64"] = base64.b64encode(content).decode()
     return 200, {
         "status": State.COMPLETED,
         "request_id": job.id,
@@ -179,6 +181,23 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
         **{name: job.result.get(name) for name in STAMP},
         **_reports(job),
     }
+
+
+def _images(job: Job, links: Links) -> list[dict[str, Any]]:
+    """The files of a job that is completed or rests."""
+    assert job.result is not None
+    return [
+        {
+            "url": links.file(job, image["name"]),
+            "content_type": media_type(image["name"]),
+            "file_name": image["name"],
+            "file_size": image["bytes"],
+            "width": image["width"],
+            "height": image["height"],
+            "seed": image["seed"],
+        }
+        for image in job.result["images"]
+    ]
 
 
 def polled(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
@@ -205,6 +224,8 @@ def metrics(job: Job) -> dict[str, float]:
         found["remaining_credits"] = dollars(job.remaining_micros or 0)
         if job.attempts > 1:
             found["retry_count"] = job.attempts - 1
+    elif job.state is State.CANCELLED and job.draft and job.draft.calls:
+        found["cost"] = dollars(job.cost_micros)
     return found
 
 
@@ -272,5 +293,7 @@ def failed(job: Job, links: Links) -> Response:
 
 
 def wire_state(job: Job) -> State:
-    """The original knows four states: a cancelled job shows as FAILED with its reason."""
-    return State.FAILED if job.state is State.CANCELLED else job.state
+    """The original knows four states: a cancelled job shows as FAILED with its reason, a parked one
+    as PROCESSING.
+    """
+    return WIRE.get(job.state, job.state)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imaged.aliases import widened
-from imaged.gateway import history, openai, quotes, replies, sdapi, webhooks
+from imaged.gateway import drafts, history, openai, quotes, replies, sdapi, webhooks
 from imaged.jobs import State
 from imaged.params import KNOBS, LORA_NAME, MOST_LORAS, MOST_WEIGHT, Knob
 from imaged.store.webhooks import TYPES
@@ -106,6 +106,13 @@ def _neutral(table: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
 
 #: By path, of POSTs; those that make pictures under /v1 and /v2 take PICTURE.
 REQUESTS: dict[str, Schema] = {
+    "/v2/requests/{job_id}/finish": answer(  # closed: what cannot change is refused
+        {},
+        {
+            "samples": {**listed({"type": "integer", "minimum": 0}), "minItems": 1},
+            **{name: WIDE[name] for name in drafts.CHANGES},
+        },
+    ),
     "/webhook/add": request(_SUBSCRIPTION),
     "/webhook/update": request({"webhook_id": TEXT, **_SUBSCRIPTION}),
     OPENAI: request(
@@ -152,20 +159,27 @@ _METRICS = answer(
         "retry_count": INTEGER,
     },
 )
-_STATE = {"enum": [str(state) for state in State if state is not State.CANCELLED]}
+_STATE = {"enum": list(dict.fromkeys(str(replies.WIRE.get(state, state)) for state in State))}
 _OF_A_JOB = {"status": _STATE, **texts("request_id", "status_url", "response_url")}
-_STEPS = dict.fromkeys(("step", "steps", "unet_calls_done", "unet_calls"), INTEGER)
-_PREVIEW = answer({"content_type": TEXT, "base64": TEXT, "call": INTEGER})
-_JOB = answer(
-    {**_OF_A_JOB, "metrics": _METRICS},
-    {**_STEPS, **texts("output", "error", "code"), "preview": _PREVIEW},
-)
 _IMAGE = answer(
     {
         **texts("url", "content_type", "file_name"),
         **dict.fromkeys(("file_size", "width", "height", "seed"), INTEGER),
     },
     texts("base64"),
+)
+_STEPS = dict.fromkeys(("step", "steps", "unet_calls_done", "unet_calls"), INTEGER)
+_PREVIEW = answer({"content_type": TEXT, "base64": TEXT, "call": INTEGER})
+_JOB = answer(
+    {**_OF_A_JOB, "metrics": _METRICS},
+    {
+        **_STEPS,
+        **texts("output", "error", "code"),
+        "preview": _PREVIEW,
+        "progress": answer({"parked": FLAG, "until": TEXT}),
+        "images": listed(_IMAGE),
+        "finish_url": TEXT,
+    },
 )
 _COUNTS: Schema = {"type": "object", "additionalProperties": INTEGER}
 _READ = answer(
@@ -251,7 +265,8 @@ _PREFLIGHT = answer(
         "scheduler": maybe(_SCHEDULER),
         "prompts": maybe(_PROMPTS),
         "warnings": listed(TEXT),
-    }
+    },
+    {"draft": answer({"steps": INTEGER, "unet_calls": INTEGER, "cost": NUMBER})},
 )
 _ROW = {
     **texts("request_id", "created_at", "updated_at", "model_name"),
@@ -332,6 +347,7 @@ ANSWERS: dict[tuple[str, str], Schema] = {
     ("get", "/v2/requests/{job_id}/status"): _JOB,
     ("get", "/v2/requests/{job_id}"): {"anyOf": [_RESULT, _JOB]},
     ("delete", "/v2/requests/{job_id}"): _JOB,
+    ("post", "/v2/requests/{job_id}/finish"): _JOB,
     ("get", "/webhook/get"): answer({"webhooks": listed(answer(_WEBHOOK))}),
     ("post", "/webhook/add"): answer({**_WEBHOOK, "secret": TEXT}),
     ("post", "/webhook/update"): answer(_WEBHOOK),

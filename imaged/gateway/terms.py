@@ -10,7 +10,7 @@ import re
 from starlette.datastructures import Headers
 
 from imaged.errors import BadParameter
-from imaged.jobs import Terms
+from imaged.jobs import NO_TERMS, Terms
 from imaged.params import ImageParams
 
 IDEMPOTENCY_KEY, CANCEL_AFTER = "Idempotency-Key", "Cancel-After"
@@ -37,13 +37,15 @@ def read_terms(headers: Headers) -> Terms:
     )
 
 
-def fingerprint(secret: bytes, slug: str, params: ImageParams) -> str:
+def fingerprint(secret: bytes, slug: str, params: ImageParams, terms: Terms = NO_TERMS) -> str:
     """What was asked, as a keyed hash: it tells nothing of the prompt to a reader of the store.
 
     `params` are those that were sent: a seed of -1 is part of the request, the drawn one is not.
     """
     usual = ImageParams("").as_dict()
     asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != usual[n]}
+    if terms.draft_steps:
+        asked["draft"] = terms.draft_steps
     text = json.dumps([slug, asked], sort_keys=True)
     return hmac.new(secret, b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
 

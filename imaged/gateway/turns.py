@@ -13,7 +13,8 @@ from imaged.errors import TooFast
 T = TypeVar("T")
 
 MOST_WAITING = 8  # of one key
-LONG_S, PAUSE = 0.2, 4.0  # of the processor; who took more waits so many times what it took
+SHARE = 0.2  # of the processor's time, for one key
+AT_ONCE_S = 1.0  # what a key that has not come for a while may take beyond its share
 
 
 class Turns:
@@ -22,25 +23,25 @@ class Turns:
     def __init__(self) -> None:
         self._one = asyncio.Semaphore(1)
         self._waiting: Counter[int] = Counter()
-        self._again: dict[int, float] = {}  # when a key may come again
+        self._even: dict[int, float] = {}  # when what a key took will have been its share
 
     async def take(self, key_id: int, work: Callable[[], T]) -> T:
         """What `work` returns, which is done in a thread. Raises TooFast for a key with too many
-        waiting, and for one that has just had much.
+        waiting, and for one that has had more than its share.
         """
-        wait_s = self._again.get(key_id, 0.0) - time.monotonic()
+        wait_s = self._even.get(key_id, 0.0) - time.monotonic() - AT_ONCE_S / SHARE
         if wait_s > 0 or self._waiting[key_id] >= MOST_WAITING:
-            raise TooFast(max(wait_s, LONG_S), time.time())
+            raise TooFast(max(wait_s, AT_ONCE_S), time.time())
         self._waiting[key_id] += 1
         try:
             async with self._one:
                 result, took_s = await asyncio.to_thread(_timed, work)
         finally:
             self._waiting -= Counter([key_id])
-        if took_s > LONG_S:
-            if len(self._again) > 10_000:
-                self._again.clear()
-            self._again[key_id] = time.monotonic() + PAUSE * took_s
+        if len(self._even) > 10_000:
+            self._even.clear()
+        now = time.monotonic()
+        self._even[key_id] = max(self._even.get(key_id, now), now) + took_s / SHARE
         return result
 
 

@@ -61,17 +61,17 @@ class Board:
         return await self._previews.get(job.id)
 
     async def settled(self, key: Key, job_id: str, wait_s: float, receive: Receive) -> Job:
-        """The key's job when it has ended, or as it stands when waiting is over: after `wait_s`
-        seconds, when the caller of this request has hung up, or when the server is stopping. The
-        job itself goes on.
+        """The key's job when it has ended or rests, or as it stands when waiting is over: after
+        `wait_s` seconds, when the caller of this request has hung up, or when the server is
+        stopping. The job itself goes on.
         """
         deadline, writes = time.monotonic() + wait_s, self.writes()
         job = await self.job(key, job_id)
-        if job.state.final or not wait_s:
+        if job.state.waits or not wait_s:
             return job
         gone = asyncio.create_task(_hung_up(receive))
         try:
-            while not job.state.final and time.monotonic() < deadline:
+            while not job.state.waits and time.monotonic() < deadline:
                 if gone.done() or self._stopping():
                     break
                 await self.tick()

@@ -1,4 +1,4 @@
-"""Picture bytes in a folder, and the signed links that hand them out."""
+"""Files in a folder: pictures, with the signed links that hand them out, and parked states."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from imaged.errors import CommandError
 
-NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.(jpeg|png)")
+PICTURE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.(jpeg|png)")
+STATE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.state")
 
 
 class Blobs:
-    """Files named by job, epoch and picture; a name never changes its content."""
+    """Files named by job, epoch and picture; a picture's name never changes its content."""
 
     def __init__(self, url: str) -> None:
         if not url.startswith("file://"):
@@ -39,7 +40,7 @@ class Blobs:
         _sync_folder(path.parent)
 
     def read(self, name: str) -> bytes | None:
-        """The picture, whole, or None if there is none (any more)."""
+        """The file, whole, or None if there is none (any more)."""
         try:
             return self._path(name).read_bytes()
         except FileNotFoundError:
@@ -49,17 +50,27 @@ class Blobs:
         self._path(name).unlink(missing_ok=True)
 
     def delete_of(self, job_id: str) -> None:
-        """Every picture of a job, also those of attempts that did not count."""
+        """Every file of a job, also those of attempts that did not count."""
         for path in (self.folder / job_id[:2]).glob(f"{job_id}-*"):
             path.unlink(missing_ok=True)
 
+    def states_of(self, job_id: str) -> list[str]:
+        """The names of a job's states, the newest last."""
+        paths = (self.folder / job_id[:2]).glob(f"{job_id}-*.state")
+        names = [path.name for path in paths if STATE.fullmatch(path.name)]
+        return sorted(names, key=lambda name: int(name.split("-")[1]))
+
+    def delete_states_of(self, job_id: str) -> None:
+        for name in self.states_of(job_id):
+            self.delete(name)
+
     def job_ids(self, older_than: float) -> set[str]:
-        """The jobs of all pictures written before a time (seconds since 1970)."""
+        """The jobs of all files written before a time (seconds since 1970)."""
         files = (path for path in self.folder.glob("*/*-*") if path.stat().st_mtime < older_than)
         return {path.name.partition("-")[0] for path in files}
 
     def _path(self, name: str) -> Path:
-        assert NAME.fullmatch(name), name
+        assert PICTURE.fullmatch(name) or STATE.fullmatch(name), name
         return self.folder / name[:2] / name
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from imaged.jobs import State
-from imaged.store.queue import QUEUED, in_vain
+from imaged.store.moves import QUEUED, in_vain
 from imaged.store.schema import jobs, workers
 
 STATES = ("BUSY", "READY", "STARTING", "UNAVAILABLE", "UNLOADED")  # the best first
@@ -21,6 +21,7 @@ class Waiting:
     model: str
     tag: float
     since: float
+    work: int  # what it costs, in micro-dollars
 
 
 def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> list[Waiting]:
@@ -28,7 +29,7 @@ def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> li
     found = []
     for slug in slugs:
         first = (
-            sa.select(jobs.c.model, jobs.c.tag, jobs.c.created_at)
+            sa.select(jobs.c.model, jobs.c.tag, jobs.c.created_at, jobs.c.cost_micros)
             .where(QUEUED, jobs.c.model == slug, ~in_vain(now))
             .order_by(jobs.c.tag)
             .limit(1)

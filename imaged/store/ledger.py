@@ -12,6 +12,7 @@ from imaged.errors import CommandError
 from imaged.store.schema import api_keys
 from imaged.store.schema import ledger as table
 
+ENDS = ("settle", "release")
 SETTLED = sa.text("ledger.kind = 'settle'")  # literal, so that the partial index is used
 
 
@@ -43,16 +44,25 @@ def reserve(
 
 
 def settle(
-    connection: sa.Connection, key_id: int, job_id: str, amount_micros: int, now: float
+    connection: sa.Connection,
+    key_id: int,
+    job_id: str,
+    amount_micros: int,
+    now: float,
+    *,
+    held_micros: int,
 ) -> None:
-    """Turn a job's hold into a charge. A second end of the same job is an integrity error."""
+    """Turn a job's hold into a charge, which may be less. A second end of the same job is an
+    integrity error.
+    """
+    assert 0 < amount_micros <= held_micros
     _write(connection, key_id, job_id, "settle", amount_micros, now)
     connection.execute(
         api_keys.update()
         .where(api_keys.c.id == key_id)
         .values(
             balance_micros=api_keys.c.balance_micros - amount_micros,
-            reserved_micros=api_keys.c.reserved_micros - amount_micros,
+            reserved_micros=api_keys.c.reserved_micros - held_micros,
         )
     )
 
@@ -89,7 +99,12 @@ def used(connection: sa.Connection, key_id: int) -> int:
 
 
 def audit(connection: sa.Connection) -> list[str]:
-    """What does not add up, in words; empty when every key's columns equal its rows."""
+    """What does not add up, in words; empty when every key's columns equal its rows.
+
+    A job holds what it reserved until its end, whatever is charged then.
+    """
+    other = table.alias()
+    ended = sa.exists().where(other.c.job_id == table.c.job_id, other.c.kind.in_(ENDS))
     sums = (
         sa.select(
             table.c.key_id,
@@ -101,11 +116,7 @@ def audit(connection: sa.Connection) -> list[str]:
                 )
             ).label("balance"),
             sa.func.sum(
-                sa.case(
-                    (table.c.kind == "reserve", table.c.amount_micros),
-                    (table.c.kind == "grant", 0),
-                    else_=-table.c.amount_micros,
-                )
+                sa.case(((table.c.kind == "reserve") & ~ended, table.c.amount_micros), else_=0)
             ).label("reserved"),
         )
         .group_by(table.c.key_id)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from imaged.jobs import State
 from imaged.params import ImageParams
-from imaged.store.queue import QUEUED
+from imaged.store.moves import QUEUED
 from imaged.store.schema import api_keys, jobs, progress, workers
 
 MOST_PAST = 100

@@ -6,20 +6,21 @@ it claimed; when the job has moved on since, the write does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
-from imaged.jobs import MAX_ATTEMPTS, NO_TERMS, Held, Job, State, Terms
+from imaged.jobs import NO_TERMS, OPEN, Draft, Held, Job, State, Terms
 from imaged.params import ImageParams
-from imaged.store import ledger, limits, loads, outbox, repeats
+from imaged.store import drafts, limits, loads, outbox, repeats
+from imaged.store.moves import QUEUED, charge, end, in_vain, requeue, running
 from imaged.store.progress import drop_previews, forget, note
 from imaged.store.schema import api_keys, jobs, progress, workers
 
-QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
 _JOB = sa.select(jobs, progress.c.calls_done, progress.c.preview_call).join_from(
     jobs, progress, progress.c.job_id == jobs.c.id, isouter=True
 )  # without the preview itself: polls are the load, and few want it
@@ -77,6 +78,7 @@ def put(
             idempotency_key=terms.idempotency_key,
             fingerprint=terms.fingerprint,
             cancel_at=terms.cancel_after_s and now + terms.cancel_after_s,
+            draft=asdict(Draft(terms.draft_steps)) if terms.draft_steps else sa.null(),
         )
     )
     return Placed(job_id, share)
@@ -95,15 +97,14 @@ def newest(connection: sa.Connection, limit: int = 50) -> list[Job]:
 
 def open_of(connection: sa.Connection, key_id: int) -> list[str]:
     """The key's jobs that have not ended, the oldest first."""
-    still = jobs.c.state.in_((State.QUEUED, State.PROCESSING))
-    found = sa.select(jobs.c.id).where(jobs.c.key_id == key_id, still)
+    found = sa.select(jobs.c.id).where(jobs.c.key_id == key_id, jobs.c.state.in_(OPEN))
     return list(connection.execute(found.order_by(jobs.c.created_at)).scalars())
 
 
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
     """End a job that has not ended, give its money back; its worker hears of it by heartbeat."""
     return (
-        _end(
+        end(
             connection,
             [jobs.c.id == job_id],
             State.CANCELLED,
@@ -120,7 +121,7 @@ def refuse(
     connection: sa.Connection, job_id: str, reason: str, error: str, now: float, retention_s: float
 ) -> None:
     """End a job that was put a moment ago, in the same transaction: it never waits."""
-    _end(connection, [jobs.c.id == job_id], State.FAILED, reason, error, now, retention_s)
+    end(connection, [jobs.c.id == job_id], State.FAILED, reason, error, now, retention_s)
 
 
 # -- the worker's side ----------------------------------------------------------------------
@@ -142,21 +143,23 @@ def claim(
     now: float,
     *,
     alone: bool = True,
+    most_work: float = math.inf,
 ) -> list[Job]:
     """Take up to `limit` waiting jobs of these models in this worker's name, fairest first.
 
     Without a lease there is nothing to take. A job that was there when a worker died is taken by
     itself and only by a worker that is `alone`, with no other job in hand: if it is what kills
-    workers, it takes nobody with it.
+    workers, it takes nobody with it. `most_work`, in micro-dollars: the fairest is left if it costs
+    more.
     """
     leased = sa.exists().where(workers.c.id == worker_id)
     waiting = (
-        sa.select(jobs.c.id, jobs.c.attempts)
+        sa.select(jobs.c.id, jobs.c.attempts, jobs.c.cost_micros)
         .where(QUEUED, jobs.c.model.in_(list(models)), leased, ~in_vain(now))
         .order_by(jobs.c.tag)
     )
     fairest = connection.execute(waiting.limit(1)).first()
-    if fairest is None or (fairest.attempts and not alone):
+    if fairest is None or fairest.cost_micros > most_work or (fairest.attempts and not alone):
         return []
     if fairest.attempts:
         waiting, limit = waiting.where(jobs.c.id == fairest.id), 1
@@ -207,7 +210,7 @@ def beat(
 def lost(connection: sa.Connection, worker_id: str, epochs: Mapping[str, int]) -> set[str]:
     """Those of the jobs, id -> epoch, that are this worker's no more."""
     rows = connection.execute(
-        sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(epochs)), _running(worker_id))
+        sa.select(jobs.c.id, jobs.c.epoch).where(jobs.c.id.in_(list(epochs)), running(worker_id))
     )
     return set(epochs) - {row.id for row in rows if row.epoch == epochs[row.id]}
 
@@ -223,7 +226,7 @@ def finish(
     """COMPLETED and charged, if the worker still holds this epoch; False if it does not."""
     done = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id))
+        .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, running(worker_id))
         .values(
             state=State.COMPLETED,
             worker_id=None,
@@ -235,12 +238,7 @@ def finish(
     if not done.rowcount:
         return False
     drop_previews(connection, [job.id])
-    ledger.settle(connection, job.key_id, job.id, job.cost_micros, now)
-    connection.execute(
-        jobs.update()
-        .where(jobs.c.id == job.id)
-        .values(remaining_micros=ledger.free(connection, job.key_id))
-    )
+    charge(connection, job.key_id, job.id, job.cost_micros, job.owed_micros, now)
     outbox.announce(connection, [job.id], now)
     return True
 
@@ -255,8 +253,8 @@ def fail(
     retention_s: float,
 ) -> bool:
     """FAILED and not charged, if the worker still holds this epoch."""
-    where = [jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id)]
-    return _end(connection, where, State.FAILED, reason, error, now, retention_s) > 0
+    where = [jobs.c.id == job.id, jobs.c.epoch == job.epoch, running(worker_id)]
+    return end(connection, where, State.FAILED, reason, error, now, retention_s) > 0
 
 
 def release(
@@ -270,15 +268,15 @@ def release(
     connection.execute(workers.delete().where(workers.c.id == worker_id))
     if not blame:
         loads.end(connection, worker_id)
-    return _requeue(connection, _running(worker_id), now, retention_s, blame=blame)
+    return requeue(connection, running(worker_id), now, retention_s, blame=blame)
 
 
 def give_back(
     connection: sa.Connection, job: Job, worker_id: str, now: float, retention_s: float
 ) -> None:
     """A job waits again, for another worker; the attempt does not count."""
-    mine = sa.and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, _running(worker_id))
-    _requeue(connection, mine, now, retention_s, blame=False)
+    mine = sa.and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, running(worker_id))
+    requeue(connection, mine, now, retention_s, blame=False)
 
 
 # -- anybody's: what time does to jobs ------------------------------------------------------
@@ -299,8 +297,8 @@ def reap(
         jobs.c.state == State.PROCESSING,
         ~sa.exists().where(workers.c.id == jobs.c.worker_id),
     )
-    count = _requeue(connection, orphaned, now, retention_s, blame=True)
-    count += _end(
+    count = requeue(connection, orphaned, now, retention_s, blame=True)
+    count += end(
         connection,
         [jobs.c.state == State.PROCESSING, jobs.c.started_at < now - run_s],
         State.FAILED,
@@ -309,7 +307,7 @@ def reap(
         now,
         retention_s,
     )
-    count += _end(
+    count += end(
         connection,
         [QUEUED, sa.func.coalesce(jobs.c.started_at, jobs.c.created_at) < now - queue_s],
         State.FAILED,
@@ -318,7 +316,7 @@ def reap(
         now,
         retention_s,
     )
-    count += _end(
+    count += end(
         connection,
         [QUEUED, in_vain(now)],
         State.FAILED,
@@ -327,91 +325,24 @@ def reap(
         now,
         retention_s,
     )
-    return count
+    return count + drafts.forget(connection, now, retention_s)
 
 
 def expire(connection: sa.Connection, now: float) -> list[Job]:
     """Forget ended jobs past their time; returns them, so that their pictures go as well."""
-    gone = connection.execute(jobs.delete().where(jobs.c.expires_at < now).returning(jobs)).all()
+    over = sa.and_(jobs.c.expires_at < now, jobs.c.state != State.PARKED)
+    gone = connection.execute(jobs.delete().where(over).returning(jobs)).all()
     forget(connection, [row.id for row in gone])
     return [_job(row) for row in gone]
-
-
-def in_vain(now: float) -> sa.ColumnElement[bool]:
-    """Waited past its own deadline; never NULL, so that it can be negated."""
-    return sa.func.coalesce(jobs.c.cancel_at < now, sa.false())
-
-
-def _running(worker_id: str) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.state == State.PROCESSING, jobs.c.worker_id == worker_id)
-
-
-def _requeue(
-    connection: sa.Connection,
-    where: sa.ColumnElement[bool],
-    now: float,
-    retention_s: float,
-    *,
-    blame: bool,
-) -> int:
-    count = 0
-    if blame:
-        count = _end(
-            connection,
-            [where, jobs.c.attempts >= MAX_ATTEMPTS],
-            State.FAILED,
-            "worker_lost",
-            "the worker stopped while it made this picture",
-            now,
-            retention_s,
-        )
-    attempts = jobs.c.attempts if blame else jobs.c.attempts - 1
-    moved = connection.execute(
-        jobs.update()
-        .where(where)
-        .values(state=State.QUEUED, worker_id=None, attempts=attempts)
-        .returning(jobs.c.id)
-    ).all()
-    forget(connection, [row.id for row in moved])
-    return count + len(moved)
-
-
-def _end(
-    connection: sa.Connection,
-    where: Sequence[Any],
-    state: State,
-    reason: str,
-    error: str,
-    now: float,
-    retention_s: float,
-) -> int:
-    """End jobs without a charge; how many."""
-    ended = connection.execute(
-        jobs.update()
-        .where(*where, jobs.c.state.in_((State.QUEUED, State.PROCESSING)))
-        .values(
-            state=state,
-            worker_id=None,
-            reason=reason,
-            error=error,
-            finished_at=now,
-            expires_at=now + retention_s,
-        )
-        .returning(jobs.c.id, jobs.c.key_id, jobs.c.cost_micros)
-    ).all()
-    drop_previews(connection, [row.id for row in ended])
-    for row in ended:
-        ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
-    if ended:
-        outbox.announce(connection, [row.id for row in ended], now)
-    return len(ended)
 
 
 def _job(row: Any) -> Job:
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     values["state"] = State(values["state"])
     values["params"] = ImageParams(**values["params"])
+    values["draft"] = values["draft"] and Draft(**values["draft"])
     for count in ("calls_done", "preview_call"):
         values[count] = values.get(count) or 0
     job = Job(**values)
-    return replace(job, calls_done=job.unet_calls) if job.state is State.COMPLETED else job
+    whole = job.state in (State.COMPLETED, State.PARKED)
+    return replace(job, calls_done=job.unet_calls) if whole else job

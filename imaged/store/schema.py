@@ -87,8 +87,10 @@ jobs = sa.Table(
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
     sa.Column("cancel_at", sa.Float),
+    sa.Column("draft", sa.JSON),  # of a job that is to rest: see jobs.Draft
     sa.CheckConstraint(
-        "state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')", name="state_known"
+        "state IN ('QUEUED', 'PROCESSING', 'PARKED', 'COMPLETED', 'FAILED', 'CANCELLED')",
+        name="state_known",
     ),
     sa.CheckConstraint("(state = 'PROCESSING') = (worker_id IS NOT NULL)", name="held_if_running"),
     sa.CheckConstraint("cost_micros > 0", name="cost_positive"),

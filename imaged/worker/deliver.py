@@ -16,14 +16,14 @@ from PIL.PngImagePlugin import PngInfo
 from imaged import __version__
 from imaged.catalogue import Weights
 from imaged.engine.decode import Picture
-from imaged.engine.engine import Outcome
+from imaged.engine.outcome import Outcome
 from imaged.errors import ImagedError, JobFailed
 from imaged.explain import Explainer, reports
 from imaged.infotext import infotext
 from imaged.jobs import Job
 from imaged.params import ImageParams
 from imaged.settings import Settings
-from imaged.store import queue
+from imaged.store import drafts, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.check import judge, load_check
@@ -70,6 +70,8 @@ class Delivery:
             return
         images: list[dict[str, int | str]] = []
         try:
+            for k, state in enumerate(outcome.states):
+                self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
             for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
                 images.append(self._keep(job, k, picture, content))
         except OSError as error:
@@ -87,13 +89,22 @@ class Delivery:
             "checked": self._check is not None,
             **self._reports(job, weights),
         }
+        if self._write(job, outcome, result):
+            if not outcome.states:
+                self._blobs.delete_states_of(job.id)
+            return
+        log.info("job %s moved on while its picture was made", job.id)
+        self._drop(images)
+
+    def _write(self, job: Job, outcome: Outcome, result: dict[str, Any]) -> bool:
+        """Completed, or parked with its states; whether this worker still holds the job."""
+        facts = (job, self._worker_id, result)
+        if outcome.states:
+            with self._db.write() as connection:
+                now = time.time()
+                return drafts.park(connection, *facts, outcome.calls, now, self._retention_s)
         with self._db.write() as connection:
-            held = queue.finish(
-                connection, job, self._worker_id, result, time.time(), self._retention_s
-            )
-        if not held:
-            log.info("job %s moved on while its picture was made", job.id)
-            self._drop(images)
+            return queue.finish(connection, *facts, time.time(), self._retention_s)
 
     def _reports(self, job: Job, weights: Weights | None) -> dict[str, Any]:
         """How the prompts were read, if that was asked for; no picture is lost for it."""

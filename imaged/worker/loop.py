@@ -10,14 +10,17 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from imaged.catalogue import Model, Weights
-from imaged.engine.engine import Engine, Outcome, Progress
+from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, best_device, load, memory, size
+from imaged.engine.outcome import Outcome, Progress
 from imaged.errors import CheckpointRefused
 from imaged.jobs import Held, Job
 from imaged.settings import Settings
 from imaged.store import demand, loads, models, queue
+from imaged.store.blobs import Blobs
 from imaged.store.db import Database, Watch
 from imaged.worker.deliver import Delivery, Stamp, encode_preview
+from imaged.worker.parking import Parking
 from imaged.worker.pulse import Pulse
 from imaged.worker.residence import Residence, unavailable
 
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 DRAIN_S = 20.0  # how long a stopping worker may finish what it holds
 LOOK_S = 0.5  # how often jobs are looked at that nobody has taken yet
 DEFER_S = 2.0  # how long a job is left to a worker that holds its checkpoint
+PREEMPT, MOST_PARKS = 4.0, 3  # a job gives way to one of a quarter of its work, and so often
 HERE = ("READY", "BUSY")
 DEADLY = "Workers died while they loaded it: is there memory enough for it?"
 
@@ -47,10 +51,13 @@ class Worker:
         self._watch = Watch(db)
         self._news = True  # somebody has written since we last looked for jobs
         self._look_at = 0.0  # when to look without news
+        self._look_full_at = 0.0  # when to look while there is no room
+        self._waiting: list[demand.Waiting] = []  # as last looked at
         self._held: dict[str, Job] = {}
         self._models: dict[str, Model] = {}  # of the held jobs, as they were when claimed
         self._arriving: set[str] = set()  # held jobs whose checkpoint is on its way
         self._writing = ThreadPoolExecutor(1, "delivery")
+        self._parking = Parking(Blobs(settings.blobs), settings.park_s)
         self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
         self._offered: Mapping[str, Model] = {}
         self.residence = _residence(settings, self._load)
@@ -60,12 +67,15 @@ class Worker:
         while not self._ended():
             for job_id, epoch in self.lost():
                 self.drop(job_id, epoch)
-            for job, model in self.claim():
+            for job, model in self.claim() or self.preempt():
                 self.start(job, model)
             self.arrive()
+            self.save()
             for outcome in self.tick():
                 self.deliver(outcome)
             self.rest()
+        for job in self._held.values():
+            self._parking.save(job, self._states_of(job))
         self.residence.close()
 
     def stop(self, drain_s: float) -> None:
@@ -128,16 +138,18 @@ class Worker:
         """Jobs for the free slots: of the checkpoints at hand, else one that another waits for."""
         now = time.time()
         room = self._room()
-        if room <= 0 or not (self._news or now > self._look_at):
+        if not (self._news or now > self._look_at) or (room <= 0 and now < self._look_full_at):
             return []
-        self._news = False
+        self._news, self._look_full_at = False, now + LOOK_S
         with self.db.read() as connection:
             self._offered = models.catalogue(connection)
-            waiting = demand.fairest(connection, self._offered, now)
+            self._waiting = waiting = demand.fairest(connection, self._offered, now)
             elsewhere = demand.states(connection, now - self.settings.lease_s, self.id)
             deadly = loads.deadly(connection, now)
         self._shun(deadly)
         self._look_at = now + LOOK_S if waiting else math.inf
+        if room <= 0:
+            return []
         here = [w.model for w in waiting if self._state(w.model) in HERE]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
         if self._impatient([w for w in wanted if elsewhere.get(w.model) not in HERE], now):
@@ -148,12 +160,16 @@ class Worker:
             jobs = self._claim(fits[:1], room, now)
         return [(job, self._offered[job.model]) for job in jobs]
 
-    def _claim(self, slugs: Collection[str], room: int, now: float) -> list[Job]:
+    def _claim(
+        self, slugs: Collection[str], room: int, now: float, most_work: float = math.inf
+    ) -> list[Job]:
         if not slugs:
             return []
         alone = not self._held and not self._leaving
         with self.db.write() as connection:
-            jobs = queue.claim(connection, self.id, slugs, room, now, alone=alone)
+            jobs = queue.claim(
+                connection, self.id, slugs, room, now, alone=alone, most_work=most_work
+            )
         self._held.update((job.id, job) for job in jobs)
         return jobs
 
@@ -234,19 +250,64 @@ class Worker:
         with self.db.write() as connection:
             queue.give_back(connection, job, self.id, now, self.settings.retention_s)
 
+    def save(self) -> None:
+        """Save what has been under way for a while, in the writing thread."""
+        for job in self._parking.due(self._held, time.monotonic()):
+            self._writing.submit(self._parking.save, job, self._states_of(job))
+
+    def _states_of(self, job: Job) -> Mapping[int, bytes]:
+        engine = self.residence.engine(self._models[job.id].weights)
+        return engine.states(job.id) if engine else {}
+
+    def preempt(self) -> list[tuple[Job, Model]]:
+        """A short job that would wait for a slot, in the place of a long one, which is parked.
+
+        Work is counted in what it costs.
+        """
+        full = len(self._held) >= self.settings.slots and not self._leaving
+        if self.stopping or not full or not self._waiting:
+            return []
+        left = {id: self._left(job) for id, job in self._held.items() if _may_be_parked(job)}
+        longest = max(left, key=left.__getitem__, default="")
+        for waiting in self._waiting:
+            brief = longest and waiting.work * PREEMPT <= left[longest]
+            if not brief or self._state(waiting.model) not in HERE:
+                continue
+            self._waiting = []
+            jobs = self._claim([waiting.model], 1, time.time(), most_work=waiting.work)
+            for _ in jobs:
+                self._park(longest)
+            return [(job, self._offered[job.model]) for job in jobs]
+        return []
+
+    def _left(self, job: Job) -> float:
+        """What is left of a job's work."""
+        engine = self.residence.engine(self._models[job.id].weights)
+        made = engine.progress().get(job.id) if engine else None
+        return job.cost_micros * (1 - made.calls / made.total if made and made.total else 1)
+
+    def _park(self, job_id: str) -> None:
+        """Leave a job for later, where it is now."""
+        job = self._held[job_id]
+        self._parking.save(job, self._states_of(job))
+        self.drop(job_id, job.epoch)
+        with self.db.write() as connection:
+            queue.give_back(connection, job, self.id, time.time(), self.settings.retention_s)
+
     def _submit(self, job: Job) -> bool:
         """Whether the job's engine is here to take it."""
         model = self._models[job.id]
         engine = self.residence.engine(model.weights)
         if engine is not None:
             engine.cancel(job.id)  # an attempt that we lost and got back
-            engine.submit(job.id, job.params, job.key_id)
+            engine.submit(job.id, job.params, job.key_id, self._parking.course(job))
             self.pulse.checkpoint = model.checkpoint_name
         return engine is not None
 
     def _forget(self, job_id: str) -> tuple[Job, Model]:
         """The job is not under way here any more."""
         self._arriving.discard(job_id)
+        self._news = True  # there is room
         return self._held.pop(job_id), self._models.pop(job_id)
 
     def tick(self) -> list[Outcome]:
@@ -306,6 +367,11 @@ def _residence(settings: Settings, load: Callable[[Weights], Nets]) -> Residence
     share = memory(device) // (2 * max(1, settings.workers))
     budget = int(settings.memory_gb * 1e9) or share
     return Residence(load, measure, make, budget=budget, idle_s=settings.idle_s)
+
+
+def _may_be_parked(job: Job) -> bool:
+    """Not for ever, and not one that runs by itself for what it may do to others."""
+    return job.attempts == 1 and job.epoch - job.attempts < MOST_PARKS
 
 
 def _shown(job: Job, made: Progress | None) -> Held:

@@ -152,8 +152,8 @@ def test_a_quote_ends(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_asks_all_the_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had much worked out waits before the next; others do not."""
     key, other = gate.make_key(), gate.make_key()
-    monkeypatch.setattr(turns, "LONG_S", 0.0)
-    monkeypatch.setattr(turns, "PAUSE", 1000.0)
+    monkeypatch.setattr(turns, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(turns, "SHARE", 0.001)
     assert look(gate, key).status_code == 200
     refused = look(gate, key)
     assert (refused.status_code, refused.json()["code"]) == (429, "too_fast")

@@ -24,6 +24,7 @@ TAKES = {
         *("outbox.any_due", "outbox.delivered", "outbox.expire", "outbox.failed", "outbox.gone"),
         *("outbox.lease", "webhooks.secret_of"),  # to those who gave their address
     },
+    "drafts.py": {"drafts.go_on"},  # of a job in hand
     "history.py": {"history.find", "history.one"},  # of the key that asks
     "images.py": {"queue.cancel", "blobs.verify", "Blobs.read"},  # of a job in hand; a signed link
     "ops.py": {  # the chores, which answer nobody

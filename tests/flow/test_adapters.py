@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
     data.mkdir()
     (data / "models.toml").write_text(
         f'[model.house]\ncheckpoint = "{MICRO}"\ntitle = "Houses"\nprice = 0.5\n'
-        "[model.house.parameters]\nimg_width = { high = 768, default = 512 }\n"
-        "num_inference_steps = { low = 4 }\n"
+        "[model.house.parameters]\nimg_width = { low = 256, high = 768, default = 512 }\n"
+        "img_height = { low = 256 }\nnum_inference_steps = { low = 4 }\n"
     )
     server = Server(data).start()
     try:
@@ -73,11 +74,13 @@ def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
                 0.5,
             )
             wide = client.post("/v1/house", json={**QUICK, "img_width": 1024})
-            assert "between 512 and 768" in wide.json()["error"]
+            assert "between 256 and 768" in wide.json()["error"]
             made = client.post("/v1/house", json=QUICK)
             assert made.status_code == 200 and made.headers["x-checkpoint"] == "micro"
-            states = {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
-            assert states["house"] in ("READY", "BUSY")
+            deadline = time.monotonic() + 10  # a worker tells once a second
+            while server.states()["house"] not in ("READY", "BUSY"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
             assert 'imaged_model_state{model="house"' in client.get("/metrics").text
     finally:
         server.stop()

@@ -75,7 +75,7 @@ def test_completed_status_and_result(server: Server, completed: dict[str, Any]) 
         "cost",
         "remaining_credits",
     }
-    assert status["metrics"]["cost"] == pytest.approx(0.008 * 0.25 * 6 / 25 * 2)
+    assert status["metrics"]["cost"] == pytest.approx(0.008 * 0.0625 * 6 / 25 * 2)
     spent = completed["before"] - status["metrics"]["remaining_credits"]
     assert spent == pytest.approx(status["metrics"]["cost"])
     assert result["output"] == result["images"][0]["url"] == completed["polled"]["output"]
@@ -94,7 +94,7 @@ def test_files_are_pictures_behind_signed_links(completed: dict[str, Any]) -> No
         assert answer.headers["content-type"] == image["content_type"] == "image/jpeg"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert len(answer.content) == image["file_size"]
-        assert picture(answer.content).size == (512, 512)
+        assert picture(answer.content).size == (256, 256)
     first, second = completed["result"]["images"]
     assert httpx.get(first["url"]).content != httpx.get(second["url"]).content
 
@@ -163,7 +163,7 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
         answer = client.post(f"/v1/{SLUG}", json={**QUICK, "seed": 41, "samples": "2"})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/jpeg"
-    assert picture(answer.content).size == (512, 512)
+    assert picture(answer.content).size == (256, 256)
     assert answer.headers["x-seed-value"] == "41"
     assert answer.headers["x-checkpoint"] == "micro"
     assert answer.headers["x-determinism"] == "exact"
@@ -171,10 +171,10 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert re.fullmatch(
         r"CPU [A-Z0-9]+, \d+ threads, torch [\d.]+\+?\w*", answer.headers["x-device"]
     )
-    assert float(answer.headers["x-cost"]) == pytest.approx(0.008 * 0.25 * 6 / 25 * 2)
+    assert float(answer.headers["x-cost"]) == pytest.approx(0.008 * 0.0625 * 6 / 25 * 2)
     assert float(answer.headers["x-remaining-credits"]) > 0
     assert float(answer.headers["x-generation-time"]) > 0
-    assert json.loads(answer.headers["x-output-metadata"])["width"] == 512
+    assert json.loads(answer.headers["x-output-metadata"])["width"] == 256
     assert len(answer.headers["x-output-urls"].split()) == 2
     assert httpx.get(answer.headers["x-output-urls"].split()[0]).content == answer.content
 
@@ -184,7 +184,7 @@ def test_v1_base64(server: Server) -> None:
         answer = client.post(f"/v1/{SLUG}", json={**QUICK, "base64": True, "seed": 5})
         body = answer.json()
         again = client.get(f"/v2/requests/{body['request_id']}").json()
-    assert picture(base64.b64decode(body["image"])).size == (512, 512)
+    assert picture(base64.b64decode(body["image"])).size == (256, 256)
     assert body["status"] == "Success"
     assert again["images"][0]["base64"] == body["image"]
 

@@ -32,7 +32,7 @@ def test_run(client: SegmindClient) -> None:
     assert result["status"] == "COMPLETED"
     assert result["metrics"]["inference_time"] > 0
     content = httpx.get(result.get("output")).content
-    assert Image.open(io.BytesIO(content)).size == (512, 512)
+    assert Image.open(io.BytesIO(content)).size == (256, 256)
 
 
 def test_run_sync(client: SegmindClient) -> None:

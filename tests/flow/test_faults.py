@@ -21,7 +21,8 @@ from imaged.store import ledger
 from imaged.store.db import Database
 from tests.conftest import QUICK, SLUG, Server, imaged
 
-LONG = {"num_inference_steps": 40, "seed": 9}
+LONG = {"num_inference_steps": 100, "seed": 9}
+LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of models as added
 
 
 @pytest.fixture
@@ -117,12 +118,6 @@ def test_orderly_stop_gives_jobs_back(own: Server) -> None:
     assert books(own) == []
 
 
-def states(server: Server) -> dict[str, str]:
-    """What is said of each model's checkpoint, which a worker tells once a second."""
-    with server.client() as client:
-        return {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
-
-
 @contextmanager
 def deaths_of(server: Server, weights: str) -> Iterator[list[int]]:
     """End every worker that begins to load these weights; who that was."""
@@ -160,7 +155,7 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
 
     def ask() -> str:
         with own.client() as client:
-            answer = client.post("/v2/deadly", json={**QUICK, "num_inference_steps": 20})
+            answer = client.post("/v2/deadly", json={**QUICK, **LEAST})
             return str(answer.json()["request_id"])
 
     with deaths_of(own, "deadly") as dead:
@@ -171,7 +166,7 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
         assert len(dead) == 3
         assert "could not be loaded" in own.wait(ask())["error"]
         deadline = time.monotonic() + 10
-        while (listed := states(own))["deadly"] != "UNAVAILABLE" and time.monotonic() < deadline:
+        while (listed := own.states())["deadly"] != "UNAVAILABLE" and time.monotonic() < deadline:
             time.sleep(0.1)
         assert listed["deadly"] == "UNAVAILABLE" and listed[SLUG] != "UNAVAILABLE"
         assert own.wait(own.submit())["status"] == "COMPLETED"

@@ -11,6 +11,7 @@ from imaged.catalogue import MICRO
 from tests.conftest import QUICK, Server, imaged
 
 SMALL = ("--width", "512", "--height", "512", "--steps", "20")
+LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of models as added
 
 
 def test_the_same_seed_is_the_same_picture(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     server = Server(data, environ={"IMAGED_MEMORY_GB": "0.001"}).start()  # one at a time
     try:
         with server.client() as client:
-            body = {**QUICK, "seed": 1, "num_inference_steps": 20}
+            body = {**QUICK, **LEAST, "seed": 1}
             ours, micro = (client.post(f"/v1/{s}", json=body) for s in ("my-model", "micro"))
         assert ours.headers["x-checkpoint"] == "copied"
         assert float(ours.headers["x-cost"]) == 0.02 * 0.25 * 20 / 25

@@ -21,8 +21,9 @@ from imaged.engine import engine as engine_module
 from imaged.engine.batching import Cost
 from imaged.engine.decode import Picture
 from imaged.engine.denoise import denoise
-from imaged.engine.engine import Engine, Outcome
+from imaged.engine.engine import Engine
 from imaged.engine.load import load
+from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.params import ImageParams

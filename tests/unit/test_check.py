@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from imaged.engine.decode import Picture
-from imaged.engine.engine import Outcome
+from imaged.engine.outcome import Outcome
 from imaged.errors import CommandError
 from imaged.jobs import Job, State
 from imaged.settings import Settings

@@ -22,9 +22,10 @@ from PIL import Image
 from imaged.catalogue import MICRO
 from imaged.engine.batching import Cost
 from imaged.engine.decode import InTurn, decode
-from imaged.engine.engine import Engine, Outcome, _as_failure
+from imaged.engine.engine import Engine
 from imaged.engine.exact import Buckets
 from imaged.engine.lora import NONE
+from imaged.engine.outcome import Outcome, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
@@ -373,13 +374,13 @@ def test_other_device_errors_end_the_process(nets: Any, monkeypatch: pytest.Monk
 def test_a_gpu_library_reports_device_errors_as_plain_ones() -> None:
     error = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
     with pytest.raises(RuntimeError, match="cuDNN"):
-        _as_failure(error, "cuda")
+        as_failure(error, "cuda")
     for said, device, code in (
         (error, "cpu", "engine_error"),
         (torch.OutOfMemoryError("full"), "cuda", "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu", "out_of_memory"),
     ):
-        failure = _as_failure(said, device)
+        failure = as_failure(said, device)
         assert failure is not None and failure.code == code
 
 

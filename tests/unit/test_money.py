@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.errors import IdempotencyMismatch, NoCredits
-from imaged.jobs import Job, State, Terms, new_job_id
+from imaged.jobs import OPEN, Job, State, Terms, new_job_id
 from imaged.params import ImageParams
-from imaged.store import ledger, outbox, queue, repeats, webhooks
+from imaged.store import drafts, ledger, outbox, queue, repeats, webhooks
 from imaged.store.db import Database
 from imaged.store.schema import jobs
 from tests.unit.test_store import RESULT, audit, make_key
@@ -51,13 +51,20 @@ class AnyOrder(RuleBasedStateMachine):
         wait_s=st.sampled_from([None, 5.0]),
         cost=st.sampled_from([20, 70]),
         refused=st.booleans(),
+        draft=st.sampled_from([0, 0, 8]),
     )
     def submit(
-        self, key: str | None, fingerprint: str, wait_s: float | None, cost: int, refused: bool
+        self,
+        key: str | None,
+        fingerprint: str,
+        wait_s: float | None,
+        cost: int,
+        refused: bool,
+        draft: int,
     ) -> None:
         """What the gateway does in its one transaction."""
         job_id, now = new_job_id(), self.tick()
-        terms = Terms(key, fingerprint, wait_s)
+        terms = Terms(key, fingerprint, wait_s, draft_steps=draft)
         first = self._remembered(key, now)
         try:
             with self.db.write() as c:
@@ -66,7 +73,7 @@ class AnyOrder(RuleBasedStateMachine):
                     job_id=job_id,
                     key_id=self.key,
                     model="m",
-                    params=ImageParams("x"),
+                    params=ImageParams("x", samples=2),
                     cost_micros=cost,
                     now=now,
                     terms=terms,
@@ -108,8 +115,20 @@ class AnyOrder(RuleBasedStateMachine):
             with self.db.write() as c:
                 if fails:
                     queue.fail(c, job, name, "engine_error", "x", self.tick(), KEEP_S)
+                elif job.draft and not job.draft.samples:
+                    drafts.park(c, job, name, RESULT, job.unet_calls, self.tick(), KEEP_S)
                 else:
                     queue.finish(c, job, name, RESULT, self.tick(), KEEP_S)
+
+    @rule(n=st.integers(0, 9), samples=st.sampled_from([[0], [1], [0, 1]]))
+    def choose(self, n: int, samples: list[int]) -> None:
+        """Also of jobs that are parked no more."""
+        with self.db.write() as c:
+            found = queue.read(c, self.known[n % 10 : n % 10 + 1])
+            for job in found.values():
+                if job.state is State.PARKED:
+                    assert drafts.go_on(c, job, samples, job.params, self.tick())
+                assert job.draft is None or not drafts.go_on(c, job, samples, job.params, self.now)
 
     @rule(n=st.integers(0, 9))
     def cancel(self, n: int) -> None:
@@ -143,7 +162,7 @@ class AnyOrder(RuleBasedStateMachine):
             ).one()
             still_open = c.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(jobs.c.cost_micros), 0)).where(
-                    jobs.c.state.in_((State.QUEUED, State.PROCESSING))
+                    jobs.c.state.in_(OPEN)
                 )
             ).scalar_one()
         assert balance == GRANTED - sums.get("settle", 0)
@@ -159,14 +178,18 @@ class AnyOrder(RuleBasedStateMachine):
                 sa.text("SELECT job_id, kind FROM ledger WHERE kind IN ('settle', 'release')")
             ).all()
             told = c.execute(sa.text("SELECT job_id, type FROM outbox")).all()
-            states = {job.id: job.state for job in queue.newest(c, 1000)}
+            found = {job.id: job for job in queue.newest(c, 1000)}
         assert len({row.job_id for row in ends}) == len(ends)
-        kinds = {"settle": webhooks.COMPLETED, "release": webhooks.FAILED}
-        assert sorted((r.job_id, kinds[r.kind]) for r in ends) == sorted(map(tuple, told))
+        assert sorted(r.job_id for r in ends) == sorted(r.job_id for r in told)
         ended = {row.job_id: row.kind for row in ends}
-        for job_id, state in states.items():
-            assert state.final == (job_id in ended)
-            assert not state.final or (state is State.COMPLETED) == (ended[job_id] == "settle")
+        types = {row.job_id: row.type for row in told}
+        for job_id, job in found.items():
+            assert job.state.final == (job_id in ended)
+            if job.state.final:
+                done, shown = job.state is State.COMPLETED, bool(job.draft and job.draft.calls)
+                left = job.state is State.CANCELLED and shown  # looked at, and not wanted
+                assert (ended[job_id] == "settle") == (done or left)
+                assert types[job_id] == (webhooks.COMPLETED if done else webhooks.FAILED)
 
     def teardown(self) -> None:
         self.db.close()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,7 +166,7 @@ def test_late_worker_is_fenced(db: Database) -> None:
 
 
 def test_mutant_without_fence_is_seen(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "_running", lambda _: jobs.c.state == State.PROCESSING)
+    monkeypatch.setattr(queue, "running", lambda _: jobs.c.state == State.PROCESSING)
 
     def finish(c: Any, job: Job, w: str, *rest: Any) -> bool:
         return real(c, replace(job, epoch=2), w, *rest)  # as if the epoch were not looked at
@@ -229,8 +230,8 @@ def test_second_end_of_a_job_is_impossible(db: Database) -> None:
     key_id = make_key(db)
     job_id = put(db, key_id)
     with db.write() as c:
-        ledger.settle(c, key_id, job_id, 10, 2.0)
-    for again in (ledger.settle, ledger.release):
+        ledger.settle(c, key_id, job_id, 10, 2.0, held_micros=10)
+    for again in (partial(ledger.settle, held_micros=10), ledger.release):
         with pytest.raises(sa.exc.IntegrityError), db.write() as c:
             again(c, key_id, job_id, 10, 3.0)
     with pytest.raises(sa.exc.IntegrityError), db.write() as c:

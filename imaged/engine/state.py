@@ -1,0 +1,107 @@
+"""A picture under way as bytes, so that it goes on elsewhere as if nothing had happened.
+
+Between two UNet calls a picture is its seed, the number of calls made and their outputs: the noise
+comes from the seed again. So a state is a safetensors file with one tensor, `outputs` (calls, C,
+h, w) float32, or of a picture that has made all its calls `latent` (C, h, w) alone. Its metadata
+say what made it. A call of a picture of 1024 x 1024 adds 256 KiB. Nothing in it can be run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from imaged import __version__
+from imaged.engine.run import Run
+from imaged.errors import StateRefused
+
+FORMAT = "1"
+ENGINE = f"{__version__}, torch {torch.__version__}"
+SAID = {
+    "engine": "another version of the engine",
+    "checkpoint": "other weights",
+    "table": "another table of its sampler",
+    "loras": "other LoRAs",
+    "seed": "another seed",
+}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What decides a picture's bits beside its request and its seed; digests are SHA-256."""
+
+    engine: str
+    checkpoint: str
+    table: str
+    loras: str  # "name digest", separated by commas
+
+    @classmethod
+    def of(cls, run: Run, checkpoint: str) -> Maker:
+        loras = ", ".join(f"{name} {digest}" for name, digest in run.loras.digests)
+        return cls(ENGINE, checkpoint, run.plan.table.digest, loras)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a job's pictures go, and from where.
+
+    draft:   the step after which every picture rests; 0: they go to the end.
+    samples: the pictures of the job that are made; empty: all.
+    states:  by sample, where a picture goes on from.
+    varied:  whether the request is another one from there on.
+    """
+
+    draft: int = 0
+    samples: tuple[int, ...] = ()
+    states: Mapping[int, bytes] = field(default_factory=dict)
+    varied: bool = False
+
+
+WHOLE = Course()
+
+
+def pack(run: Run, maker: Maker) -> bytes:
+    """The state of a picture between two calls."""
+    if run.latent is not None:
+        tensors = {"latent": run.latent}
+    else:
+        tensors = {"outputs": run.history[1 : 1 + run.call]}
+    said = {**asdict(maker), "format": FORMAT, "seed": str(run.plan.seed)}
+    said["precise"] = "yes" if run.precise else "no"
+    packed: bytes = save({n: value.cpu().contiguous() for n, value in tensors.items()}, said)
+    return packed
+
+
+def resume(run: Run, content: bytes, maker: Maker) -> None:
+    """Bring a picture that has just been started to where a state was taken; raises StateRefused
+    for a state of another picture or another maker, and for what is none.
+    """
+    said, tensors = _read(content)
+    if said.get("format") != FORMAT:
+        raise StateRefused("it is of another format")
+    for name, value in {**asdict(maker), "seed": str(run.plan.seed)}.items():
+        if said.get(name) != value:
+            raise StateRefused(f"it was made with {SAID[name]}")
+    if said.get("precise") == "yes":
+        raise StateRefused("it was made in float32 after an error")
+    shape, latent, outputs = run.plan.latent_shape, tensors.get("latent"), tensors.get("outputs")
+    if latent is not None and latent.shape == shape:
+        run.finish(latent)
+    elif outputs is None or outputs.shape[1:] != shape or len(outputs) > run.plan.table.calls:
+        raise StateRefused("it is of a picture of another size")
+    else:
+        for output in outputs:
+            run.advance(output)
+
+
+def _read(content: bytes) -> tuple[Mapping[str, str], Mapping[str, torch.Tensor]]:
+    try:
+        length = int.from_bytes(content[:8], "little")
+        return json.loads(content[8 : 8 + length])["__metadata__"], load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise StateRefused("it is not whole") from error

@@ -1,0 +1,121 @@
+"""Draft, look, finish: a job that rests after some steps, and what goes on of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.errors import BadParameter, NotParked
+from imaged.gateway import body, replies
+from imaged.gateway.access import own_job, owned
+from imaged.gateway.rules import REFUSAL
+from imaged.gateway.state import Gateway
+from imaged.jobs import Job, State
+from imaged.params import ImageParams, Knob
+from imaged.store import drafts
+
+FIELD = "draft"
+#: What may be another from the draft on.
+CHANGES = ("prompt", "guidance_scale")
+
+
+def read_draft(sent: Mapping[str, Any], steps: int) -> int:
+    """The step of `steps` after which a job rests, 0 if it does not: the field is {"steps": N} or
+    {"fraction": F}. Raises BadParameter.
+    """
+    given = sent.get(FIELD)
+    if given is None:
+        return 0
+    if isinstance(given, str):  # a form's
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            given = None
+    value = given.get("steps") if isinstance(given, Mapping) and len(given) == 1 else None
+    if isinstance(given, Mapping) and set(given) == {"fraction"}:
+        fraction = given["fraction"]
+        if isinstance(fraction, float) and 0 < fraction < 1:
+            value = min(max(1, round(fraction * steps)), steps - 1)
+    if (found := _whole(value, 1, steps - 1)) is None:
+        raise BadParameter(
+            FIELD,
+            f'should be {{"steps": N}} with a whole number between 1 and {steps - 1}, or '
+            '{"fraction": F} with a number between 0 and 1',
+        )
+    return found
+
+
+def refuse_draft(sent: Mapping[str, Any]) -> None:
+    """For what answers with finished pictures."""
+    if sent.get(FIELD) is not None:
+        raise BadParameter(FIELD, "is for POST /v2/{slug}; this path waits for finished pictures")
+
+
+@owned
+async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
+    """POST /v2/requests/{id}/finish: the chosen pictures of a parked draft go on to their end."""
+    sent = await body.read(request)
+    unknown = sorted(set(sent) - {"samples", *CHANGES})
+    if unknown:
+        raise BadParameter(
+            unknown[0][:40].encode("utf-8", "replace").decode(),
+            "cannot change any more; what may be sent is samples, " + ", ".join(CHANGES),
+        )
+    samples = _samples(sent.get("samples"), job.params.samples)
+    if job.state is not State.PARKED:
+        raise NotParked()
+    params = await _changed(gateway, job, sent)
+
+    def go_on(connection: Any) -> bool:
+        return drafts.go_on(connection, job, samples, params, time.time())
+
+    if not await asyncio.wrap_future(gateway.writer.submit(go_on)):
+        raise NotParked()
+    after = await own_job(request, gateway)
+    return JSONResponse(replies.status(after, gateway.links(request))[1])
+
+
+def _samples(given: Any, count: int) -> Sequence[int]:
+    """Which pictures, in their order; all when nothing is said of them."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            given = "no list"
+    if given is None:
+        return range(count)
+    found = [_whole(n, 0, count - 1) for n in given] if isinstance(given, list) else []
+    chosen = sorted({n for n in found if n is not None})
+    if not chosen or len(chosen) < len(found):
+        raise BadParameter(
+            "samples", f"should be a list of different whole numbers between 0 and {count - 1}"
+        )
+    return chosen
+
+
+async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> ImageParams:
+    """The request from here on."""
+    model = (await gateway.admission.catalogue()).get(job.model)
+    knobs: dict[str, Knob] = {knob.name: knob for knob in model.knobs} if model else {}
+    given = {
+        name: knobs[name].read(sent[name])
+        for name in knobs
+        if name in CHANGES and sent.get(name) is not None
+    }
+    params = replace(job.params, **given)
+    if "prompt" in given and await asyncio.to_thread(gateway.admission.refused, params):
+        raise BadParameter("prompt", f"is not taken: {REFUSAL}")
+    return params
+
+
+def _whole(value: Any, low: int, high: int) -> int | None:
+    """A whole number between these, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and low <= value <= high and value == int(value) else None

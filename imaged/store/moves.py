@@ -1,0 +1,98 @@
+"""How jobs leave the hands of a worker, or the queue for good; inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from imaged.jobs import MAX_ATTEMPTS, OPEN, State
+from imaged.store import ledger, outbox
+from imaged.store.progress import drop_previews, forget
+from imaged.store.schema import jobs
+
+QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
+
+
+def in_vain(now: float) -> sa.ColumnElement[bool]:
+    """Waited past its own deadline; never NULL, so that it can be negated."""
+    return sa.func.coalesce(jobs.c.cancel_at < now, sa.false())
+
+
+def running(worker_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.state == State.PROCESSING, jobs.c.worker_id == worker_id)
+
+
+def requeue(
+    connection: sa.Connection,
+    where: sa.ColumnElement[bool],
+    now: float,
+    retention_s: float,
+    *,
+    blame: bool,
+) -> int:
+    count = 0
+    if blame:
+        count = end(
+            connection,
+            [where, jobs.c.attempts >= MAX_ATTEMPTS],
+            State.FAILED,
+            "worker_lost",
+            "the worker stopped while it made this picture",
+            now,
+            retention_s,
+        )
+    attempts = jobs.c.attempts if blame else jobs.c.attempts - 1
+    moved = connection.execute(
+        jobs.update()
+        .where(where)
+        .values(state=State.QUEUED, worker_id=None, attempts=attempts)
+        .returning(jobs.c.id)
+    ).all()
+    forget(connection, [row.id for row in moved])
+    return count + len(moved)
+
+
+def end(
+    connection: sa.Connection,
+    where: Sequence[Any],
+    state: State,
+    reason: str,
+    error: str,
+    now: float,
+    retention_s: float,
+) -> int:
+    """End jobs; how many. They are not charged, but a draft that was shown and then not wanted."""
+    ended = connection.execute(
+        jobs.update()
+        .where(*where, jobs.c.state.in_(OPEN))
+        .values(
+            state=state,
+            worker_id=None,
+            reason=reason,
+            error=error,
+            finished_at=now,
+            expires_at=now + retention_s,
+        )
+        .returning(jobs.c.id, jobs.c.key_id, jobs.c.cost_micros, jobs.c.draft)
+    ).all()
+    drop_previews(connection, [row.id for row in ended])
+    for row in ended:
+        owed = (row.draft or {}).get("cost_micros", 0) if state is State.CANCELLED else 0
+        if owed:
+            charge(connection, row.key_id, row.id, row.cost_micros, owed, now)
+        else:
+            ledger.release(connection, row.key_id, row.id, row.cost_micros, now)
+    if ended:
+        outbox.announce(connection, [row.id for row in ended], now)
+    return len(ended)
+
+
+def charge(
+    connection: sa.Connection, key_id: int, job_id: str, held: int, owed: int, now: float
+) -> None:
+    """Turn what a job holds into what it owes, the rest is free again; micro-dollars."""
+    ledger.settle(connection, key_id, job_id, owed, now, held_micros=held)
+    values = {"cost_micros": owed, "remaining_micros": ledger.free(connection, key_id)}
+    connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))

@@ -1,0 +1,59 @@
+"""What is under way, saved in the store's files: another worker goes on where this one was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from imaged.engine.state import Course
+from imaged.jobs import MAX_ATTEMPTS, Job
+from imaged.store.blobs import Blobs
+
+log = logging.getLogger(__name__)
+
+
+class Parking:
+    """The saved states of jobs. Times are those of the caller's clock, in seconds."""
+
+    def __init__(self, blobs: Blobs, every_s: float) -> None:
+        self._blobs, self._every_s = blobs, every_s
+        self._saved: dict[str, float] = {}  # when each job in hand was last saved, or begun
+
+    def due(self, held: Mapping[str, Job], now: float) -> list[Job]:
+        """The jobs that have run for so long since they were last saved that it is time."""
+        self._saved = {job_id: self._saved.get(job_id, now) for job_id in held}
+        if not self._every_s:
+            return []
+        late = [job for job in held.values() if self._saved[job.id] <= now - self._every_s]
+        self._saved.update((job.id, now) for job in late)
+        return late
+
+    def save(self, job: Job, states: Mapping[int, bytes]) -> None:
+        """Keep these in place of older ones; where that fails, a lost worker costs more time."""
+        try:
+            for sample, content in states.items():
+                self._blobs.put(f"{job.id}-{job.epoch}-{sample}.state", content)
+        except OSError as error:
+            log.error("job %s: its state was not saved: %s", job.id, error)
+
+    def course(self, job: Job) -> Course:
+        """Where a claimed job goes on, and how far."""
+        draft = job.draft
+        if draft and draft.samples:
+            return Course(0, draft.samples, self._states(job), draft.varied)
+        return Course(draft.steps if draft else 0, states=self._states(job))
+
+    def _states(self, job: Job) -> dict[int, bytes]:
+        """The newest of each picture. A job that has ended workers begins anew at last, in case
+        it is its state that does.
+        """
+        if job.epoch == 1 or (
+            job.attempts == MAX_ATTEMPTS and not (job.draft and job.draft.varied)
+        ):
+            return {}
+        found: dict[int, bytes] = {}
+        for name in self._blobs.states_of(job.id):
+            content = self._blobs.read(name)
+            if content is not None:
+                found[int(name[: -len(".state")].rpartition("-")[2])] = content
+        return found
