@@ -1,0 +1,172 @@
+"""Workers that stop, die or give way: what was made is not made again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.torch import load
+
+from imaged.engine.engine import Engine
+from imaged.engine.state import WHOLE, Course
+from imaged.jobs import MAX_ATTEMPTS, Job, State
+from imaged.store import queue
+from imaged.store.blobs import Blobs
+from imaged.worker import loop
+from imaged.worker.parking import Parking
+from tests.unit.test_worker import SMALL, Bench, working
+
+LONG = replace(SMALL, num_inference_steps=100)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Course]]:
+    """What engines were given, in order."""
+    given, submit = list[tuple[str, Course]](), Engine.submit
+
+    def noted(self: Engine, job_id: str, params: Any, key: int = 0, course: Course = WHOLE) -> None:
+        given.append((job_id, course))
+        submit(self, job_id, params, key, course)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    return given
+
+
+def done(bench: Bench, *job_ids: str) -> bool:
+    return all(bench.job(job_id).state is State.COMPLETED for job_id in job_ids)
+
+
+def picture(bench: Bench, job_id: str) -> bytes:
+    result = bench.job(job_id).result
+    assert result is not None
+    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+
+
+def calls(bench: Bench, job_id: str) -> int:
+    [engine] = bench.worker.residence
+    made = engine.progress().get(job_id)
+    return made.calls if made else 0
+
+
+def states(bench: Bench, job_id: str) -> list[str]:
+    return Blobs(f"file://{bench.files}").states_of(job_id)
+
+
+def behind(course: Course) -> int:
+    """UNet calls that a course goes on after."""
+    [content] = course.states.values()
+    return len(load(content)["outputs"])
+
+
+def test_a_worker_that_stops_parks_what_it_cannot_finish(
+    tmp_path: Path, begun: list[tuple[str, Course]]
+) -> None:
+    with working(tmp_path) as bench:
+        job_id = bench.put(LONG)
+        bench.wait(lambda: calls(bench, job_id) >= 40)
+    with working(tmp_path) as bench:
+        bench.wait(lambda: done(bench, job_id))
+        fresh = bench.put(LONG)
+        bench.wait(lambda: done(bench, fresh))
+        assert picture(bench, job_id) == picture(bench, fresh)
+        assert bench.job(job_id).attempts == 1
+        assert states(bench, job_id) == []
+    assert [job for job, _ in begun] == [job_id, job_id, fresh]
+    assert behind(begun[1][1]) >= 40
+
+
+def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, Course]]) -> None:
+    """A worker that dies costs at most what was made since."""
+    with working(tmp_path, park_s=0.3) as bench:
+        job_id = bench.put(replace(LONG, num_inference_steps=150))
+        bench.wait(lambda: bool(states(bench, job_id)))
+        made = calls(bench, job_id)
+        with bench.db.write() as c:  # as when it is silent for longer than its lease
+            queue.release(c, "w", time.time(), 60.0, blame=True)
+        bench.wait(lambda: done(bench, job_id))
+        assert bench.job(job_id).attempts == 2
+        fresh = bench.put(replace(LONG, num_inference_steps=150))
+        bench.wait(lambda: done(bench, fresh))
+        assert picture(bench, job_id) == picture(bench, fresh)
+    assert 0 < behind(begun[1][1]) <= made + 1
+
+
+def test_a_mutant_that_saves_nothing_is_seen(
+    tmp_path: Path, begun: list[tuple[str, Course]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parking, "save", lambda *_: None)
+    with pytest.raises(ValueError):  # there is no state to look into
+        test_a_worker_that_stops_parks_what_it_cannot_finish(tmp_path, begun)
+
+
+def in_which_order(tmp_path: Path, count: int) -> tuple[str, list[str], list[str]]:
+    """(a long job, short ones, all as they were done) of a worker with one slot."""
+    with working(tmp_path, slots=1) as bench:
+        long = bench.put(LONG)
+        bench.wait(lambda: calls(bench, long) >= 5)
+        short = replace(SMALL, num_inference_steps=4)
+        shorts = [bench.put(short, cost=1) for _ in range(count)]
+        bench.wait(lambda: done(bench, long, *shorts))
+        jobs = [bench.job(job_id) for job_id in (long, *shorts)]
+        order = sorted(jobs, key=lambda job: job.finished_at or 0)
+        assert all(job.attempts == 1 for job in jobs)
+        return long, shorts, [job.id for job in order]
+
+
+def test_a_short_job_does_not_wait_for_long_ones(
+    tmp_path: Path, begun: list[tuple[str, Course]]
+) -> None:
+    long, [short], order = in_which_order(tmp_path, 1)
+    assert order == [short, long]
+    assert [job_id for job_id, _ in begun] == [long, short, long]
+    assert behind(begun[2][1]) >= 5
+
+
+def test_a_mutant_that_never_gives_way_is_seen(
+    tmp_path: Path, begun: list[tuple[str, Course]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PREEMPT", 1e9)
+    _, [short], order = in_which_order(tmp_path, 1)
+    assert order[0] != short
+
+
+def test_a_long_job_gives_way_so_often_and_no_more(
+    tmp_path: Path, begun: list[tuple[str, Course]]
+) -> None:
+    long, _, order = in_which_order(tmp_path, loop.MOST_PARKS + 2)
+    assert sum(job_id == long for job_id, _ in begun) == 1 + loop.MOST_PARKS
+    assert order[loop.MOST_PARKS] == long
+
+
+def test_at_last_a_job_begins_anew(tmp_path: Path) -> None:
+    """In case it is its state that ends workers."""
+    parking = Parking(Blobs(f"file://{tmp_path}"), 1.0)
+    job = Job("0" * 32, 1, "m", SMALL, State.PROCESSING, 2, 2, "w", 1, *(None,) * 6, None)  # type: ignore[arg-type]
+    parking.save(job, {0: b"a state"})
+    assert parking.course(job).states == {0: b"a state"}
+    assert parking.course(replace(job, attempts=MAX_ATTEMPTS)).states == {}
+    assert parking.course(replace(job, epoch=1, attempts=1)).states == {}
+
+
+def test_the_newest_state_counts(tmp_path: Path) -> None:
+    parking = Parking(Blobs(f"file://{tmp_path}"), 1.0)
+    job = Job("0" * 32, 1, "m", SMALL, State.PROCESSING, 2, 2, "w", 1, *(None,) * 6, None)  # type: ignore[arg-type]
+    for epoch in (2, 10, 9):
+        parking.save(replace(job, epoch=epoch), {0: str(epoch).encode()})
+    parking.save(replace(job, epoch=8), {1: b"other"})
+    assert parking.course(replace(job, epoch=11)).states == {0: b"10", 1: b"other"}
+
+
+def test_when_it_is_time_to_save() -> None:
+    parking = Parking(None, 10.0)  # type: ignore[arg-type]
+    held: dict[str, Any] = {"a": SimpleNamespace(id="a")}
+    assert parking.due(held, 0.0) == parking.due(held, 9.9) == []
+    assert parking.due(held, 10.0) == [held["a"]]
+    held["b"] = SimpleNamespace(id="b")
+    assert parking.due(held, 12.0) == parking.due(held, 19.9) == []
+    assert parking.due(held, 20.0) == [held["a"]]
+    assert Parking(None, 0.0).due(held, 1e9) == []  # type: ignore[arg-type]
