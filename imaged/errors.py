@@ -13,6 +13,7 @@ ImagedError
 ├── JobFailed           422  the job ran and ended without a picture; nothing was charged
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
 ├── StateRefused             a parked picture that cannot go on here, and why
+├── ReceiptRefused           what is no receipt, or not as it was signed
 ├── CommandError             the command line asked for something that cannot be done
 ├── BadAddress               client side: the server's address, or what is asked of it, is no URL
 ├── NoAnswer                 client side: the server was not reached, or its answer was lost
@@ -222,6 +223,12 @@ class StateRefused(ImagedError):
     """This picture cannot go on from where it was parked."""
 
     code = "state_refused"
+
+
+class ReceiptRefused(ImagedError):
+    """This is no receipt of a picture."""
+
+    code = "receipt_refused"
 
 
 class CommandError(ImagedError):

@@ -7,7 +7,9 @@ The prompt stands first, then `Negative prompt: `, then one line of `Name: value
 from __future__ import annotations
 
 import json
+import re
 
+from imaged.errors import ReceiptRefused
 from imaged.params import ImageParams
 
 #: Our sampler -> the name under which A1111 has the same one.
@@ -24,7 +26,15 @@ UNUSUAL = {
     "scheduler_profile": "Scheduler profile",
     "prompt_dialect": "Prompt dialect",
 }
+#: Fields that are always told.
+THEIRS = {
+    "num_inference_steps": "Steps",
+    "scheduler": "Sampler",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+}
 NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'([A-Z][\w ]*): ("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
 
 def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
@@ -79,3 +89,38 @@ def _lines(text: str) -> str:
 def _quoted(value: str) -> str:
     """A value with a separator in it, in quotes."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
+
+
+def read_infotext(text: str) -> dict[str, str]:
+    """The fields of the request that made a picture, from its infotext: ours, or A1111's as far as
+    it has the same fields. Raises ReceiptRefused for a text without them.
+    """
+    *lines, last = text.strip().split("\n")
+    try:
+        pairs = {name: _plain(value) for name, value in _PAIR.findall(last)}
+        skipped = int(pairs.get("Clip skip", "2")) - 2
+    except ValueError as error:
+        raise ReceiptRefused("its parameters cannot be read") from error
+    if not {"Steps", "Sampler", "Seed", "Size"} <= pairs.keys():
+        raise ReceiptRefused("there are no parameters in it")
+    at = next((n for n, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    width, _, height = pairs["Size"].partition("x")
+    names = {ours: theirs for theirs, ours in THEIRS.items()} | {
+        label: name for name, label in UNUSUAL.items()
+    }
+    given = {names[label]: value for label, value in pairs.items() if label in names}
+    if "clip_skip" in given:
+        given["clip_skip"] = str(skipped)
+    if "scheduler" in given:
+        ours = {theirs: ours for ours, theirs in A1111_NAMES.items()}
+        given["scheduler"] = ours.get(given["scheduler"], given["scheduler"])
+    negative = "\n".join(lines[at:])[len(NEGATIVE) :].strip()
+    prompt = {
+        "prompt": "\n".join(lines[:at]),
+        **({"negative_prompt": negative} if negative else {}),
+    }
+    return {**prompt, **given, "img_width": width, "img_height": height}
+
+
+def _plain(value: str) -> str:
+    return str(json.loads(value)) if value.startswith('"') else value

@@ -28,6 +28,7 @@ class Settings:
     patience_s: float = 15.0  # a job whose checkpoint is not loaded waits so long for others' jobs
     graphs: str = "off"  # or "on": CUDA graphs, see engine/graphs.py
     determinism: str = "exact"  # or "close": calls of any number of rows, the last bits may differ
+    receipts: str = "embedded"  # in picture files too; or "results": in results alone
     retention_s: float = 3600.0  # results live so long from completion
     queue_s: float = 3600.0  # a job that waits longer fails
     run_s: float = 1800.0  # a job that runs longer fails
@@ -59,6 +60,8 @@ class Settings:
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
         if settings.determinism not in ("exact", "close"):
             raise CommandError('IMAGED_DETERMINISM should be "exact" or "close"')
+        if settings.receipts not in ("embedded", "results"):
+            raise CommandError('IMAGED_RECEIPTS should be "embedded" or "results"')
         if settings.graphs not in ("on", "off"):
             raise CommandError('IMAGED_GRAPHS should be "on" or "off"')
         if not 1 <= settings.port <= 65535:

@@ -22,6 +22,7 @@ NOUNS = {
     "explain",
     "files",
     "prompt",
+    "receipts",
     "schedule",
     "schedulers",
     "__version__",

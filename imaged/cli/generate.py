@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main
 from imaged.errors import CommandError
+from imaged.gateway.drafts import read_draft
 from imaged.gateway.rules import REFUSAL, Rules
 from imaged.params import KNOBS, ImageParams, Knob, read_params
 from imaged.settings import Settings
+
+if TYPE_CHECKING:
+    from imaged.engine.decode import Picture
+    from imaged.engine.engine import Engine
+    from imaged.engine.outcome import Outcome
+    from imaged.engine.state import Course
+
+ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,66 +55,181 @@ def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @knob_options
 @click.option("--model", default=DEFAULT_SLUG, show_default=True, help="Slug from `models list`.")
 @click.option(
+    "--draft",
+    type=int,
+    metavar="STEPS",
+    help="Stop after so many of the steps, show what is there, and ask which to finish.",
+)
+@click.option(
+    "--finish", metavar="LIST", help="With --draft: the answer, as in 0,2 or all or none."
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to write (.jpg or .png)  [default: imaged-SEED.jpg]",
 )
 @data_option
-def generate(prompt: str, model: str, output: Path | None, data: Path | None, **given: Any) -> None:
-    """Make pictures in this process, without a server. Prints each file and its seed."""
+def generate(
+    prompt: str,
+    model: str,
+    draft: int | None,
+    finish: str | None,
+    output: Path | None,
+    data: Path | None,
+    **given: Any,
+) -> None:
+    """Make pictures in this process, without a server. Prints each file and its seed.
+
+    With --draft the steps are those of the whole picture: one that is finished is the same, byte
+    for byte, as one that never stopped.
+    """
     chosen = find_model(model, data)
     params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
+    steps = params.num_inference_steps
+    rest_at = 0 if draft is None else read_draft({"draft": {"steps": draft}}, steps)
+    wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
-    if output is not None and output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+    if output is not None and output.suffix.lower() not in ENDINGS:
         raise CommandError("--output should end in .jpg, .jpeg or .png")
     if output is not None and not output.parent.is_dir():
         raise CommandError(f"--output: there is no folder {output.parent}")
     rules = Rules.load(Settings.from_env(os.environ).rules)
     if any(rules.judge(text) for text in params.said()):
         raise CommandError(REFUSAL)
-    _generate(params, chosen, output, Settings.from_env(os.environ, data=data))
+    settings = Settings.from_env(os.environ, data=data)
+    engine = open_engine(chosen, settings)
+    if not rest_at:
+        write(run(engine, params), params, chosen, output, engine, settings)
+        return
+    from imaged.engine.state import Course
+
+    drafted = run(engine, params, Course(draft=rest_at))
+    sheet = _output_path(output, params.seed, None).with_suffix(".jpg")
+    sheet = sheet.with_stem(f"{sheet.stem}-draft")
+    write_sheet(drafted.pictures, sheet)
+    click.echo(f"{sheet}  {params.samples} drafts after step {rest_at} of {steps}")
+    samples = ask(params.samples) if wanted is None else wanted
+    if samples:
+        states = dict(enumerate(drafted.states))
+        done = run(engine, params, Course(samples=tuple(samples), states=states))
+        write(done, params, chosen, output, engine, settings)
 
 
-def _generate(params: ImageParams, model: Model, output: Path | None, settings: Settings) -> None:
-    from tqdm import tqdm
+def ask(count: int) -> Sequence[int]:
+    """Which drafts to finish."""
+    shown = ", ".join(map(str, range(count)))
+    answer = click.prompt(f"Finish which? ({shown}; all; none)", default="all", err=True)
+    try:
+        return read_choice(answer, count)
+    except CommandError as error:
+        click.echo(error.detail, err=True)
+        return ask(count)
 
+
+def read_choice(text: str, count: int) -> Sequence[int]:
+    """Numbers of pictures; raises CommandError."""
+    word = text.strip().lower()
+    if word in ("all", "none"):
+        return range(count if word == "all" else 0)
+    parts = word.replace(",", " ").split()
+    if not parts or any(not p.isdecimal() or int(p) >= count for p in parts):
+        raise CommandError(f"--finish should be numbers from 0 to {count - 1}, all or none")
+    return sorted({int(part) for part in parts})
+
+
+def open_engine(model: Model, settings: Settings) -> Engine:
     from imaged.worker.supervisor import waiting
 
     os.environ.update(waiting(1, 0, os.environ))  # before torch, which reads it once
     from imaged.engine.engine import Engine
     from imaged.engine.load import load
-    from imaged.worker.deliver import encode_jpeg, encode_png
 
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
-    engine = Engine(
+    return Engine(
         load(model.weights),
         previews=False,
         loras=settings.loras_folder,
         embeddings=settings.embeddings_folder,
     )
-    engine.submit("cli", params)
-    outcomes: list[Any] = []
-    calls = params.unet_calls * params.samples
-    with tqdm(total=calls, unit="call", desc="denoising") as bar:
+
+
+def run(engine: Engine, params: ImageParams, course: Course | None = None) -> Outcome:
+    """One job under a progress bar; raises what made it fail."""
+    from tqdm import tqdm
+
+    from imaged.engine.state import WHOLE
+
+    engine.submit("cli", params, 0, course or WHOLE)
+    outcomes: list[Outcome] = []
+    with tqdm(total=params.unet_calls * params.samples, unit="call", desc="denoising") as bar:
         while not outcomes:
             outcomes = engine.tick()
-            progress = engine.progress().get("cli")
-            bar.update((progress.calls if progress else calls) - bar.n)
-    outcome = outcomes[0]
-    if outcome.error is not None:
-        raise outcome.error
-    for k, picture in enumerate(outcome.pictures):
-        path = _output_path(output, picture.seed, k, len(outcome.pictures))
-        if path.suffix.lower() == ".png":
-            path.write_bytes(encode_png(picture, params, model.checkpoint_name))
+            if progress := engine.progress().get("cli"):
+                bar.total = progress.total
+                bar.update(progress.calls - bar.n)
+        bar.update((bar.total or bar.n) - bar.n)
+    if outcomes[0].error is not None:
+        raise outcomes[0].error
+    return outcomes[0]
+
+
+def write(
+    outcome: Outcome,
+    params: ImageParams,
+    model: Model,
+    output: Path | None,
+    engine: Engine,
+    settings: Settings,
+) -> None:
+    """The pictures' files, with receipts where this installation has a key to sign them."""
+    from imaged import receipts
+    from imaged.store import keys
+    from imaged.worker import deliver
+
+    signer = None
+    if (settings.data / "receipt-key").exists() and settings.receipts == "embedded":
+        signer = keys.load_signer(settings.data)
+    stamp = deliver.Stamp(model.checkpoint_name, "exact", engine.device)
+    for picture in outcome.pictures:
+        path = _output_path(output, picture.seed, params)
+        png = path.suffix.lower() == ".png"
+        asked = replace(params, output_format="png" if png else "jpeg")
+        receipt = ""
+        if signer is not None and outcome.maker is not None:
+            facts = deliver.facts_of(asked, model.slug, picture, outcome.maker, stamp)
+            receipt = receipts.written(receipts.sign(facts, signer))
+        if png:
+            path.write_bytes(deliver.encode_png(picture, asked, model.checkpoint_name, receipt))
         else:
-            path.write_bytes(encode_jpeg(picture))
+            path.write_bytes(deliver.with_comment(deliver.encode_jpeg(picture), receipt))
         click.echo(f"{path}  seed {picture.seed}")
 
 
-def _output_path(output: Path | None, seed: int, k: int, count: int) -> Path:
+def write_sheet(pictures: Sequence[Picture], path: Path, side: int = 384) -> None:
+    """All drafts in one picture, each with its number."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(24)
+    columns = min(len(pictures), 2)
+    scale = side / max(pictures[0].width, pictures[0].height)
+    width, height = (round(n * scale) for n in (pictures[0].width, pictures[0].height))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * (height + 32)), "white")
+    for k, picture in enumerate(pictures):
+        small = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+        at = (k % columns * width, k // columns * (height + 32))
+        sheet.paste(small.resize((width, height)), (at[0], at[1] + 32))
+        label = f"{k}  seed {picture.seed}"
+        ImageDraw.Draw(sheet).text((at[0] + 6, at[1]), label, "black", font)
+    sheet.save(path, quality=92)
+
+
+def _output_path(output: Path | None, seed: int, params: ImageParams | None) -> Path:
+    """Where a picture goes; without params, where all of a job's would."""
     if output is None:
         return Path(f"imaged-{seed}.jpg")
-    return output if count == 1 else output.with_stem(f"{output.stem}-{k}")
+    if params is None or params.samples == 1:
+        return output
+    return output.with_stem(f"{output.stem}-{seed - params.seed}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,7 +15,7 @@ from imaged.client import calls
 from imaged.client.account import Accounts, Generations, Models, Webhooks
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import AsyncResult
-from imaged.errors import InferenceTimeout
+from imaged.errors import ImagedError, InferenceTimeout
 
 
 class AsyncJob:
@@ -34,6 +34,31 @@ class AsyncJob:
 
     async def cancel(self) -> dict[str, Any]:
         return await self._client._ask("DELETE", self.response_url)
+
+    async def draft(
+        self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S
+    ) -> AsyncResult:
+        """What there is to look at, once a job submitted with `draft` rests. Seconds.
+
+        Raises InferenceFailed when the job failed, InferenceTimeout after `timeout`.
+        """
+        start = time.monotonic()
+        while not calls.rests(body := await self.status()):
+            outcome(body)
+            if body["status"] in calls.FINAL:
+                raise ImagedError("the job is no draft: it is done")
+            if time.monotonic() - start >= timeout:
+                raise InferenceTimeout(self.request_id, time.monotonic() - start)
+            await asyncio.sleep(interval)
+        return AsyncResult(body)
+
+    async def finish(self, samples: Sequence[int] | None = None, **changes: Any) -> dict[str, Any]:
+        """Have these pictures of a draft go on to their end, all without a list; then `wait`.
+
+        `prompt` and `guidance_scale` may be others from there on.
+        """
+        url = f"{self.response_url}/finish"
+        return await self._client._ask("POST", url, **calls.finish(samples, changes))
 
     async def events(self, timeout: float = calls.TIMEOUT_S) -> AsyncGenerator[Event]:
         """What happens to the job, as it happens; see imaged.Job.events."""
@@ -68,7 +93,7 @@ class AsyncJob:
         if progress:
             return await self._wait_with_bar(timeout)
         start = time.monotonic()
-        while (body := await self.status())["status"] not in calls.FINAL:
+        while not calls.wait_is_over(body := await self.status()):
             if time.monotonic() - start >= timeout:
                 raise InferenceTimeout(self.request_id, time.monotonic() - start)
             await asyncio.sleep(interval)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +104,23 @@ def read(response: httpx.Response) -> dict[str, Any]:
     if response.is_success or body.get("status") in FINAL:
         return body
     raise problem(response)
+
+
+def finish(samples: Sequence[int] | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The body that has pictures of a draft go on."""
+    return {"json": {**({} if samples is None else {"samples": list(samples)}), **changes}}
+
+
+def rests(body: Mapping[str, Any]) -> bool:
+    """Whether a status body is of a draft that waits for `finish`."""
+    return bool(body.get("progress", {}).get("parked"))
+
+
+def wait_is_over(body: Mapping[str, Any]) -> bool:
+    """Whether a job has ended; raises ImagedError for one that will not by itself."""
+    if rests(body):
+        raise ImagedError("the job rests as a draft: look at draft(), then call finish()")
+    return body["status"] in FINAL
 
 
 def problem(response: httpx.Response) -> ImagedError:

@@ -8,7 +8,7 @@ print(result["output"])
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from imaged.client import calls
 from imaged.client.account import Accounts, Generations, Models, Webhooks
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import Result
-from imaged.errors import InferenceTimeout
+from imaged.errors import ImagedError, InferenceTimeout
 
 
 class Job:
@@ -40,6 +40,29 @@ class Job:
     def cancel(self) -> dict[str, Any]:
         """End the job, wherever it is; the status body after that."""
         return self._client._ask("DELETE", self.response_url)
+
+    def draft(self, timeout: float = calls.TIMEOUT_S, interval: float = calls.INTERVAL_S) -> Result:
+        """What there is to look at, once a job submitted with `draft` rests. Seconds.
+
+        Raises InferenceFailed when the job failed, InferenceTimeout after `timeout`.
+        """
+        start = time.monotonic()
+        while not calls.rests(body := self.status()):
+            outcome(body)
+            if body["status"] in calls.FINAL:
+                raise ImagedError("the job is no draft: it is done")
+            if time.monotonic() - start >= timeout:
+                raise InferenceTimeout(self.request_id, time.monotonic() - start)
+            time.sleep(interval)
+        return Result(body)
+
+    def finish(self, samples: Sequence[int] | None = None, **changes: Any) -> dict[str, Any]:
+        """Have these pictures of a draft go on to their end, all without a list; then `wait`.
+
+        `prompt` and `guidance_scale` may be others from there on.
+        """
+        url = f"{self.response_url}/finish"
+        return self._client._ask("POST", url, **calls.finish(samples, changes))
 
     def events(self, timeout: float = calls.TIMEOUT_S) -> Iterator[Event]:
         """What happens to the job, as it happens; the last event's kind is "done".
@@ -78,7 +101,7 @@ class Job:
         if progress:
             return self._wait_with_bar(timeout)
         start = time.monotonic()
-        while (body := self.status())["status"] not in calls.FINAL:
+        while not calls.wait_is_over(body := self.status()):
             if time.monotonic() - start >= timeout:
                 raise InferenceTimeout(self.request_id, time.monotonic() - start)
             time.sleep(interval)

@@ -27,6 +27,7 @@ from imaged.gateway import (
     openapi,
     ops,
     preflight,
+    replay,
     replies,
     sdapi,
     webhooks,
@@ -45,7 +46,7 @@ async def read_only(_: Request) -> Response:
     raise HTTPException(405, headers={"allow": "GET, HEAD"})
 
 
-FIXED = ("models", "schedulers", "get-user-credits", "credits", "health")
+FIXED = ("models", "schedulers", "receipt-key", "get-user-credits", "credits", "health")
 HISTORY = "/inference-request/request-history"
 
 ROUTES = [
@@ -57,6 +58,7 @@ ROUTES = [
     route("/files/{name}", images.file),
     route("/v1/models", ops.list_models),
     route("/v1/schedulers", preflight.list_schedulers),
+    route("/v1/receipt-key", replay.signer),
     route("/v1/get-user-credits", account.user_credits),
     route("/v1/credits", account.credits),
     route("/v1/health", account.health),
@@ -66,6 +68,7 @@ ROUTES = [
     route("/v2/requests/{job_id}/finish", drafts.finish, methods=["POST"]),
     *(route(f"/v1/{name}", read_only, methods=["POST"]) for name in FIXED),
     route("/v1/{slug}", images.create, methods=["POST"]),
+    route("/v2/replay", replay.replay, methods=["POST"]),
     route("/v2/{slug}", images.submit, methods=["POST"]),
     route("/v2/{slug}/preflight", preflight.preflight, methods=["POST"]),
     route("/webhook/get", webhooks.listing),

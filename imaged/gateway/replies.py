@@ -195,6 +195,7 @@ def _images(job: Job, links: Links) -> list[dict[str, Any]]:
             "width": image["width"],
             "height": image["height"],
             "seed": image["seed"],
+            **({"receipt": image["receipt"]} if "receipt" in image else {}),
         }
         for image in job.result["images"]
     ]

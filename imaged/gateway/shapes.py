@@ -12,6 +12,7 @@ from imaged.aliases import widened
 from imaged.gateway import drafts, history, openai, quotes, replies, sdapi, webhooks
 from imaged.jobs import State
 from imaged.params import KNOBS, LORA_NAME, MOST_LORAS, MOST_WEIGHT, Knob
+from imaged.receipts import FACTS
 from imaged.store.webhooks import TYPES
 
 Schema = dict[str, Any]
@@ -21,6 +22,7 @@ NUMBER: Schema = {"type": "number"}
 INTEGER: Schema = {"type": "integer"}
 FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {}
+_PIXELS: Schema = {"type": "object", "required": ["width", "height", "sha256"]}
 
 
 _LORA: Schema = {
@@ -88,6 +90,7 @@ PICTURE = request(
     {one.name: knob(one) for one in KNOBS if not one.required},
 )
 
+RECEIPT: Schema = {"type": "object", "required": [*FACTS, "key", "signature"]}
 QUOTED = request({quotes.FIELD: {"type": "string", "minLength": 1}})
 
 # -- requests ---------------------------------------------------------------------------------
@@ -106,6 +109,7 @@ def _neutral(table: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
 
 #: By path, of POSTs; those that make pictures under /v1 and /v2 take PICTURE.
 REQUESTS: dict[str, Schema] = {
+    "/v2/replay": request({"receipt": RECEIPT}),
     "/v2/requests/{job_id}/finish": answer(  # closed: what cannot change is refused
         {},
         {
@@ -166,7 +170,7 @@ _IMAGE = answer(
         **texts("url", "content_type", "file_name"),
         **dict.fromkeys(("file_size", "width", "height", "seed"), INTEGER),
     },
-    texts("base64"),
+    {"base64": TEXT, "receipt": RECEIPT},
 )
 _STEPS = dict.fromkeys(("step", "steps", "unet_calls_done", "unet_calls"), INTEGER)
 _PREVIEW = answer({"content_type": TEXT, "base64": TEXT, "call": INTEGER})
@@ -343,6 +347,18 @@ ANSWERS: dict[tuple[str, str], Schema] = {
     ("post", "/v1/{slug}"): _IN_BASE64,
     ("post", "/v2/{slug}"): answer({**_OF_A_JOB, "poll_url": TEXT}, {"warnings": listed(TEXT)}),
     ("post", "/v2/{slug}/preflight"): _PREFLIGHT,
+    ("get", "/v1/receipt-key"): answer(texts("algorithm", "key")),
+    ("post", "/v2/replay"): answer(
+        {
+            "verdict": {"enum": ["identical", "different"]},
+            "signed_here": FLAG,
+            "differences": listed(answer({"field": TEXT, "receipt": ANY, "now": ANY})),
+            "picture": answer({"receipt": _PIXELS, "now": _PIXELS}),
+            "receipt": RECEIPT,
+            **texts("request_id", "output"),
+            "metrics": _METRICS,
+        }
+    ),
     ("get", "/v1/requests/{job_id}"): _JOB,
     ("get", "/v2/requests/{job_id}/status"): _JOB,
     ("get", "/v2/requests/{job_id}"): {"anyOf": [_RESULT, _JOB]},

@@ -19,6 +19,7 @@ from imaged.gateway.rules import Rules
 from imaged.gateway.turns import Turns
 from imaged.gateway.wait import Board
 from imaged.jobs import Job, State
+from imaged.receipts import public
 from imaged.settings import Settings
 from imaged.store import keys
 from imaged.store.blobs import Blobs
@@ -40,6 +41,7 @@ class Gateway:
     reach: Reach
     dispatcher: Dispatcher
     turns: Turns  # of preflights
+    signer: str  # the public key of receipts
 
     @classmethod
     def open(cls, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> Gateway:
@@ -73,6 +75,7 @@ class Gateway:
             reach,
             Dispatcher(db, writer, secret, reach, settings.public_url),
             Turns(),
+            public(keys.load_signer(settings.data)),
         )
 
     @classmethod

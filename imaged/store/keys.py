@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imaged.errors import CommandError
 from imaged.store import ledger
@@ -48,10 +49,20 @@ class KeyRow:
 
 def load_secret(data: Path) -> bytes:
     """The installation's secret: made at first use, kept beside the database, not in it."""
-    path = data / "secret"
-    data.mkdir(parents=True, exist_ok=True)
+    return _secret(data / "secret", "every key and every link invalid")
+
+
+def load_signer(data: Path) -> Ed25519PrivateKey:
+    """The key that signs the installation's receipts, kept in the same way."""
+    seed = _secret(data / "receipt-key", "every receipt one of another installation")
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def _secret(path: Path, else_: str) -> bytes:
+    """What only this installation knows; `else_`: what a new one would make of things."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        part = data / f"secret.{os.getpid()}.{threading.get_ident()}.part"
+        part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "wb") as f:
             f.write(secrets.token_bytes(SECRET_BYTES))
@@ -64,7 +75,7 @@ def load_secret(data: Path) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise CommandError(
             f"{path} should hold {SECRET_BYTES} bytes and holds {len(secret)}: restore it from a "
-            "backup; a new one would make every key and every link invalid"
+            f"backup; a new one would make {else_}"
         )
     return secret
 

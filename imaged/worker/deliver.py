@@ -17,13 +17,15 @@ from imaged import __version__
 from imaged.catalogue import Weights
 from imaged.engine.decode import Picture
 from imaged.engine.outcome import Outcome
+from imaged.engine.state import Maker
 from imaged.errors import ImagedError, JobFailed
 from imaged.explain import Explainer, reports
 from imaged.infotext import infotext
 from imaged.jobs import Job
 from imaged.params import ImageParams
+from imaged.receipts import picture_of, request_of, sign, written
 from imaged.settings import Settings
-from imaged.store import drafts, queue
+from imaged.store import drafts, keys, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.check import judge, load_check
@@ -31,6 +33,7 @@ from imaged.worker.check import judge, load_check
 log = logging.getLogger(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+Receipt = dict[str, Any] | None
 JPEG_QUALITY = 95
 PREVIEW_QUALITY = 80
 
@@ -52,6 +55,8 @@ class Delivery:
         self._worker_id, self._retention_s = worker_id, settings.retention_s
         self._embeddings = settings.embeddings_folder
         self._check = load_check(settings.checker)
+        self._signer = keys.load_signer(settings.data)
+        self._embedded = settings.receipts == "embedded"
 
     def deliver(
         self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights | None = None
@@ -63,17 +68,22 @@ class Delivery:
         if outcome.error is not None:
             self.fail(job, outcome.error)
             return
+        receipts = [self._receipt(job, picture, outcome, stamp) for picture in outcome.pictures]
         try:
-            files = [self._checked(job, picture, stamp) for picture in outcome.pictures]
+            files = [
+                self._checked(job, picture, receipt, stamp)
+                for picture, receipt in zip(outcome.pictures, receipts, strict=True)
+            ]
         except JobFailed as refusal:  # of any picture, before one of them is written
             self.fail(job, refusal)
             return
-        images: list[dict[str, int | str]] = []
+        images: list[dict[str, Any]] = []
         try:
             for k, state in enumerate(outcome.states):
                 self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
             for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
                 images.append(self._keep(job, k, picture, content))
+                images[k].update({"receipt": receipts[k]} if receipts[k] else {})
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -129,15 +139,26 @@ class Delivery:
                 self._retention_s,
             )
 
-    def _checked(self, job: Job, picture: Picture, stamp: Stamp) -> bytes:
+    def _checked(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
         """The picture's file; raises JobFailed if it may not be shown."""
         png = job.params.output_format == "png"
+        embedded = written(receipt) if receipt and self._embedded else ""
         if not png or self._check:
             jpeg = encode_jpeg(picture)
             judge(self._check, picture, jpeg)
-        return encode_png(picture, job.params, stamp.checkpoint) if png else jpeg
+        if png:
+            return encode_png(picture, job.params, stamp.checkpoint, embedded)
+        return with_comment(jpeg, embedded)
 
-    def _keep(self, job: Job, k: int, picture: Picture, content: bytes) -> dict[str, int | str]:
+    def _receipt(self, job: Job, picture: Picture, outcome: Outcome, stamp: Stamp) -> Receipt:
+        """Signed; none of an estimate, which nobody will want to make again."""
+        if outcome.maker is None or outcome.states:
+            return None
+        varied = job.draft is not None and job.draft.varied
+        facts = facts_of(job.params, job.model, picture, outcome.maker, stamp, varied)
+        return sign(facts, self._signer)
+
+    def _keep(self, job: Job, k: int, picture: Picture, content: bytes) -> dict[str, Any]:
         name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
         self._blobs.put(name, content)
         return {
@@ -148,7 +169,7 @@ class Delivery:
             "height": picture.height,
         }
 
-    def _drop(self, images: list[dict[str, int | str]]) -> None:
+    def _drop(self, images: list[dict[str, Any]]) -> None:
         for image in images:
             self._blobs.delete(str(image["name"]))
 
@@ -169,11 +190,46 @@ def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def encode_png(picture: Picture, params: ImageParams, checkpoint: str) -> bytes:
-    """PNG with the parameters in a text chunk, as A1111 writes them."""
+def facts_of(
+    params: ImageParams,
+    model: str,
+    picture: Picture,
+    maker: Maker,
+    stamp: Stamp,
+    varied: bool = False,
+) -> dict[str, Any]:
+    """What a picture's receipt says. `varied`: its request changed on its way."""
+    return {
+        "model": model,
+        "request": request_of(params, picture.seed),
+        "checkpoint": stamp.checkpoint,
+        "checkpoint_sha256": maker.checkpoint,
+        "table_sha256": maker.table,
+        "loras": maker.loras,
+        "engine": maker.engine,
+        "device": stamp.device,
+        "determinism": "close" if varied else stamp.determinism,
+        "varied": varied,
+        "picture": picture_of(picture.rgb, picture.width, picture.height),
+    }
+
+
+def with_comment(jpeg: bytes, text: str) -> bytes:
+    """The same JPEG with a comment after its first segment, which has to stay the first."""
+    if not text:
+        return jpeg
+    content = text.encode()
+    at = 4 + int.from_bytes(jpeg[4:6], "big")
+    return jpeg[:at] + b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content + jpeg[at:]
+
+
+def encode_png(picture: Picture, params: ImageParams, checkpoint: str, receipt: str = "") -> bytes:
+    """PNG with the parameters in a text chunk, as A1111 writes them, and its receipt in another."""
     image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
     text = PngInfo()
     text.add_text("parameters", infotext(params, picture.seed, checkpoint))
+    if receipt:
+        text.add_text("receipt", receipt)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()

@@ -17,6 +17,7 @@ import httpx
 
 from imaged.engine.decode import Picture
 from imaged.engine.outcome import Outcome
+from imaged.engine.state import Maker
 from imaged.errors import JobFailed
 from imaged.gateway import listen
 from imaged.gateway.ops import _chores_once
@@ -130,7 +131,8 @@ class Gate:
         ]
         rests = job.draft is not None and not job.draft.samples
         states = (b"a state",) * len(pictures) if rests else ()
-        outcome = Outcome(job.id, tuple(pictures), None, 0.25, states, job.unet_calls)
+        maker = Maker("grey", "0" * 64, "1" * 64, "")
+        outcome = Outcome(job.id, tuple(pictures), None, 0.25, states, job.unet_calls, maker)
         stamp = Stamp("grey", "exact", "CPU")
         Delivery(self.database, self._blobs, PAINTER, self.settings).deliver(job, outcome, stamp)
 

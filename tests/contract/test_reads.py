@@ -39,7 +39,7 @@ TAKES = {
     "preflight.py": {"pace.pace", "demand.states"},  # counts; the key that asks
     "replies.py": {"blobs.sign"},
     "sdapi.py": {"queue.open_of"},  # ids of the key that asks
-    "state.py": {"keys.load_secret", "Blobs.read"},  # of a job in hand
+    "state.py": {"keys.load_secret", "keys.load_signer", "Blobs.read"},  # of a job in hand
     "wait.py": {"queue.read", "progress.previews"},  # the board
     "webhooks.py": {  # of the key that asks
         *("webhooks.add", "webhooks.deactivate", "webhooks.log_of", "webhooks.of_key"),

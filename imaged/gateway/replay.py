@@ -1,0 +1,76 @@
+"""A picture made again from its receipt, and whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged import receipts
+from imaged.errors import BadParameter, ReceiptRefused, StillRunning
+from imaged.gateway import body, replies
+from imaged.gateway.access import keyed, public
+from imaged.gateway.images import understood
+from imaged.gateway.state import Gateway
+from imaged.gateway.terms import read_terms
+from imaged.jobs import State
+from imaged.store.keys import Key
+
+FIELD = "receipt"
+
+
+@public
+async def signer(request: Request) -> Response:
+    """GET /v1/receipt-key: the public key by which this installation's receipts are known."""
+    return JSONResponse({"algorithm": "Ed25519", "key": Gateway.of(request).signer})
+
+
+@keyed
+async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
+    """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
+    receipt = _read((await body.read(request)).get(FIELD))
+    model = await gateway.admission.model(receipt["model"], key)
+    params, unknown = understood(request, receipt["request"], model.knobs)
+    if unknown:
+        raise BadParameter(FIELD, f"asks for what is not known here: {unknown[0]}")
+    admitted = await gateway.admission.admit(key, model, params, read_terms(request.headers))
+    job = await gateway.board.settled(
+        key, admitted.job_id, gateway.settings.wait_s, request.receive
+    )
+    links = gateway.links(request)
+    if not job.state.final:
+        raise StillRunning(job.id)
+    if job.state is not State.COMPLETED:
+        return replies.failed(job, links)
+    found = replies.result(job, links)[1]
+    answer = _compared(receipt, found["images"][0], signed_here=receipt["key"] == gateway.signer)
+    answer |= {"request_id": job.id, "output": found["output"], "metrics": found["metrics"]}
+    made = JSONResponse(answer, headers={"x-request-id": job.id})
+    return replies.marked(made, admitted.share, admitted.replayed)
+
+
+def _read(given: object) -> dict[str, Any]:
+    """What can be made again; raises BadParameter."""
+    try:
+        receipt = receipts.read(given)
+    except ReceiptRefused as error:
+        raise BadParameter(FIELD, f"cannot be taken: {error.detail}") from error
+    if receipt["varied"]:
+        raise BadParameter(FIELD, "is of a picture whose request changed on its way")
+    return receipt
+
+
+def _compared(
+    receipt: Mapping[str, Any], image: Mapping[str, Any], *, signed_here: bool
+) -> dict[str, Any]:
+    now = image["receipt"]
+    same = receipt["picture"] == now["picture"]
+    return {
+        "verdict": "identical" if same else "different",
+        "signed_here": signed_here,
+        "differences": receipts.differences(receipt, now),
+        "picture": {"receipt": receipt["picture"], "now": now["picture"]},
+        "receipt": now,
+    }
