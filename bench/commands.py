@@ -7,6 +7,7 @@ from bench import (  # noqa: F401 (adds commands)
     gpu,
     models,
     polls,
+    recovery,
     report,
     savings,
     sigmas,

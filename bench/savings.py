@@ -15,7 +15,11 @@ from bench.rounds import compare, each_round, seconds_each
 from imaged.catalogue import MICRO
 from imaged.engine.load import Nets
 
-PEER = "diffusers' UNet"
+PEERS = {
+    "UNet call": "diffusers' UNet",
+    "UNet call without a negative prompt": "our own call",
+    "prompt": "both text encoders",
+}
 
 
 @main.command()
@@ -49,6 +53,7 @@ def savings(names: tuple[str, ...], effort: Effort) -> None:
         nets = load(folder, torch.device("cpu"))
         for what, ours, plain in (
             ("UNet call", *calls(nets, folder)),
+            ("UNet call without a negative prompt", *shortened(nets)),
             ("prompt", *prompts(nets)),
         ):
             ours(), plain()  # warm
@@ -58,7 +63,7 @@ def savings(names: tuple[str, ...], effort: Effort) -> None:
                 effort.rounds,
                 f"{name}: {what}",
             )
-            peer = PEER if what == "UNet call" else "both text encoders"
+            peer = PEERS[what]
             rows.append(Row.of(f"{name}: {what}", "s", "lower", peer, pair))
     publish("savings", effort, rows, found)
 
@@ -96,6 +101,44 @@ def calls(nets: Nets, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any
             )
 
     return lambda: unet(x, times, crowd), plain
+
+
+def shortened(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A call whose negative row has a text of zeros: without its cross-attention, which then gives
+    the bias of its last layer, and with it as the engine has it.
+    """
+    import torch
+
+    from imaged.engine.prompt.encode import PromptEncoder
+    from imaged.engine.unet import Unet
+
+    unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
+    texts = PromptEncoder(nets).pair("a red house by a lake", None)
+    if bool(texts[0].context.any()):
+        raise click.ClickException("this checkpoint's empty prompt is not zeros")
+    x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
+    times = torch.cat([unet.times(torch.tensor([500.0]), text, sizes) for text in texts])
+    crowd = unet.crowd([unet.text(text) for text in texts])
+    attentions = nets.unet.cross_attentions()
+    plain = [attention.forward for attention in attentions]
+
+    def without(attention: Any, whole: Any) -> Callable[..., Any]:
+        def forward(h: Any, given: Any) -> Any:
+            keys, values = given
+            bias = attention.to_out[0].bias.expand(1, *h.shape[1:])
+            return torch.cat([bias, whole(h[1:], (keys[1:], values[1:]))])
+
+        return forward
+
+    short = [without(*pair) for pair in zip(attentions, plain, strict=True)]
+
+    def call(forwards: list[Any]) -> Any:
+        for attention, forward in zip(attentions, forwards, strict=True):
+            setattr(attention, "forward", forward)  # noqa: B010 (a method, of one module)
+        return unet(x, times, crowd)
+
+    torch.testing.assert_close(call(short), call(plain), rtol=1e-3, atol=1e-4)
+    return lambda: call(short), lambda: call(plain)
 
 
 def prompts(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:

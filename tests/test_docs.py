@@ -76,6 +76,35 @@ def test_a_quote_works_as_pasted(server: Server, tmp_path: Path) -> None:
         assert image.size == (512, 512)
 
 
+def test_what_stop_and_go_shows(server: Server, tmp_path: Path) -> None:
+    """Its commands, then its code, in one folder."""
+    page = (ROOT / "docs" / "stop-and-go.md").read_text()
+    (tmp_path / "data").symlink_to(server.data)
+    for command, text in re.findall(r"```console\n\$ (imaged .*?)\n(.*?)```", page, re.DOTALL):
+        done = imaged(*shlex.split(command)[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        shown = re.escape(text).replace(re.escape("..."), ".*")
+        assert re.fullmatch(shown, done.stdout), done.stdout
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(len(looks))"],
+        env={**os.environ, "IMAGED_URL": server.url, "IMAGED_API_KEY": server.key},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "4\n", done.stderr
+    same, *others = (pixels(tmp_path / f"{n}.jpg") for n in ("house-2", "finished", "night"))
+    assert [other == same for other in others] == [True, False]
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
 def test_greeting_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
     said = (server.data.parent / f"{server.data.name}.log").read_text()
     [lines] = re.findall(r"^  curl .*?\n\n", said, re.DOTALL | re.MULTILINE)

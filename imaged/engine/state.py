@@ -9,6 +9,7 @@ say what made it. A call of a picture of 1024 x 1024 adds 256 KiB. Nothing in it
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -19,6 +20,8 @@ from safetensors.torch import load, save
 from imaged import __version__
 from imaged.engine.run import Run
 from imaged.errors import StateRefused
+
+log = logging.getLogger(__name__)
 
 FORMAT = "1"
 ENGINE = f"{__version__}, torch {torch.__version__}"
@@ -97,6 +100,7 @@ def resume(run: Run, content: bytes, maker: Maker) -> None:
     else:
         for output in outputs:
             run.advance(output)
+    log.info("job %s goes on after %d calls", run.job_id, run.call)
 
 
 def _read(content: bytes) -> tuple[Mapping[str, str], Mapping[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from imaged.catalogue import DEFAULT_SLUG, MICRO, Model, Weights
 from imaged.engine.load import load, size
@@ -48,10 +49,12 @@ def done(bench: Bench, job_id: str) -> bool:
     return bench.job(job_id).state is State.COMPLETED
 
 
-def file(bench: Bench, job_id: str) -> bytes:
+def pixels(bench: Bench, job_id: str) -> bytes:
+    """Of its picture; the receipt in its file names the checkpoint."""
     result = bench.job(job_id).result
     assert result is not None
-    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+    with Image.open(bench.files / job_id[:2] / result["images"][0]["name"]) as image:
+        return image.convert("RGB").tobytes()
 
 
 def test_the_size_is_known_before_loading() -> None:
@@ -70,8 +73,8 @@ def test_two_checkpoints_run_side_by_side(tmp_path: Path) -> None:
         bench.wait(lambda: [states(bench)[s] for s in (DEFAULT_SLUG, "other")] == ["BUSY", "BUSY"])
         third = bench.put(SMALL, model="other")
         bench.wait(lambda: all(done(bench, j) for j in (first, second, third)))
-        assert file(bench, first) == file(bench, second)
-        assert file(bench, third) == file(bench, alone)
+        assert pixels(bench, first) == pixels(bench, second)
+        assert pixels(bench, third) == pixels(bench, alone)
         result = bench.job(second).result
         assert result is not None and result["checkpoint"] == "other"
         bench.wait(lambda: "BUSY" not in states(bench).values())
@@ -92,7 +95,7 @@ def test_without_room_for_both_they_take_turns(tmp_path: Path) -> None:
 
         bench.wait(all_done)
         assert most == 1
-        assert len({file(bench, job) for job in jobs}) == 1
+        assert len({pixels(bench, job) for job in jobs}) == 1
 
 
 def test_who_waits_for_another_checkpoint_is_not_forgotten(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_an_idle_checkpoint_leaves_and_comes_back(tmp_path: Path) -> None:
         assert not list(bench.worker.residence)
         second = bench.put(SMALL)
         bench.wait(lambda: done(bench, second))
-        assert file(bench, first) == file(bench, second)
+        assert pixels(bench, first) == pixels(bench, second)
 
 
 def exchanged(folder: Path) -> Model:

@@ -1,0 +1,251 @@
+"""Draft, look, finish; receipts and replays: over HTTP, with our clients, on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import imaged as sdk
+from imaged import receipts
+from imaged.client.result import Result
+from imaged.store import keys
+from tests.conftest import QUICK, SLUG, Server, imaged
+
+JOB = {**QUICK, "num_inference_steps": 12, "seed": 20, "samples": 3}
+SMALL = ("--width", "256", "--height", "256", "--steps", "8")
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Any:
+    with sdk.Client(server.key, server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def whole(client: sdk.Client) -> sdk.Result:
+    """The pictures of a job that never stopped."""
+    return client.run(SLUG, **JOB)
+
+
+def test_what_is_finished_was_never_stopped(client: sdk.Client, whole: sdk.Result) -> None:
+    job = client.submit_async(SLUG, **JOB, draft={"steps": 4})
+    draft = job.draft(interval=0.05)
+    assert (draft["step"], draft["steps"]) == (4, 12)
+    looks = draft.contents()
+    assert len(set(looks)) == 3 and not set(looks) & set(whole.contents())
+    with pytest.raises(sdk.ImagedError, match="rests as a draft"):
+        job.wait()
+    job.finish([0, 2])
+    done = job.wait(interval=0.05)
+    first, _, third = whole.contents()
+    assert done.contents() == [first, third]
+    assert [image["seed"] for image in done["images"]] == [20, 22]
+    ratio = done["metrics"]["cost"] / whole["metrics"]["cost"]
+    assert ratio == pytest.approx((3 * 4 + 2 * 8) / 36, abs=0.01)
+    with pytest.raises(sdk.ImagedError, match="rests"):
+        job.finish([1])
+
+
+def test_our_async_client(server: Server, whole: sdk.Result) -> None:
+    async def main() -> list[bytes]:
+        async with sdk.AsyncClient(server.key, server.url) as ours:
+            job = await ours.submit_async(SLUG, **JOB, draft={"fraction": 0.3})
+            await job.draft(interval=0.05)
+            await job.finish([1])
+            return await (await job.wait(interval=0.05)).contents()
+
+    assert asyncio.run(main()) == whole.contents()[1:2]
+
+
+def test_another_end_is_another_picture_and_says_so(client: sdk.Client, whole: sdk.Result) -> None:
+    """From the same beginning: what changes is what comes after."""
+    made = {}
+    for name, change in (("prompt", "a red boat at night"), ("guidance_scale", 2.0)):
+        job = client.submit_async(SLUG, **JOB, draft={"steps": 4})
+        job.draft(interval=0.05)
+        job.finish([0], **{name: change})
+        made[name] = job.wait(interval=0.05)
+        [receipt] = [image["receipt"] for image in made[name]["images"]]
+        assert receipt["varied"] is True and receipt["determinism"] == "close"
+        with pytest.raises(sdk.ImagedError, match="changed on its way"):
+            client._ask("POST", "/v2/replay", json={"receipt": receipt})
+    pictures = [*(result.contents()[0] for result in made.values()), whole.contents()[0]]
+    assert len(set(pictures)) == 3
+    assert made["prompt"]["prompt"] == "a red boat at night"
+    near, far = (apart(made["guidance_scale"].images()[0], one) for one in whole.images()[:2])
+    assert near < far / 2
+
+
+def apart(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference in levels."""
+    pairs = zip(one.tobytes(), other.tobytes(), strict=True)
+    return sum(abs(a - b) for a, b in pairs) / (3 * one.width * one.height)
+
+
+def replay(server: Server, receipt: Any) -> httpx.Response:
+    with server.client() as http:
+        return http.post("/v2/replay", json={"receipt": receipt})
+
+
+def signed(server: Server, before: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A receipt that says something else, signed by the installation itself."""
+    facts = {n: v for n, v in {**before, **changes}.items() if n in receipts.FACTS}
+    return receipts.sign(facts, keys.load_signer(server.data))
+
+
+def test_a_receipt_makes_its_picture_again(server: Server, whole: sdk.Result) -> None:
+    receipt = whole["images"][1]["receipt"]
+    assert receipt["request"]["seed"] == 21 and "samples" not in receipt["request"]
+    answer = replay(server, receipt).json()
+    assert answer["verdict"] == "identical" and answer["signed_here"] is True
+    assert answer["differences"] == [] and answer["receipt"] == receipt
+    assert answer["metrics"]["cost"] == pytest.approx(whole["metrics"]["cost"] / 3, abs=1e-6)
+    assert httpx.get(answer["output"]).content == whole.contents()[1]
+
+
+def differing(server: Server, whole: sdk.Result) -> None:
+    """Receipts of other weights, another table, another picture."""
+    receipt = whole["images"][0]["receipt"]
+    for name in ("checkpoint_sha256", "table_sha256", "engine"):
+        answer = replay(server, signed(server, receipt, **{name: "0" * 64})).json()
+        assert answer["verdict"] == "identical"
+        [found] = answer["differences"]
+        assert found == {"field": name, "receipt": "0" * 64, "now": receipt[name]}
+    other = signed(server, receipt, request={**receipt["request"], "seed": 99})
+    assert replay(server, other).json()["verdict"] == "different"
+
+
+def test_what_differs_is_shown(server: Server, whole: sdk.Result) -> None:
+    differing(server, whole)
+
+
+def test_a_mutant_that_ignores_the_checkpoint_is_seen(
+    server: Server, whole: sdk.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = whole["images"][0]["receipt"]
+    other = {**receipt, "checkpoint_sha256": "0" * 64}
+    assert receipts.differences(other, receipt) != []
+    monkeypatch.setattr(receipts, "CAUSES", tuple(set(receipts.CAUSES) - {"checkpoint_sha256"}))
+    assert receipts.differences(other, receipt) == []
+    facts = {n: v for n, v in receipt.items() if n in receipts.FACTS}
+    monkeypatch.setattr(receipts, "FACTS", {n: k for n, k in receipts.FACTS.items() if n in facts})
+    with pytest.raises(sdk.ImagedError):  # nor can it be left out of what is signed
+        receipts.read(other)
+
+
+def test_what_is_no_receipt_is_refused(server: Server, whole: sdk.Result) -> None:
+    receipt = whole["images"][0]["receipt"]
+    stranger = receipts.Ed25519PrivateKey.generate()
+    for wrong, words in (
+        (None, "it is no receipt"),
+        ({}, "it is no receipt"),
+        ({**receipt, "more": 1}, "it is no receipt"),
+        ({**receipt, "model": "micro"}, "signature is not of what it says"),
+        ({**receipt, "key": receipts.public(stranger)}, "signature is not of what it says"),
+        ({**receipt, "signature": "é"}, "signature is not of what it says"),
+        ({**receipt, "key": [1]}, "signature is not of what it says"),
+        ({**receipt, "receipt": 2}, "another version"),
+        (signed(server, receipt, request={"prompt": "x", "colour": "red"}), "not known here"),
+    ):
+        answer = replay(server, wrong)
+        assert answer.status_code == 400, wrong
+        assert answer.json()["error"].startswith("receipt") and words in answer.json()["error"]
+    wide = signed(server, receipt, request={**receipt["request"], "img_width": 9000})
+    assert "img_width should be" in replay(server, wide).json()["error"]
+    elsewhere = receipts.sign({n: receipt[n] for n in receipts.FACTS}, stranger)
+    assert replay(server, elsewhere).json()["signed_here"] is False
+
+
+def test_the_key_is_there_for_all_to_see(server: Server, whole: sdk.Result) -> None:
+    key = httpx.get(f"{server.url}/v1/receipt-key").json()["key"]
+    assert key == whole["images"][0]["receipt"]["key"]
+    assert (server.data / "receipt-key").stat().st_mode & 0o77 == 0
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def verify(*args: str, cwd: Path) -> Any:
+    return imaged("verify", *args, cwd=cwd)
+
+
+@pytest.mark.parametrize("ending", ["jpeg", "png"])
+def test_a_file_is_verified_by_its_receipt(
+    server: Server, client: sdk.Client, tmp_path: Path, ending: str
+) -> None:
+    job = {**QUICK, "seed": 3, "output_format": ending, "prompt": "a café, 🏔️"}
+    [path] = client.run(SLUG, **job).save(tmp_path / f"p.{ending}")
+    good = verify(str(path), "--data", str(server.data), cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert "signed by this key" in good.stdout and "identical" in good.stdout
+    assert "has the pixels" in good.stdout and "a café" in good.stdout
+    altered = retouched(path, tmp_path / f"altered.{ending}")
+    bad = verify(str(altered), "--data", str(server.data), cwd=tmp_path)
+    assert bad.returncode == 1 and "differs from the picture made again" in bad.stdout
+
+
+def retouched(path: Path, target: Path) -> Path:
+    """The same file with a white corner and what is written in it."""
+    with Image.open(path) as image:
+        image.load()
+        info, text = image.info, PngInfo()
+        image.paste((255, 255, 255), (0, 0, 16, 16))
+        if target.suffix == ".png":
+            text.add_text("receipt", str(info["receipt"]))
+            image.save(target, pnginfo=text)
+        else:
+            image.save(target, "JPEG", quality=95, subsampling=0, comment=info["comment"])
+    return target
+
+
+def test_other_files_are_told_apart(server: Server, whole: sdk.Result, tmp_path: Path) -> None:
+    [path] = Result(images=whole["images"][:1]).save(tmp_path / "p.jpg")
+    unknown = verify(str(path), "--no-replay", "--data", str(tmp_path / "no"), cwd=tmp_path)
+    assert unknown.returncode == 0 and "a key that is not known here" in unknown.stdout
+    stranger = verify(str(path), "--no-replay", "--key", "AAAA", cwd=tmp_path)
+    assert stranger.returncode == 1 and "another key" in stranger.stdout
+    bare = tmp_path / "bare.png"
+    Image.new("RGB", (8, 8)).save(bare)
+    assert "neither a receipt nor parameters" in verify(str(bare), cwd=tmp_path).stderr
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    assert "is not a picture" in verify("x.png", cwd=tmp_path).stderr
+    forged = tmp_path / "forged.jpg"
+    receipt = {**whole["images"][0]["receipt"], "model": "micro"}
+    Image.new("RGB", (8, 8)).save(forged, comment=json.dumps(receipt, separators=(",", ":")))
+    assert "signature is not of what it says" in verify(str(forged), cwd=tmp_path).stderr
+
+
+def test_drafts_on_the_command_line(server: Server, tmp_path: Path) -> None:
+    data = ("--data", str(server.data))
+    given = ("generate", "a red house", "--samples", "4", "--seed", "5", *SMALL, *data)
+    asked = imaged(*given, "--draft", "3", "-o", "p.png", cwd=tmp_path, input="7\n1,3\n")
+    assert asked.returncode == 0, asked.stderr
+    lines = ["p-draft.jpg  4 drafts after step 3 of 8", "p-1.png  seed 6", "p-3.png  seed 8"]
+    assert asked.stdout.splitlines() == lines
+    assert "Finish which?" in asked.stderr and "numbers from 0 to 3" in asked.stderr
+    with Image.open(tmp_path / "p-draft.jpg") as sheet:
+        assert sheet.size == (768, 2 * (384 + 32))
+    whole = imaged(*given, "-o", "w.png", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    for k in (1, 3):
+        assert (tmp_path / f"p-{k}.png").read_bytes() == (tmp_path / f"w-{k}.png").read_bytes()
+    signed = verify("p-1.png", *data, "--no-replay", cwd=tmp_path)
+    assert signed.returncode == 0 and "signed by this key" in signed.stdout, signed.stderr
+    refused = imaged(*given, "--draft", "8", cwd=tmp_path)
+    assert refused.returncode == 1 and "between 1 and 7" in refused.stderr
+
+
+def test_a_jpeg_with_a_receipt_is_a_jpeg(whole: sdk.Result) -> None:
+    content = whole.contents()[0]
+    assert content[:4] == b"\xff\xd8\xff\xe0"  # what names it comes first
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        assert json.loads(image.info["comment"]) == whole["images"][0]["receipt"]
