@@ -6,7 +6,6 @@ has the same receipt, and with it the same file.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
@@ -109,13 +108,10 @@ def _bytes(said: Mapping[str, Any]) -> bytes:
 
 
 def _text(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
+    return binascii.b2a_base64(raw, newline=False).decode()
 
 
 def _raw(text: object) -> bytes:
     if not isinstance(text, str):
         raise TypeError
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError from error
+    return binascii.a2b_base64(text, strict_mode=True)  # its error is a ValueError

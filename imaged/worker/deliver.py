@@ -77,20 +77,16 @@ class Delivery:
         except JobFailed as refusal:  # of any picture, before one of them is written
             self.fail(job, refusal)
             return
-        images: list[dict[str, Any]] = []
         try:
-            for k, state in enumerate(outcome.states):
-                self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
-            for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
-                images.append(self._keep(job, k, picture, content))
-                images[k].update({"receipt": receipts[k]} if receipts[k] else {})
+            images = self._keep(job, outcome, files)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             log.error("job %s: no room for its pictures: %s", job.id, error)
-            self._drop(images)
             self.fail(job, JobFailed("storage_full", "the server has no room for more pictures"))
             return
+        for image, receipt in zip(images, receipts, strict=True):
+            image.update({"receipt": receipt} if receipt else {})
         result = {
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
@@ -158,16 +154,23 @@ class Delivery:
         facts = facts_of(job.params, job.model, picture, outcome.maker, stamp, varied)
         return sign(facts, self._signer)
 
-    def _keep(self, job: Job, k: int, picture: Picture, content: bytes) -> dict[str, Any]:
-        name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
-        self._blobs.put(name, content)
-        return {
-            "name": name,
-            "seed": picture.seed,
-            "bytes": len(content),
-            "width": picture.width,
-            "height": picture.height,
-        }
+    def _keep(self, job: Job, outcome: Outcome, files: list[bytes]) -> list[dict[str, Any]]:
+        """Write all files of a job, or none; raises OSError."""
+        images: list[dict[str, Any]] = []
+        try:
+            for k, state in enumerate(outcome.states):
+                self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
+            for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
+                name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
+                facts = {"seed": picture.seed, "bytes": len(content)}
+                images.append({"name": name, **facts, **_size(picture)})
+                self._blobs.put(name, content)
+        except OSError:
+            self._drop(images)
+            if outcome.states:
+                self._blobs.delete_states_of(job.id)
+            raise
+        return images
 
     def _drop(self, images: list[dict[str, Any]]) -> None:
         for image in images:
@@ -188,6 +191,10 @@ def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
     return buffer.getvalue()
+
+
+def _size(picture: Picture) -> dict[str, int]:
+    return {"width": picture.width, "height": picture.height}
 
 
 def facts_of(

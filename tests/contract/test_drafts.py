@@ -26,9 +26,11 @@ def submit(gate: Gate, draft: Any, key: str | None = None, **more: Any) -> str:
     return str(answer.json()["request_id"])
 
 
-def parked(gate: Gate, **more: Any) -> str:
-    job_id = submit(gate, {"steps": 8}, **more)
-    assert gate.settled(job_id).json()["progress"]["parked"] is True
+def parked(gate: Gate, key: str | None = None, **more: Any) -> str:
+    job_id = submit(gate, {"steps": 8}, key, **more)
+    with gate.client(key) as client:
+        told = client.get(f"/v2/requests/{job_id}/status?wait=20").json()
+    assert told["progress"]["parked"] is True
     return job_id
 
 

@@ -23,6 +23,7 @@ PUBLIC = {
     "/v1/health": "health",
     "/v1/models": "catalogue",
     "/v1/schedulers": "catalogue",
+    "/v1/receipt-key": "the public half of a key",
     "/inference-model-information/list": "catalogue",
     "/openapi.json": "documentation",
     "/docs": "documentation",

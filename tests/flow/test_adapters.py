@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from imaged.catalogue import MICRO
@@ -39,7 +41,8 @@ def test_pictures_with_and_without(furnished: Server) -> None:
             body = {**LITTLE, "seed": 1, "prompt": prompt, **params}
             answer = client.post(f"/v1/{SLUG}", json=body)
             assert answer.status_code == 200, answer.text
-            return answer.content
+            with Image.open(io.BytesIO(answer.content)) as image:
+                return image.tobytes()
 
         plain = picture("a house")
         inked = picture("a house", loras=[{"name": "ink", "weight": 0.7}])

@@ -20,7 +20,7 @@ from imaged.worker import loop
 from imaged.worker.parking import Parking
 from tests.unit.test_worker import SMALL, Bench, working
 
-LONG = replace(SMALL, num_inference_steps=100)
+LONG = replace(SMALL, num_inference_steps=50)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_worker_that_stops_parks_what_it_cannot_finish(
 ) -> None:
     with working(tmp_path) as bench:
         job_id = bench.put(LONG)
-        bench.wait(lambda: calls(bench, job_id) >= 40)
+        bench.wait(lambda: calls(bench, job_id) >= 15)
     with working(tmp_path) as bench:
         bench.wait(lambda: done(bench, job_id))
         fresh = bench.put(LONG)
@@ -76,20 +76,20 @@ def test_a_worker_that_stops_parks_what_it_cannot_finish(
         assert bench.job(job_id).attempts == 1
         assert states(bench, job_id) == []
     assert [job for job, _ in begun] == [job_id, job_id, fresh]
-    assert behind(begun[1][1]) >= 40
+    assert behind(begun[1][1]) >= 15
 
 
 def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, Course]]) -> None:
     """A worker that dies costs at most what was made since."""
-    with working(tmp_path, park_s=0.3) as bench:
-        job_id = bench.put(replace(LONG, num_inference_steps=150))
+    with working(tmp_path, park_s=0.2) as bench:
+        job_id = bench.put(LONG)
         bench.wait(lambda: bool(states(bench, job_id)))
         made = calls(bench, job_id)
         with bench.db.write() as c:  # as when it is silent for longer than its lease
             queue.release(c, "w", time.time(), 60.0, blame=True)
         bench.wait(lambda: done(bench, job_id))
         assert bench.job(job_id).attempts == 2
-        fresh = bench.put(replace(LONG, num_inference_steps=150))
+        fresh = bench.put(LONG)
         bench.wait(lambda: done(bench, fresh))
         assert picture(bench, job_id) == picture(bench, fresh)
     assert 0 < behind(begun[1][1]) <= made + 1
