@@ -33,22 +33,20 @@ FACTS: Mapping[str, type] = {
     "loras": str,
     "engine": str,
     "device": str,
+    "dtype": str,
     "determinism": str,
     "varied": bool,
     "picture": dict,
 }
 #: Where two receipts of the same request may differ, and why their pictures then do.
-CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "determinism")
+CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dtype", "determinism")
 
 
 def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
-    """A request for this picture alone, as it could be sent: what is as usual is left out."""
-    usual = ImageParams("")
-    names = [n for n in params.as_dict() if n not in HANDED and n != "seed"]
-    changed = {
-        n: plain(getattr(params, n)) for n in names if getattr(params, n) != getattr(usual, n)
-    }
-    return {"prompt": params.prompt, **changed, "seed": seed}
+    """A request for this picture alone, as it could be sent, with nothing left to defaults."""
+    values = {name: plain(getattr(params, name)) for name in params.as_dict()}
+    said = {n: v for n, v in values.items() if n not in HANDED and v not in (None, [])}
+    return {**said, "seed": seed}
 
 
 def picture_of(rgb: bytes, width: int, height: int) -> dict[str, Any]:
@@ -103,8 +101,19 @@ def written(receipt: Mapping[str, Any]) -> str:
 
 
 def _bytes(said: Mapping[str, Any]) -> bytes:
-    """What is signed: the same for the same facts, in whatever order."""
-    return json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """What is signed: the same for the same facts, in whatever order, and whether whole numbers
+    have a point, as Python writes them, or none, as JavaScript does.
+    """
+    text = json.dumps(_whole(said), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _whole(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _text(raw: bytes) -> str:

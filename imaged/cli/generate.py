@@ -144,8 +144,9 @@ def open_engine(model: Model, settings: Settings) -> Engine:
 
     os.environ.update(waiting(1, 0, os.environ))  # before torch, which reads it once
     from imaged.engine.engine import Engine
-    from imaged.engine.load import load
+    from imaged.engine.load import load, set_threads
 
+    set_threads(settings.threads)  # as workers do: bits may depend on it
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
     return Engine(
         load(model.weights),

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from imaged.engine.decode import Picture
 
 
+BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for a file that is not whole
+
+
 @main.command()
 @click.argument("picture", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--model", help="Make it with this model, not with the one that it names.")
@@ -39,11 +42,11 @@ def verify(
     agree = True
     if receipt:
         agree = _signature(receipt, key, settings)
-        for name in ("engine", "device", "determinism", "checkpoint", "checkpoint_sha256"):
-            click.echo(f"{name.replace('_', ' '):18}{receipt[name]}")
+        for name in ("engine", "device", "dtype", "determinism", "checkpoint", "checkpoint_sha256"):
+            click.echo(f"{name.replace('_', ' '):18}{_shown(receipt[name])}")
     else:
         click.echo("receipt           none; its parameters are taken as they stand, unsigned")
-    click.echo(f"{'request':18}{json.dumps(fields, ensure_ascii=False)}")
+    click.echo(f"{'request':18}{_shown(json.dumps(fields, ensure_ascii=False))}")
     if not no_replay:
         if receipt and receipt["varied"]:
             raise CommandError("its request changed on its way: it cannot be made again from this")
@@ -65,14 +68,14 @@ def _open(path: Path) -> tuple[Image, dict[str, Any], dict[str, Any]]:
             opened.load()
             info, image = dict(opened.info), opened.convert("RGB")
             image.info = {"format": opened.format}
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, *BROKEN) as error:
         raise CommandError(f"{path} is not a picture") from error
     text = info.get("receipt") or info.get("comment") or ""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     if text.startswith('{"receipt"'):
         try:
             receipt = receipts.read(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReceiptRefused("its receipt is not whole") from error
         return image, receipt, receipt["request"]
     if "parameters" not in info:
@@ -87,9 +90,9 @@ def _signature(receipt: Mapping[str, Any], key: str | None, settings: Settings) 
 
     if key is None and (settings.data / "receipt-key").exists():
         key = receipts.public(keys.load_signer(settings.data))
-    whose = "this key" if key == receipt["key"] else f"another key, {receipt['key']}"
+    whose = "this key" if key == receipt["key"] else f"another key, {_shown(receipt['key'])}"
     if key is None:
-        whose = f"a key that is not known here, {receipt['key']}"
+        whose = f"a key that is not known here, {_shown(receipt['key'])}"
     click.echo(f"receipt           signed by {whose}")
     return key in (None, receipt["key"])
 
@@ -103,13 +106,17 @@ def _replay(
 ) -> bool:
     """Make it again and say what differs."""
     from imaged import receipts
+    from imaged.aliases import widened
     from imaged.catalogue import DEFAULT_SLUG
     from imaged.cli.generate import open_engine, run
-    from imaged.params import read_params
+    from imaged.params import ImageParams, read_params
     from imaged.worker.deliver import Stamp, facts_of
 
     model = find_model(slug or DEFAULT_SLUG, settings.data)
-    params, _ = read_params(fields, model.knobs)
+    usual = {k: v for k, v in receipts.request_of(ImageParams(""), -1).items() if k != "prompt"}
+    params, _ = read_params({**usual, **fields}, widened(model.knobs))
+    if params.seed < 0 or params.samples > 1:
+        raise CommandError("its request is not of one picture with a seed")
     engine = open_engine(model, settings)
     outcome = run(engine, params)
     [made] = outcome.pictures
@@ -123,7 +130,8 @@ def _replay(
     same = receipt["picture"] == now["picture"]
     click.echo(f"{'replay':18}{'identical' if same else 'different'}")
     for found in receipts.differences(receipt, now):
-        click.echo(f"  {found['field']}: {found['receipt']} then, {found['now']} now")
+        then, after = (_shown(str(found[name])) for name in ("receipt", "now"))
+        click.echo(f"  {found['field']}: {then} then, {after} now")
     return same and apart == 0
 
 
@@ -144,6 +152,11 @@ def _apart(image: Image, made: Picture) -> int | None:
         with Image.open(io.BytesIO(encode_jpeg(made))) as opened:
             again = opened.convert("RGB")
     return max(ImageChops.difference(image, again).tobytes())
+
+
+def _shown(text: str) -> str:
+    """What somebody else has written, such that it cannot pass for our own lines."""
+    return text if text.isprintable() else json.dumps(text)
 
 
 def _levels(apart: int | None) -> str:

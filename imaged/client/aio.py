@@ -104,6 +104,7 @@ class AsyncJob:
         with progress_bar() as bar:
             async for event in self.events(timeout):
                 bar.show(event)
+                calls.refuse_draft(event.data)
         outcome(event.data)
         return await self.result()
 

@@ -118,9 +118,14 @@ def rests(body: Mapping[str, Any]) -> bool:
 
 def wait_is_over(body: Mapping[str, Any]) -> bool:
     """Whether a job has ended; raises ImagedError for one that will not by itself."""
+    refuse_draft(body)
+    return body["status"] in FINAL
+
+
+def refuse_draft(body: Mapping[str, Any]) -> None:
+    """Raises ImagedError: who waits for the end of a draft that rests would wait for ever."""
     if rests(body):
         raise ImagedError("the job rests as a draft: look at draft(), then call finish()")
-    return body["status"] in FINAL
 
 
 def problem(response: httpx.Response) -> ImagedError:

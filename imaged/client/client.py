@@ -112,6 +112,7 @@ class Job:
         with progress_bar() as bar:
             for event in self.events(timeout):
                 bar.show(event)
+                calls.refuse_draft(event.data)
         outcome(event.data)
         return self.result()
 

@@ -118,10 +118,10 @@ class Engine:
     def states(self, job_id: str) -> dict[int, bytes]:
         """What each picture of a job goes on from, by sample; none of one that has just come."""
         runs = self._jobs[job_id].runs if job_id in self._jobs else []
-        return {run.sample: self._state(run) for run in runs}
+        return {run.sample: pack(run, self._maker(run)) for run in runs}
 
-    def _state(self, run: Run) -> bytes:
-        return pack(run, Maker.of(run, self.nets.sha256))
+    def _maker(self, run: Run) -> Maker:
+        return Maker.of(run, self.nets, self.device, exact=self.exact)
 
     def cancel(self, job_id: str) -> None:
         """The job leaves between two calls and has no outcome."""
@@ -281,7 +281,7 @@ class Engine:
         """Go on from a state; from the start if it is refused, where that gives the same."""
         run.varied = varied
         try:
-            resume(run, state, Maker.of(run, self.nets.sha256))
+            resume(run, state, self._maker(run))
         except StateRefused as error:
             if varied:
                 raise
@@ -408,9 +408,9 @@ class Engine:
                 tuple(picture for _, picture in sorted(job.pictures.items())),
                 None,
                 seconds,
-                tuple(map(self._state, job.runs)) if job.draft else (),
+                tuple(pack(run, self._maker(run)) for run in job.runs if job.draft),
                 sum(run.call for run in job.runs),
-                Maker.of(job.runs[0], self.nets.sha256),
+                self._maker(job.runs[0]),
             )
         ]
 

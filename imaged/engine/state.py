@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from imaged import __version__
+from imaged.engine.load import Nets
 from imaged.engine.run import Run
 from imaged.errors import StateRefused
 
@@ -30,6 +31,9 @@ SAID = {
     "checkpoint": "other weights",
     "table": "another table of its sampler",
     "loras": "other LoRAs",
+    "device": "another device, or another number of threads",
+    "dtype": "numbers of another type",
+    "determinism": "the other determinism class",
     "seed": "another seed",
 }
 
@@ -42,11 +46,18 @@ class Maker:
     checkpoint: str
     table: str
     loras: str  # "name digest", separated by commas
+    device: str
+    dtype: str
+    determinism: str
 
     @classmethod
-    def of(cls, run: Run, checkpoint: str) -> Maker:
+    def of(cls, run: Run, nets: Nets, device: str, *, exact: bool) -> Maker:
         loras = ", ".join(f"{name} {digest}" for name, digest in run.loras.digests)
-        return cls(ENGINE, checkpoint, run.plan.table.digest, loras)
+        dtypes = dict.fromkeys(
+            str(net.dtype).removeprefix("torch.") for net in (nets.unet, nets.vae)
+        )
+        what = (ENGINE, nets.sha256, run.plan.table.digest, loras)
+        return cls(*what, device, " and ".join(dtypes), "exact" if exact else "close")
 
 
 @dataclass(frozen=True)

@@ -193,9 +193,9 @@ def message(parcel: Parcel, origin: str) -> dict[str, Any]:
             "total_time": round(finished - facts["created_at"], 6),
         },
     }
-    if completed:
+    if completed or facts.get("remaining_micros") is not None:
         data["metrics"]["cost"] = dollars(facts["cost_micros"])
-    else:
+    if not completed:
         data.update(error=facts["error"], code=facts["reason"])
     if origin:
         data["response_url"] = f"{origin}/v2/requests/{facts['id']}"

@@ -12,13 +12,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import BadParameter, NotParked
+from imaged.aliases import widened
+from imaged.errors import BadParameter, NotParked, UnknownModel
 from imaged.gateway import body, replies
 from imaged.gateway.access import own_job, owned
 from imaged.gateway.rules import REFUSAL
 from imaged.gateway.state import Gateway
 from imaged.jobs import Job, State
-from imaged.params import ImageParams, Knob
+from imaged.params import ImageParams
 from imaged.store import drafts
 
 FIELD = "draft"
@@ -101,16 +102,26 @@ def _samples(given: Any, count: int) -> Sequence[int]:
 
 
 async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> ImageParams:
-    """The request from here on."""
+    """The request from here on. Whatever is another is judged as a whole."""
     model = (await gateway.admission.catalogue()).get(job.model)
-    knobs: dict[str, Knob] = {knob.name: knob for knob in model.knobs} if model else {}
+    if model is None:
+        raise UnknownModel()
     given = {
-        name: knobs[name].read(sent[name])
-        for name in knobs
-        if name in CHANGES and sent.get(name) is not None
+        knob.name: knob.read(sent[knob.name])
+        for knob in widened(model.knobs)
+        if knob.name in CHANGES and sent.get(knob.name) is not None
     }
     params = replace(job.params, **given)
-    if "prompt" in given and await asyncio.to_thread(gateway.admission.refused, params):
+    if params.all_loras != job.params.all_loras:
+        raise BadParameter("prompt", "should name the LoRAs that the draft was made with")
+
+    def refused() -> bool:
+        return gateway.admission.refused(params)
+
+    if not given:
+        return params
+    unsaid = await gateway.turns.take(job.key_id, refused)
+    if unsaid:
         raise BadParameter("prompt", f"is not taken: {REFUSAL}")
     return params
 

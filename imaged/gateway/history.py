@@ -144,14 +144,13 @@ def _generation(entry: Entry, links: Links) -> list[dict[str, Any]]:
 
 def _record(entry: Entry, links: Links) -> list[dict[str, Any]]:
     """A row for each picture; one for a request without."""
-    done = entry.state is State.COMPLETED
     state = next(name for name, states in STATES.items() if entry.state in states)
     return [
         {
             "request_id": entry.id,
             "model_name": entry.model,
             "model_status": state,
-            "credits_deduction": dollars(entry.cost_micros) if done else 0.0,
+            "credits_deduction": dollars(entry.cost_micros),
             "request_body": entry.params.as_dict(),
             "generation_url": url,
             "latency_ms": _latency_ms(entry),
@@ -165,8 +164,10 @@ def _record(entry: Entry, links: Links) -> list[dict[str, Any]]:
 
 def _urls(entry: Entry, links: Links) -> list[str | None]:
     """A link for each picture that is still there; None for one that is not."""
+    if entry.state is not State.COMPLETED:
+        return [None]
     if entry.result is None or entry.expires_at is None:
-        return [None] * (entry.params.samples if entry.state is State.COMPLETED else 1)
+        return [None] * entry.params.samples
     names = [image["name"] for image in entry.result["images"]]
     return [links.signed(name, int(entry.expires_at)) for name in names]
 

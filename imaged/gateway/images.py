@@ -57,7 +57,10 @@ async def poll(request: Request, gateway: Gateway, job: Job) -> Response:
 
 @owned
 async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
-    """DELETE /v2/requests/{id}: end the job, wherever it is, and give its credits back."""
+    """DELETE /v2/requests/{id}: end the job, wherever it is, and give its credits back.
+
+    A draft that was shown is charged.
+    """
     await asyncio.wrap_future(
         gateway.writer.submit(
             lambda c: queue.cancel(c, job.id, time.time(), gateway.settings.retention_s)

@@ -72,7 +72,7 @@ HEADERS: dict[str, dict[str, Any]] = {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
             CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
         }
-        for path in (*WORKS[:2], *DIALECTS)
+        for path in (*WORKS[:2], *DIALECTS, "/v2/replay")
     },
     EVENTS: {"Last-Event-ID": {"type": "string"}},
 }
@@ -192,7 +192,8 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
     }
     if verb == "post":
         picture = {"$ref": "#/components/schemas/Picture"}
-        body = {"anyOf": [picture, shapes.QUOTED]} if path in WORKS[:2] else picture
+        body: dict[str, Any] = {"anyOf": [picture, shapes.QUOTED]} if path in WORKS[:2] else picture
+        body = {"allOf": [body, shapes.DRAFTED]} if path in WORKS[1:] else body
         body = body if path in WORKS else shapes.REQUESTS.get(path, {"type": "object"})
         kinds = FORMS if path in WORKS else FORMS[:1]
         operation["requestBody"] = {

@@ -91,6 +91,19 @@ PICTURE = request(
 )
 
 RECEIPT: Schema = {"type": "object", "required": [*FACTS, "key", "signature"]}
+DRAFTED = request(
+    {},
+    {
+        "draft": {
+            "anyOf": [
+                answer({"steps": {"type": "integer", "minimum": 1}}),
+                answer(
+                    {"fraction": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}}
+                ),
+            ]
+        }
+    },
+)
 QUOTED = request({quotes.FIELD: {"type": "string", "minLength": 1}})
 
 # -- requests ---------------------------------------------------------------------------------

@@ -98,11 +98,17 @@ class Board:
         return self._kept.writes
 
     def _read(self, ids: list[str]) -> dict[str, Job]:
-        """Jobs by id; an expired one is gone even if its row is not yet."""
+        """Jobs by id; an expired one is gone even if its row is not yet. A draft that nobody has
+        finished in time is there until it has been ended.
+        """
         with self._db.read() as connection:
             found = queue.read(connection, ids)
         now = time.time()
-        return {k: job for k, job in found.items() if not job.expires_at or job.expires_at > now}
+        return {
+            k: job
+            for k, job in found.items()
+            if not job.state.final or not job.expires_at or job.expires_at > now
+        }
 
     def _read_previews(self, ids: list[str]) -> dict[str, Preview]:
         with self._db.read() as connection:

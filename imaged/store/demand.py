@@ -14,6 +14,10 @@ from imaged.store.schema import jobs, workers
 STATES = ("BUSY", "READY", "STARTING", "UNAVAILABLE", "UNLOADED")  # the best first
 
 
+#: Since when a job waits: its submit, or when a worker last let go of it.
+SINCE = sa.func.coalesce(jobs.c.started_at, jobs.c.created_at)
+
+
 @dataclass(frozen=True)
 class Waiting:
     """The fairest of one model's waiting jobs."""
@@ -29,7 +33,7 @@ def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> li
     found = []
     for slug in slugs:
         first = (
-            sa.select(jobs.c.model, jobs.c.tag, jobs.c.created_at, jobs.c.cost_micros)
+            sa.select(jobs.c.model, jobs.c.tag, SINCE, jobs.c.cost_micros)
             .where(QUEUED, jobs.c.model == slug, ~in_vain(now))
             .order_by(jobs.c.tag)
             .limit(1)
@@ -53,7 +57,7 @@ def states(connection: sa.Connection, oldest: float, besides: str = "") -> dict[
 def counts(connection: sa.Connection) -> tuple[dict[tuple[str, str], int], dict[str, float]]:
     """(model, state) -> jobs that wait or run; model -> when its oldest waiting job came."""
     rows = connection.execute(
-        sa.select(jobs.c.model, jobs.c.state, sa.func.count(), sa.func.min(jobs.c.created_at))
+        sa.select(jobs.c.model, jobs.c.state, sa.func.count(), sa.func.min(SINCE))
         .where(jobs.c.state.in_((State.QUEUED, State.PROCESSING)))
         .group_by(jobs.c.model, jobs.c.state)
     ).all()

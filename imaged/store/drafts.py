@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from imaged.jobs import Job, State
 from imaged.params import ImageParams
+from imaged.store import progress
 from imaged.store.moves import end, running
 from imaged.store.schema import jobs
 
@@ -35,11 +36,14 @@ def park(
         .values(
             state=State.PARKED,
             worker_id=None,
+            attempts=jobs.c.attempts - 1,  # nobody has died of it
             result=dict(result),
             draft=asdict(draft),
             expires_at=now + retention_s,
         )
     )
+    if parked.rowcount:
+        progress.drop_previews(connection, [job.id])
     return bool(parked.rowcount)
 
 
@@ -62,6 +66,8 @@ def go_on(
             expires_at=None,
         )
     )
+    if moved.rowcount:
+        progress.forget(connection, [job.id])  # it was of other pictures
     return bool(moved.rowcount)
 
 

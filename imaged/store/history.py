@@ -28,6 +28,14 @@ COLUMNS = (
 )
 
 
+#: What was charged: nothing as long as a job is open, and of one that failed.
+_LIVE = {
+    "cost_micros": sa.case(
+        (jobs.c.remaining_micros.is_not(None), jobs.c.cost_micros), else_=0
+    ).label("cost_micros")
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One request of a key; `result` as long as its pictures are kept."""
@@ -60,7 +68,7 @@ class Search:
 
 def keep(connection: sa.Connection, expired_before: float) -> None:
     """Copy the jobs that are about to be forgotten."""
-    fields = [jobs.c[name] for name in COLUMNS]
+    fields = [_LIVE.get(name, jobs.c[name]) for name in COLUMNS]
     ended = sa.select(*fields).where(jobs.c.expires_at < expired_before)
     connection.execute(history.insert().from_select(list(COLUMNS), ended))
 
@@ -99,7 +107,7 @@ def one(connection: sa.Connection, key_id: int, job_id: str) -> Entry | None:
 
 def _of_key(key_id: int) -> sa.CompoundSelect[Any]:
     """Open and forgotten requests of one key; there is no way to ask for all keys'."""
-    live = [jobs.c[name] for name in (*COLUMNS, "result", "expires_at")]
+    live = [_LIVE.get(name, jobs.c[name]) for name in (*COLUMNS, "result", "expires_at")]
     past = [history.c[name] for name in COLUMNS]
     nothing = [sa.null().label("result"), sa.null().label("expires_at")]
     return sa.union_all(

@@ -12,6 +12,8 @@ from imaged.store import ledger, outbox
 from imaged.store.progress import drop_previews, forget
 from imaged.store.schema import jobs
 
+#: Why a job fails that could not have been made by anybody.
+OF_THE_REQUEST = ("prompt_too_long", "prompt_unreadable", "bad_lora", "unknown_lora")
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
 
 
@@ -31,7 +33,11 @@ def requeue(
     retention_s: float,
     *,
     blame: bool,
+    begun: bool = True,
 ) -> int:
+    """Have jobs wait again. With `blame` a worker died of them, or beside them; those that had
+    `begun` have not waited in vain, whatever their deadline was, if nobody died.
+    """
     count = 0
     if blame:
         count = end(
@@ -47,7 +53,13 @@ def requeue(
     moved = connection.execute(
         jobs.update()
         .where(where)
-        .values(state=State.QUEUED, worker_id=None, attempts=attempts)
+        .values(
+            state=State.QUEUED,
+            worker_id=None,
+            attempts=attempts,
+            started_at=now,  # since when it waits
+            **({"cancel_at": None} if begun and not blame else {}),
+        )
         .returning(jobs.c.id)
     ).all()
     forget(connection, [row.id for row in moved])
@@ -79,7 +91,8 @@ def end(
     ).all()
     drop_previews(connection, [row.id for row in ended])
     for row in ended:
-        owed = (row.draft or {}).get("cost_micros", 0) if state is State.CANCELLED else 0
+        unwanted = state is State.CANCELLED or reason in OF_THE_REQUEST
+        owed = (row.draft or {}).get("cost_micros", 0) if unwanted else 0
         if owed:
             charge(connection, row.key_id, row.id, row.cost_micros, owed, now)
         else:

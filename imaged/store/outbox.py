@@ -23,6 +23,7 @@ LEASE_S = 30.0  # more than an attempt can take
 _FACTS = (
     *("id", "model", "state", "reason", "error", "cost_micros"),
     *("created_at", "started_at", "finished_at"),
+    "remaining_micros",  # of who was charged
 )
 
 

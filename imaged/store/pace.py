@@ -50,6 +50,7 @@ def pace(connection: sa.Connection, key_id: int, now: float, oldest: float) -> P
         sa.select(jobs.c.model, jobs.c.cost_micros, jobs.c.started_at, jobs.c.finished_at)
         .where(jobs.c.expires_at.is_not(None), jobs.c.state == State.COMPLETED)
         .where(jobs.c.finished_at > jobs.c.started_at)
+        .where(jobs.c.epoch == 1)  # others were made in parts
         .order_by(jobs.c.expires_at.desc())
         .limit(MOST_PAST)
     )

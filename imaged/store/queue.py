@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from imaged.jobs import NO_TERMS, OPEN, Draft, Held, Job, State, Terms
+from imaged.jobs import NO_TERMS, Draft, Held, Job, State, Terms
 from imaged.params import ImageParams
 from imaged.store import drafts, limits, loads, outbox, repeats
 from imaged.store.moves import QUEUED, charge, end, in_vain, requeue, running
@@ -96,8 +96,9 @@ def newest(connection: sa.Connection, limit: int = 50) -> list[Job]:
 
 
 def open_of(connection: sa.Connection, key_id: int) -> list[str]:
-    """The key's jobs that have not ended, the oldest first."""
-    found = sa.select(jobs.c.id).where(jobs.c.key_id == key_id, jobs.c.state.in_(OPEN))
+    """The key's jobs that wait or run, the oldest first."""
+    still = jobs.c.state.in_((State.QUEUED, State.PROCESSING))
+    found = sa.select(jobs.c.id).where(jobs.c.key_id == key_id, still)
     return list(connection.execute(found.order_by(jobs.c.created_at)).scalars())
 
 
@@ -165,6 +166,7 @@ def claim(
         waiting, limit = waiting.where(jobs.c.id == fairest.id), 1
     else:
         waiting = waiting.where(jobs.c.attempts == 0)
+    waiting = waiting.where(jobs.c.cost_micros <= most_work) if most_work < math.inf else waiting
     picked = waiting.limit(limit).with_for_update(skip_locked=True).cte("picked")
     taken = connection.execute(
         jobs.update()
@@ -272,11 +274,17 @@ def release(
 
 
 def give_back(
-    connection: sa.Connection, job: Job, worker_id: str, now: float, retention_s: float
+    connection: sa.Connection,
+    job: Job,
+    worker_id: str,
+    now: float,
+    retention_s: float,
+    *,
+    begun: bool,
 ) -> None:
-    """A job waits again, for another worker; the attempt does not count."""
+    """A job waits again; the attempt does not count."""
     mine = sa.and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, running(worker_id))
-    requeue(connection, mine, now, retention_s, blame=False)
+    requeue(connection, mine, now, retention_s, blame=False, begun=begun)
 
 
 # -- anybody's: what time does to jobs ------------------------------------------------------

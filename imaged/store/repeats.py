@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from imaged.errors import IdempotencyMismatch
-from imaged.jobs import Terms
+from imaged.jobs import State, Terms
 from imaged.store.schema import jobs
 
 
@@ -23,13 +23,14 @@ def find(connection: sa.Connection, key_id: int, terms: Terms, now: float) -> st
     if terms.idempotency_key is None:
         return None
     row = connection.execute(
-        sa.select(jobs.c.id, jobs.c.fingerprint, jobs.c.expires_at).where(
+        sa.select(jobs.c.id, jobs.c.fingerprint, jobs.c.expires_at, jobs.c.state).where(
             jobs.c.key_id == key_id, jobs.c.idempotency_key == terms.idempotency_key
         )
     ).first()
     if row is None:
         return None
-    if row.expires_at is not None and row.expires_at <= now:  # gone, though its row is still there
+    over = row.expires_at is not None and row.expires_at <= now
+    if over and row.state != State.PARKED:  # gone, though its row is still there
         connection.execute(jobs.update().where(jobs.c.id == row.id).values(idempotency_key=None))
         return None
     if row.fingerprint != terms.fingerprint:

@@ -134,6 +134,14 @@ class Delivery:
                 time.time(),
                 self._retention_s,
             )
+        self.tidy(job)
+
+    def tidy(self, job: Job) -> None:
+        """Delete the states of a job that goes on nowhere."""
+        with self._db.read() as connection:
+            now = queue.read(connection, [job.id]).get(job.id)
+        if now is None or now.state.final:
+            self._blobs.delete_states_of(job.id)
 
     def _checked(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
         """The picture's file; raises JobFailed if it may not be shown."""
@@ -215,7 +223,8 @@ def facts_of(
         "loras": maker.loras,
         "engine": maker.engine,
         "device": stamp.device,
-        "determinism": "close" if varied else stamp.determinism,
+        "dtype": maker.dtype,
+        "determinism": "close" if varied else maker.determinism,
         "varied": varied,
         "picture": picture_of(picture.rgb, picture.width, picture.height),
     }

@@ -57,6 +57,7 @@ class Worker:
         self._models: dict[str, Model] = {}  # of the held jobs, as they were when claimed
         self._arriving: set[str] = set()  # held jobs whose checkpoint is on its way
         self._writing = ThreadPoolExecutor(1, "delivery")
+        self._saving: Future[None] | None = None
         self._parking = Parking(Blobs(settings.blobs), settings.park_s)
         self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
         self._offered: Mapping[str, Model] = {}
@@ -75,7 +76,7 @@ class Worker:
                 self.deliver(outcome)
             self.rest()
         for job in self._held.values():
-            self._parking.save(job, self._states_of(job))
+            self._save_now(job)
         self.residence.close()
 
     def stop(self, drain_s: float) -> None:
@@ -248,12 +249,23 @@ class Worker:
             self.delivery.fail(job, unavailable())
             return
         with self.db.write() as connection:
-            queue.give_back(connection, job, self.id, now, self.settings.retention_s)
+            retention_s = self.settings.retention_s
+            queue.give_back(connection, job, self.id, now, retention_s, begun=False)
 
     def save(self) -> None:
-        """Save what has been under way for a while, in the writing thread."""
-        for job in self._parking.due(self._held, time.monotonic()):
-            self._writing.submit(self._parking.save, job, self._states_of(job))
+        """Save what has been under way for a while, in the writing thread; not while it is at it:
+        what waits there is held in memory.
+        """
+        if self._saving is not None and not self._saving.done():
+            return
+        due = self._parking.due(self._held, time.monotonic())
+        states = [(job, self._states_of(job)) for job in due]
+        self._saving = self._writing.submit(self._parking.save_all, states) if due else None
+
+    def _save_now(self, job: Job) -> None:
+        if self._saving is not None:
+            wait([self._saving])  # it may be writing the same files
+        self._parking.save(job, self._states_of(job))
 
     def _states_of(self, job: Job) -> Mapping[int, bytes]:
         engine = self.residence.engine(self._models[job.id].weights)
@@ -281,18 +293,21 @@ class Worker:
         return []
 
     def _left(self, job: Job) -> float:
-        """What is left of a job's work."""
+        """What is left of a job's work, up to where it ends or rests."""
         engine = self.residence.engine(self._models[job.id].weights)
         made = engine.progress().get(job.id) if engine else None
-        return job.cost_micros * (1 - made.calls / made.total if made and made.total else 1)
+        return job.cost_of(job.unet_calls) * (
+            1 - made.calls / made.total if made and made.total else 1
+        )
 
     def _park(self, job_id: str) -> None:
         """Leave a job for later, where it is now."""
         job = self._held[job_id]
-        self._parking.save(job, self._states_of(job))
-        self.drop(job_id, job.epoch)
+        self._save_now(job)
+        self._leave(job_id)
         with self.db.write() as connection:
-            queue.give_back(connection, job, self.id, time.time(), self.settings.retention_s)
+            now, retention_s = time.time(), self.settings.retention_s
+            queue.give_back(connection, job, self.id, now, retention_s, begun=True)
 
     def _submit(self, job: Job) -> bool:
         """Whether the job's engine is here to take it."""
@@ -337,9 +352,13 @@ class Worker:
         """Forget a job that is ours no more."""
         job = self._held.get(job_id)
         if job is not None and job.epoch == epoch:
-            _, model = self._forget(job_id)
-            if engine := self.residence.engine(model.weights):
-                engine.cancel(job_id)
+            self._leave(job_id)
+            self._writing.submit(self.delivery.tidy, job)
+
+    def _leave(self, job_id: str) -> None:
+        _, model = self._forget(job_id)
+        if engine := self.residence.engine(model.weights):
+            engine.cancel(job_id)
 
     def _progress(self) -> dict[str, Held]:
         self.pulse.models = self._states()

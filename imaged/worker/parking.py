@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from imaged.engine.state import Course
 from imaged.jobs import MAX_ATTEMPTS, Job
@@ -35,6 +35,10 @@ class Parking:
                 self._blobs.put(f"{job.id}-{job.epoch}-{sample}.state", content)
         except OSError as error:
             log.error("job %s: its state was not saved: %s", job.id, error)
+
+    def save_all(self, states: Sequence[tuple[Job, Mapping[int, bytes]]]) -> None:
+        for job, of_job in states:
+            self.save(job, of_job)
 
     def course(self, job: Job) -> Course:
         """Where a claimed job goes on, and how far."""

@@ -131,7 +131,7 @@ class Gate:
         ]
         rests = job.draft is not None and not job.draft.samples
         states = (b"a state",) * len(pictures) if rests else ()
-        maker = Maker("grey", "0" * 64, "1" * 64, "")
+        maker = Maker("grey", "0" * 64, "1" * 64, "", "CPU", "float32", "exact")
         outcome = Outcome(job.id, tuple(pictures), None, 0.25, states, job.unet_calls, maker)
         stamp = Stamp("grey", "exact", "CPU")
         Delivery(self.database, self._blobs, PAINTER, self.settings).deliver(job, outcome, stamp)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
 import pytest
 
 from imaged.jobs import Draft
+from imaged.params import ImageParams
 from imaged.store import drafts, ledger, queue
+from imaged.store.schema import jobs
 from tests.contract.gate import Gate
 
 PRICE = 0.008 * 0.25 * 25 / 25  # of one picture of 512 px at 25 calls
+BODY_PARAMS = ImageParams("a house", samples=4, seed=7, img_width=512, img_height=512)
 BODY = {"prompt": "a house", "width": 512, "height": 512, "samples": 4, "seed": 7}
 
 
@@ -206,6 +210,70 @@ def test_preflight_tells_its_price(gate: Gate) -> None:
     quoted = {"quote_id": told["quote_id"], "draft": {"steps": 8}}
     job_id = post(gate, f"/v2/{gate.slug}", quoted).json()["request_id"]
     assert gate.settled(job_id).json()["progress"]["parked"] is True
+
+
+def test_a_finished_draft_is_a_job_like_others(gate: Gate) -> None:
+    """It has not been there when a worker died: it keeps nobody from being taken beside it."""
+    job_id = parked(gate)
+    with gate.database.write() as c:
+        assert drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], BODY_PARAMS, time.time())
+        queue.register(c, "another", 1, "here", time.time())
+        [job] = queue.claim(c, "another", [gate.slug], 1, time.time(), alone=False)
+        assert (job.id, job.attempts) == (job_id, 1)
+        assert job.calls_done == 0  # what there was to tell of was of other pictures
+        queue.release(c, "another", time.time(), 60.0, blame=False)
+
+
+def test_what_is_finished_keeps_its_loras(gate: Gate) -> None:
+    job_id = parked(gate)
+    answer = finish(gate, job_id, {"prompt": "x <lora:none:1>"})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "prompt should name the LoRAs that the draft was made with"
+
+
+@pytest.mark.parametrize(
+    ("reason", "charged"), [("prompt_too_long", True), ("engine_error", False)]
+)
+def test_who_makes_it_fail_pays_for_the_draft(gate: Gate, reason: str, charged: bool) -> None:
+    key = gate.make_key(credits=1.0)
+    job_id = parked(gate, key)
+    with gate.database.write() as c:
+        drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], BODY_PARAMS, time.time())
+        queue.register(c, "another", 1, "here", time.time())
+        [job] = queue.claim(c, "another", [gate.slug], 1, time.time())
+        assert queue.fail(c, job, "another", reason, "text", time.time(), 60.0)
+        queue.release(c, "another", time.time(), 60.0, blame=False)
+    assert (1 - credits(gate, key) > 1e-3) == charged
+    assert books(gate) == []
+
+
+def test_history_tells_what_was_charged(gate: Gate) -> None:
+    key = gate.make_key(credits=1.0)
+    shown, hidden = parked(gate, key), submit(gate, {"steps": 8}, key, prompt="run")
+    with gate.client(key) as client:
+        for job_id in (shown, hidden):
+            client.delete(f"/v2/requests/{job_id}")
+
+        def told() -> list[float]:
+            rows = client.get("/inference-request/request-history").json()["data"]
+            return [
+                r["credits_deduction"]
+                for j in (shown, hidden)
+                for r in rows
+                if r["request_id"] == j
+            ]
+
+        live = told()
+        gate.expire_everything()
+        assert told() == live == [pytest.approx(1 - credits(gate, key)), 0.0]
+
+
+def test_a_draft_is_there_until_it_has_been_ended(gate: Gate) -> None:
+    job_id = parked(gate)
+    with gate.database.write() as c:
+        c.execute(jobs.update().where(jobs.c.id == job_id).values(expires_at=1.0))
+    assert gate.settled(job_id).status_code == 200
+    assert finish(gate, job_id, {}).status_code == 200
 
 
 def test_a_mutant_that_charges_the_whole_price_is_seen(

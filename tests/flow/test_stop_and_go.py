@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,29 @@ def test_what_is_no_receipt_is_refused(server: Server, whole: sdk.Result) -> Non
     assert replay(server, elsewhere).json()["signed_here"] is False
 
 
+def test_a_receipt_survives_javascript(server: Server, whole: sdk.Result) -> None:
+    """Which knows no whole number with a point."""
+    text = json.dumps(whole["images"][0]["receipt"])
+    shorter = re.sub(r'(": \d+)\.0(?=[,}])', r"\1", text)
+    assert '"guidance_scale": 7.0' in text and '"guidance_scale": 7,' in shorter
+    again = json.loads(shorter)
+    assert receipts.read(again)["signature"] == whole["images"][0]["receipt"]["signature"]
+
+
+def test_pictures_of_wider_aliases_are_made_again(server: Server) -> None:
+    few = {**QUICK, "num_inference_steps": 4, "seed": 1, "base64": False}
+    with server.client() as http:
+        job_id = http.post("/v2/sdxl-lightning", json=few).json()["request_id"]
+        http.get(f"/v2/requests/{job_id}/status?wait=30")
+        [image] = http.get(f"/v2/requests/{job_id}").json()["images"]
+    assert replay(server, image["receipt"]).json()["verdict"] == "identical"
+
+
+def test_a_draft_is_not_waited_for_with_a_bar(client: sdk.Client) -> None:
+    with pytest.raises(sdk.ImagedError, match="rests as a draft"):
+        client.run(SLUG, progress=True, **JOB, draft={"steps": 2})
+
+
 def test_the_key_is_there_for_all_to_see(server: Server, whole: sdk.Result) -> None:
     key = httpx.get(f"{server.url}/v1/receipt-key").json()["key"]
     assert key == whole["images"][0]["receipt"]["key"]
@@ -217,6 +241,16 @@ def test_other_files_are_told_apart(server: Server, whole: sdk.Result, tmp_path:
     assert "is not a picture" in verify("x.png", cwd=tmp_path).stderr
     forged = tmp_path / "forged.jpg"
     receipt = {**whole["images"][0]["receipt"], "model": "micro"}
+    deep = '{"receipt":' + "[" * 50_000
+    text = PngInfo()
+    text.add_text("receipt", deep)
+    Image.new("RGB", (8, 8)).save(bare, pnginfo=text)
+    assert "its receipt is not whole" in verify(str(bare), cwd=tmp_path).stderr
+    lines = signed(server, whole["images"][0]["receipt"], device="x\nreplay            identical")
+    text = PngInfo()
+    text.add_text("receipt", json.dumps(lines, separators=(",", ":")))
+    Image.new("RGB", (8, 8)).save(bare, pnginfo=text)
+    assert "\nreplay" not in verify(str(bare), "--no-replay", cwd=tmp_path).stdout
     Image.new("RGB", (8, 8)).save(forged, comment=json.dumps(receipt, separators=(",", ":")))
     assert "signature is not of what it says" in verify(str(forged), cwd=tmp_path).stderr
 

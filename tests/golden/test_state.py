@@ -140,6 +140,9 @@ def test_what_differs_is_named(nets: Any) -> None:
 
     for words, found in (
         ("other weights", refusal(content, nets={"sha256": "0" * 64})),
+        ("another device", refusal(content.replace(b'"device":"CPU', b'"device":"GPU'))),
+        ("another type", refusal(content.replace(b'"dtype":"float32', b'"dtype":"float16'))),
+        ("determinism", refusal(content.replace(b'"determinism":"exact', b'"determinism":"inexa'))),
         ("another table", refusal(content, num_inference_steps=24)),
         ("another table", refusal(content, scheduler="Euler")),
         ("another seed", refusal(content, seed=6)),

@@ -106,7 +106,7 @@ def test_a_mutant_that_saves_nothing_is_seen(
 def in_which_order(tmp_path: Path, count: int) -> tuple[str, list[str], list[str]]:
     """(a long job, short ones, all as they were done) of a worker with one slot."""
     with working(tmp_path, slots=1) as bench:
-        long = bench.put(LONG)
+        long = bench.put(replace(LONG, num_inference_steps=150))
         bench.wait(lambda: calls(bench, long) >= 5)
         short = replace(SMALL, num_inference_steps=4)
         shorts = [bench.put(short, cost=1) for _ in range(count)]

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.catalogue import STANDARD_PRICE, Weights
 from imaged.errors import NoCredits, TooFast
-from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, Held, Job, State, new_job_id
+from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, NO_TERMS, Held, Job, State, Terms, new_job_id
 from imaged.params import KNOBS, ImageParams
 from imaged.settings import Settings
 from imaged.store import demand, keys, ledger, loads, models, queue
@@ -41,7 +41,14 @@ def make_key(db: Database, credits_micros: int = 1000, rpm: int = 10_000) -> int
     return found.id
 
 
-def put(db: Database, key_id: int, cost: int = 10, model: str = "m", now: float = 1.0) -> str:
+def put(
+    db: Database,
+    key_id: int,
+    cost: int = 10,
+    model: str = "m",
+    now: float = 1.0,
+    terms: Terms = NO_TERMS,
+) -> str:
     job_id = new_job_id()
     with db.write() as c:
         queue.put(
@@ -52,6 +59,7 @@ def put(db: Database, key_id: int, cost: int = 10, model: str = "m", now: float 
             params=ImageParams("x"),
             cost_micros=cost,
             now=now,
+            terms=terms,
         )
     return job_id
 
@@ -696,3 +704,16 @@ def test_a_hang_is_seen_with_and_without_a_job(db: Database, tmp_path: Path) -> 
     assert not beat(ticked_ago=1000.0, checkpoint=None)  # loads its first checkpoint
     assert not beat(ticked_ago=1.0, checkpoint="micro")
     assert beat(ticked_ago=1000.0, checkpoint="micro")  # its only job was cancelled, it hangs on
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_job_that_gives_way_has_not_waited_in_vain(db: Database, begun: bool) -> None:
+    """Neither by its own deadline nor by the server's; one that never began still may."""
+    key_id = make_key(db)
+    job_id = put(db, key_id, terms=Terms(cancel_after_s=30.0))
+    with db.write() as c:
+        queue.register(c, "w", 1, "here", 5.0)
+        [job] = queue.claim(c, "w", ["m"], 1, 5.0)
+        queue.give_back(c, job, "w", 200.0, 60.0, begun=begun)
+        queue.reap(c, 201.0, lease_s=1e6, queue_s=60.0, run_s=1e6, retention_s=60.0)
+        assert queue.read(c, [job_id])[job_id].state is (State.QUEUED if begun else State.FAILED)

@@ -1,4 +1,4 @@
-"""Jobs that rest: a state of their own, and what was asked of them."""
+"""Jobs that rest, a state of their own; history tells what was charged."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,9 @@ AFTER = "'QUEUED', 'PROCESSING', 'PARKED', 'COMPLETED'"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("draft", sa.JSON(), nullable=True))
+    op.execute(
+        "UPDATE history SET cost_micros = 0 WHERE state != 'COMPLETED'"
+    )  # it was not charged
     if op.get_bind().dialect.name == "sqlite":
         _rebuild()
         return
