@@ -33,6 +33,7 @@ class Settings:
     queue_s: float = 3600.0  # a job that waits longer fails
     run_s: float = 1800.0  # a job that runs longer fails
     lease_s: float = 10.0  # a worker silent for so long has lost its jobs
+    drain_s: float = 20.0  # a worker that is told to stop may finish what it holds for so long
     park_s: float = 10.0  # a job under way is saved so often, for when its worker is lost; 0: never
     hang_s: float = 300.0  # a UNet call that takes longer is a hang
     wait_s: float = 600.0  # the longest wait of a v1 call

@@ -59,7 +59,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
             if not server.started:
                 raise CommandError("the gateway could not start")
         finally:
-            supervisor.stop(grace_s=25)
+            supervisor.stop(grace_s=given.drain_s + 10)
 
 
 @main.command()

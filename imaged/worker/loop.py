@@ -26,7 +26,6 @@ from imaged.worker.residence import Residence, unavailable
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 20.0  # how long a stopping worker may finish what it holds
 LOOK_S = 0.5  # how often jobs are looked at that nobody has taken yet
 DEFER_S = 2.0  # how long a job is left to a worker that holds its checkpoint
 PREEMPT, MOST_PARKS = 4.0, 3  # a job gives way to one of a quarter of its work, and so often
@@ -93,7 +92,7 @@ class Worker:
 
     def _ended(self) -> bool:
         if self.pulse.orphaned:
-            self.stop(drain_s=DRAIN_S)
+            self.stop(self.settings.drain_s)
         return self._time_up.is_set() or (self.stopping and not self._held and not self._leaving)
 
     def hold(self, model: Model) -> None:

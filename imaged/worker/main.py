@@ -15,7 +15,7 @@ from imaged.store import models, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.deliver import Delivery
-from imaged.worker.loop import DRAIN_S, Worker
+from imaged.worker.loop import Worker
 from imaged.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _stop_on_signal(worker: Worker) -> None:
     def stop(*_: object) -> None:
         if worker.stopping:
             raise SystemExit(1)
-        worker.stop(drain_s=DRAIN_S)
+        worker.stop(worker.settings.drain_s)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -28,7 +29,8 @@ LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of m
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server that the test may harm."""
-    running = Server(tmp_path / "data").start()
+    environ = {"IMAGED_PARK_S": "0.5", "IMAGED_DRAIN_S": "2", "IMAGED_LOG": "INFO"}
+    running = Server(tmp_path / "data", environ=environ).start()
     yield running
     if running.process is not None and running.process.poll() is None:
         running.stop()
@@ -61,10 +63,12 @@ def books(server: Server) -> list[str]:
     return wrong + [str(end) for end in ends if end[1] not in allowed]
 
 
-def interrupted(server: Server, number: signal.Signals) -> tuple[dict[str, Any], int]:
+def interrupted(
+    server: Server, number: signal.Signals, step: int = 3
+) -> tuple[dict[str, Any], int]:
     """The end of a job whose worker got a signal in its midst, and that worker's pid."""
     job_id = server.submit(**LONG)
-    wait_for_step(server, job_id, 3)
+    wait_for_step(server, job_id, step)
     [pid] = server.worker_pids()
     os.kill(pid, number)
     status = server.wait(job_id)
@@ -73,8 +77,10 @@ def interrupted(server: Server, number: signal.Signals) -> tuple[dict[str, Any],
 
 
 def test_killed_worker_costs_nothing(own: Server) -> None:
-    status, pid = interrupted(own, signal.SIGKILL)
+    status, pid = interrupted(own, signal.SIGKILL, step=60)
     job_id = status["request_id"]
+    log = (own.data.parent / "data.log").read_text()
+    assert 0 < int(re.findall(r"goes on after (\d+) calls", log)[-1]) <= 100  # where it was saved
     assert status["metrics"]["retry_count"] == 1
     assert own.worker_pids() != [pid]
     first = fetch(own, job_id)

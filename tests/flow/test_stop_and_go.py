@@ -112,36 +112,6 @@ def test_a_receipt_makes_its_picture_again(server: Server, whole: sdk.Result) ->
     assert httpx.get(answer["output"]).content == whole.contents()[1]
 
 
-def differing(server: Server, whole: sdk.Result) -> None:
-    """Receipts of other weights, another table, another picture."""
-    receipt = whole["images"][0]["receipt"]
-    for name in ("checkpoint_sha256", "table_sha256", "engine"):
-        answer = replay(server, signed(server, receipt, **{name: "0" * 64})).json()
-        assert answer["verdict"] == "identical"
-        [found] = answer["differences"]
-        assert found == {"field": name, "receipt": "0" * 64, "now": receipt[name]}
-    other = signed(server, receipt, request={**receipt["request"], "seed": 99})
-    assert replay(server, other).json()["verdict"] == "different"
-
-
-def test_what_differs_is_shown(server: Server, whole: sdk.Result) -> None:
-    differing(server, whole)
-
-
-def test_a_mutant_that_ignores_the_checkpoint_is_seen(
-    server: Server, whole: sdk.Result, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    receipt = whole["images"][0]["receipt"]
-    other = {**receipt, "checkpoint_sha256": "0" * 64}
-    assert receipts.differences(other, receipt) != []
-    monkeypatch.setattr(receipts, "CAUSES", tuple(set(receipts.CAUSES) - {"checkpoint_sha256"}))
-    assert receipts.differences(other, receipt) == []
-    facts = {n: v for n, v in receipt.items() if n in receipts.FACTS}
-    monkeypatch.setattr(receipts, "FACTS", {n: k for n, k in receipts.FACTS.items() if n in facts})
-    with pytest.raises(sdk.ImagedError):  # nor can it be left out of what is signed
-        receipts.read(other)
-
-
 def test_what_is_no_receipt_is_refused(server: Server, whole: sdk.Result) -> None:
     receipt = whole["images"][0]["receipt"]
     stranger = receipts.Ed25519PrivateKey.generate()

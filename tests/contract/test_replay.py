@@ -1,0 +1,76 @@
+"""What a replay says of two receipts, on a gateway whose worker paints at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from imaged import receipts
+from imaged.store import keys
+from tests.contract.gate import Gate
+
+NAMES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "dtype", "determinism")
+
+
+def receipt_of(gate: Gate, **params: Any) -> dict[str, Any]:
+    job_id = gate.submit("a house", seed=1, **params)
+    gate.settled(job_id)
+    with gate.client() as client:
+        return dict(client.get(f"/v2/requests/{job_id}").json()["images"][0]["receipt"])
+
+
+def replayed(gate: Gate, before: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The answer to a receipt that says something else, signed by the gateway's own key."""
+    facts = {n: v for n, v in {**before, **changes}.items() if n in receipts.FACTS}
+    receipt = receipts.sign(facts, keys.load_signer(gate.settings.data))
+    with gate.client() as client:
+        answer = client.post("/v2/replay", json={"receipt": receipt})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def shown(gate: Gate) -> None:
+    receipt = receipt_of(gate)
+    for name in NAMES:
+        answer = replayed(gate, receipt, **{name: "another"})
+        [found] = answer["differences"]
+        assert found == {"field": name, "receipt": "another", "now": receipt[name]}
+        assert answer["verdict"] == "identical" and answer["signed_here"] is True
+
+
+def test_what_made_it_is_compared(gate: Gate) -> None:
+    shown(gate)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mutant_that_ignores_a_cause_is_seen(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(receipts, "CAUSES", tuple(c for c in receipts.CAUSES if c != name))
+    with pytest.raises(ValueError):
+        shown(gate)
+
+
+def test_another_picture_is_another(gate: Gate) -> None:
+    receipt = receipt_of(gate)
+    other = {**receipt["picture"], "sha256": "0" * 64}
+    answer = replayed(gate, receipt, picture=other)
+    assert answer["verdict"] == "different" and answer["differences"] == []
+    assert answer["picture"] == {"receipt": other, "now": receipt["picture"]}
+
+
+def test_a_replay_is_a_job_like_any_other(gate: Gate) -> None:
+    receipt, key = receipt_of(gate), gate.make_key(credits=0.0)
+    with gate.client(key) as client:
+        answer = client.post("/v2/replay", json={"receipt": receipt})
+        assert answer.json()["code"] == "no_credits"
+    with gate.client(gate.make_key(models=["micro"])) as client:
+        assert client.post("/v2/replay", json={"receipt": receipt}).status_code == 403
+    with gate.client() as client:
+        header = {"Idempotency-Key": "again"}
+        twice = [
+            client.post("/v2/replay", json={"receipt": receipt}, headers=header) for _ in range(2)
+        ]
+    assert len({answer.json()["request_id"] for answer in twice}) == 1
+    assert twice[1].headers["idempotent-replayed"] == "true"
