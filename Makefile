@@ -15,8 +15,7 @@ serve: $(READY)  ## the API on http://127.0.0.1:8000 until Ctrl-C
 test: $(READY)  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
 
 # Pinned versions; torch's pin finds the CPU build where one lies at hand.
 $(READY): pyproject.toml constraints.txt

@@ -45,7 +45,7 @@ CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dty
 def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
     """A request for this picture alone, as it could be sent, with nothing left to defaults."""
     values = {name: plain(getattr(params, name)) for name in params.as_dict()}
-    said = {n: v for n, v in values.items() if n not in HANDED and v not in (None, [])}
+    said = {n: v for n, v in values.items() if n not in HANDED and v is not None}
     return {**said, "seed": seed}
 
 

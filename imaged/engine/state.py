@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "1"
 ENGINE = f"{__version__}, torch {torch.__version__}"
+PLACE = ("device", "dtype", "determinism")
 SAID = {
     "engine": "another version of the engine",
     "checkpoint": "other weights",
@@ -94,15 +95,16 @@ def pack(run: Run, maker: Maker) -> bytes:
 def resume(run: Run, content: bytes, maker: Maker) -> None:
     """Bring a picture that has just been started to where a state was taken; raises StateRefused
     for a state of another picture or another maker, and for what is none.
+
+    One that goes on as another request does so on any device: its last bits are not promised.
     """
     said, tensors = _read(content)
     if said.get("format") != FORMAT:
         raise StateRefused("it is of another format")
     for name, value in {**asdict(maker), "seed": str(run.plan.seed)}.items():
-        if said.get(name) != value:
+        if said.get(name) != value and not (run.varied and name in PLACE):
             raise StateRefused(f"it was made with {SAID[name]}")
-    if said.get("precise") == "yes":
-        raise StateRefused("it was made in float32 after an error")
+    run.precise = said.get("precise") == "yes"
     shape, latent, outputs = run.plan.latent_shape, tensors.get("latent"), tensors.get("outputs")
     if latent is not None and latent.shape == shape:
         run.finish(latent)

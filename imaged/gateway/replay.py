@@ -35,7 +35,7 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
     model = await gateway.admission.model(receipt["model"], key)
     ours = receipt["key"] == gateway.signer  # then it was made here, be it under a wider alias
     knobs = widened(model.knobs) if ours else model.knobs
-    params, unknown = understood(request, receipt["request"], knobs)
+    params, unknown = understood(request, {**receipt["request"], "samples": 1}, knobs)
     if unknown:
         raise BadParameter(FIELD, f"asks for what is not known here: {unknown[0]}")
     admitted = await gateway.admission.admit(key, model, params, read_terms(request.headers))

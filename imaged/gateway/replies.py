@@ -210,7 +210,7 @@ def polled(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
 
 
 def metrics(job: Job) -> dict[str, float]:
-    """Seconds and dollars of a job that has ended; nothing before, no cost on failure."""
+    """Seconds and dollars of a job that has ended; nothing before, no cost without a charge."""
     if not job.state.final or job.finished_at is None:
         return {}
     started = job.started_at or job.finished_at
@@ -225,7 +225,7 @@ def metrics(job: Job) -> dict[str, float]:
         found["remaining_credits"] = dollars(job.remaining_micros or 0)
         if job.attempts > 1:
             found["retry_count"] = job.attempts - 1
-    elif job.state is State.CANCELLED and job.draft and job.draft.calls:
+    elif job.remaining_micros is not None:
         found["cost"] = dollars(job.cost_micros)
     return found
 

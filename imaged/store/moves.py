@@ -12,8 +12,8 @@ from imaged.store import ledger, outbox
 from imaged.store.progress import drop_previews, forget
 from imaged.store.schema import jobs
 
-#: Why a job fails that could not have been made by anybody.
-OF_THE_REQUEST = ("prompt_too_long", "prompt_unreadable", "bad_lora", "unknown_lora")
+#: Why a job fails that nobody could have made: if it was another one before, its draft is owed.
+OF_THE_REQUEST = ("prompt_too_long", "prompt_unreadable")
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
 
 
@@ -91,8 +91,9 @@ def end(
     ).all()
     drop_previews(connection, [row.id for row in ended])
     for row in ended:
-        unwanted = state is State.CANCELLED or reason in OF_THE_REQUEST
-        owed = (row.draft or {}).get("cost_micros", 0) if unwanted else 0
+        draft = row.draft or {"cost_micros": 0, "varied": False}
+        own_fault = draft["varied"] and reason in OF_THE_REQUEST
+        owed = draft["cost_micros"] if state is State.CANCELLED or own_fault else 0
         if owed:
             charge(connection, row.key_id, row.id, row.cost_micros, owed, now)
         else:

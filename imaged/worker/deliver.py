@@ -91,6 +91,7 @@ class Delivery:
             "images": images,
             "inference_s": round(outcome.inference_s, 6),
             **asdict(stamp),
+            **({"determinism": "close"} if job.draft and job.draft.varied else {}),
             "engine": __version__,
             "checked": self._check is not None,
             **self._reports(job, weights),
@@ -101,6 +102,7 @@ class Delivery:
             return
         log.info("job %s moved on while its picture was made", job.id)
         self._drop(images)
+        self.tidy(job)
 
     def _write(self, job: Job, outcome: Outcome, result: dict[str, Any]) -> bool:
         """Completed, or parked with its states; whether this worker still holds the job."""

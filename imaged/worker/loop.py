@@ -52,6 +52,7 @@ class Worker:
         self._look_at = 0.0  # when to look without news
         self._look_full_at = 0.0  # when to look while there is no room
         self._waiting: list[demand.Waiting] = []  # as last looked at
+        self._elsewhere: Mapping[str, str] = {}  # models' states on other workers, likewise
         self._held: dict[str, Job] = {}
         self._models: dict[str, Model] = {}  # of the held jobs, as they were when claimed
         self._arriving: set[str] = set()  # held jobs whose checkpoint is on its way
@@ -74,8 +75,7 @@ class Worker:
             for outcome in self.tick():
                 self.deliver(outcome)
             self.rest()
-        for job in self._held.values():
-            self._save_now(job)
+        self._let_go()
         self.residence.close()
 
     def stop(self, drain_s: float) -> None:
@@ -145,6 +145,7 @@ class Worker:
             self._offered = models.catalogue(connection)
             self._waiting = waiting = demand.fairest(connection, self._offered, now)
             elsewhere = demand.states(connection, now - self.settings.lease_s, self.id)
+            self._elsewhere = elsewhere
             deadly = loads.deadly(connection, now)
         self._shun(deadly)
         self._look_at = now + LOOK_S if waiting else math.inf
@@ -247,9 +248,7 @@ class Worker:
         if others.get(model.slug, "UNAVAILABLE") == "UNAVAILABLE":
             self.delivery.fail(job, unavailable())
             return
-        with self.db.write() as connection:
-            retention_s = self.settings.retention_s
-            queue.give_back(connection, job, self.id, now, retention_s, begun=False)
+        self._give_back(job, begun=False)
 
     def save(self) -> None:
         """Save what has been under way for a while, in the writing thread; not while it is at it:
@@ -260,6 +259,14 @@ class Worker:
         due = self._parking.due(self._held, time.monotonic())
         states = [(job, self._states_of(job)) for job in due]
         self._saving = self._writing.submit(self._parking.save_all, states) if due else None
+
+    def _let_go(self) -> None:
+        """Save what is under way for who goes on with it; give back what was not begun."""
+        for job_id, job in self._held.items():
+            if job_id in self._arriving:
+                self._give_back(job, begun=False)
+            else:
+                self._save_now(job)
 
     def _save_now(self, job: Job) -> None:
         if self._saving is not None:
@@ -278,11 +285,13 @@ class Worker:
         full = len(self._held) >= self.settings.slots and not self._leaving
         if self.stopping or not full or not self._waiting:
             return []
-        left = {id: self._left(job) for id, job in self._held.items() if _may_be_parked(job)}
+        begun = [job for id, job in self._held.items() if id not in self._arriving]
+        left = {job.id: self._left(job) for job in begun if _may_be_parked(job)}
         longest = max(left, key=left.__getitem__, default="")
         for waiting in self._waiting:
             brief = longest and waiting.work * PREEMPT <= left[longest]
-            if not brief or self._state(waiting.model) not in HERE:
+            elsewhere = self._elsewhere.get(waiting.model) == "READY"  # there it is taken at once
+            if not brief or elsewhere or self._state(waiting.model) not in HERE:
                 continue
             self._waiting = []
             jobs = self._claim([waiting.model], 1, time.time(), most_work=waiting.work)
@@ -304,9 +313,12 @@ class Worker:
         job = self._held[job_id]
         self._save_now(job)
         self._leave(job_id)
+        self._give_back(job, begun=True)
+
+    def _give_back(self, job: Job, *, begun: bool) -> None:
         with self.db.write() as connection:
             now, retention_s = time.time(), self.settings.retention_s
-            queue.give_back(connection, job, self.id, now, retention_s, begun=True)
+            queue.give_back(connection, job, self.id, now, retention_s, begun=begun)
 
     def _submit(self, job: Job) -> bool:
         """Whether the job's engine is here to take it."""
@@ -343,6 +355,7 @@ class Worker:
             wait(self._leaving, 0.05)
         for future in [f for f in self._leaving if f.done()]:
             del self._leaving[future]
+            self._news = True  # there may be room
             future.result()  # what kept it from being written ends this worker
         if not self._held and not self._leaving and not self.stopping:
             self._watch.wait(timeout_s=1.0)

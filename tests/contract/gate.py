@@ -60,9 +60,9 @@ class Gate:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["request_id"])
 
-    def settled(self, job_id: str) -> httpx.Response:
+    def settled(self, job_id: str, key: str | None = None) -> httpx.Response:
         """The answer of the status endpoint once the job has ended."""
-        with self.client() as client:
+        with self.client(key) as client:
             return client.get(f"/v2/requests/{job_id}/status", params={"wait": 20})
 
     def expire_everything(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -232,18 +233,28 @@ def test_what_is_finished_keeps_its_loras(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "charged"), [("prompt_too_long", True), ("engine_error", False)]
+    ("reason", "prompt", "charged"),
+    [
+        ("prompt_too_long", "another", True),
+        ("prompt_too_long", "a house", False),
+        ("unknown_lora", "another", False),
+        ("engine_error", "another", False),
+    ],
 )
-def test_who_makes_it_fail_pays_for_the_draft(gate: Gate, reason: str, charged: bool) -> None:
+def test_who_makes_it_fail_pays_for_the_draft(
+    gate: Gate, reason: str, prompt: str, charged: bool
+) -> None:
     key = gate.make_key(credits=1.0)
     job_id = parked(gate, key)
     with gate.database.write() as c:
-        drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], BODY_PARAMS, time.time())
+        params = replace(BODY_PARAMS, prompt=prompt)
+        drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], params, time.time())
         queue.register(c, "another", 1, "here", time.time())
         [job] = queue.claim(c, "another", [gate.slug], 1, time.time())
         assert queue.fail(c, job, "another", reason, "text", time.time(), 60.0)
         queue.release(c, "another", time.time(), 60.0, blame=False)
     assert (1 - credits(gate, key) > 1e-3) == charged
+    assert ("cost" in gate.settled(job_id, key).json()["metrics"]) == charged
     assert books(gate) == []
 
 
@@ -288,5 +299,5 @@ def test_a_mutant_that_forgets_what_a_draft_costs_is_seen(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafts, "replace", lambda draft, **_: Draft(draft.steps, 32))
-    with pytest.raises(AssertionError):
+    with pytest.raises(KeyError, match="cost"):
         test_who_does_not_want_it_pays_for_the_draft(gate)

@@ -171,13 +171,12 @@ def verify(*args: str, cwd: Path) -> Any:
     return imaged("verify", *args, cwd=cwd)
 
 
-@pytest.mark.parametrize("ending", ["jpeg", "png"])
 def test_a_file_that_was_changed_is_found_out(
-    server: Server, client: sdk.Client, tmp_path: Path, ending: str
+    server: Server, client: sdk.Client, tmp_path: Path
 ) -> None:
-    job = {**QUICK, "seed": 3, "output_format": ending, "prompt": "a café, 🏔️"}
-    [path] = client.run(SLUG, **job).save(tmp_path / f"p.{ending}")
-    altered = retouched(path, tmp_path / f"altered.{ending}")  # untouched ones: test_docs.py
+    job = {**QUICK, "seed": 3, "prompt": "a café, 🏔️"}
+    [path] = client.run(SLUG, **job).save(tmp_path / "p.jpg")
+    altered = retouched(path, tmp_path / "altered.jpg")  # untouched ones: test_docs.py
     bad = verify(str(altered), "--data", str(server.data), cwd=tmp_path)
     assert bad.returncode == 1 and "differs from the picture made again" in bad.stdout
     assert "signed by this key" in bad.stdout and "identical" in bad.stdout
@@ -188,13 +187,9 @@ def retouched(path: Path, target: Path) -> Path:
     """The same file with a white corner and what is written in it."""
     with Image.open(path) as image:
         image.load()
-        info, text = image.info, PngInfo()
+        comment = image.info["comment"]
         image.paste((255, 255, 255), (0, 0, 16, 16))
-        if target.suffix == ".png":
-            text.add_text("receipt", str(info["receipt"]))
-            image.save(target, pnginfo=text)
-        else:
-            image.save(target, "JPEG", quality=95, subsampling=0, comment=info["comment"])
+        image.save(target, "JPEG", quality=95, subsampling=0, comment=comment)
     return target
 
 

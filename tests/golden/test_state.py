@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from imaged.engine import engine as engine_module
 from imaged.engine import state
@@ -140,9 +141,6 @@ def test_what_differs_is_named(nets: Any) -> None:
 
     for words, found in (
         ("other weights", refusal(content, nets={"sha256": "0" * 64})),
-        ("another device", refusal(content.replace(b'"device":"CPU', b'"device":"GPU'))),
-        ("another type", refusal(content.replace(b'"dtype":"float32', b'"dtype":"float16'))),
-        ("determinism", refusal(content.replace(b'"determinism":"exact', b'"determinism":"inexa'))),
         ("another table", refusal(content, num_inference_steps=24)),
         ("another table", refusal(content, scheduler="Euler")),
         ("another seed", refusal(content, seed=6)),
@@ -159,6 +157,34 @@ def test_a_state_that_is_refused_costs_time_only(nets: Any) -> None:
     params = replace(SMALL, num_inference_steps=5, samples=1)
     again = made(engine_of(nets), params, Course(states={0: b"broken"}))
     assert again == made(engine_of(nets), params)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (b'"device":"CPU', b'"device":"GPU', "another device"),
+        (b'"dtype":"float32', b'"dtype":"float16', "another type"),
+        (b'"determinism":"exact', b'"determinism":"inexa', "other determinism class"),
+    ],
+)
+def test_elsewhere_only_another_request_goes_on(
+    nets: Any, caplog: pytest.LogCaptureFixture, before: bytes, after: bytes, words: str
+) -> None:
+    """Whose bits nobody promised; any other picture begins anew."""
+    [content] = parked(engine_of(nets), replace(SMALL, samples=1), 3).values()
+    assert before in content
+    course = Course(states={0: content.replace(before, after)})
+    for varied in (False, True):
+        engine = engine_of(nets)
+        engine.submit("x", replace(SMALL, samples=1), 0, replace(course, varied=varied))
+        engine.tick()
+        [progress] = engine.progress().values()
+        assert progress.calls == (1 if not varied else 1 + calls_of(content))
+    assert words in caplog.text
+
+
+def calls_of(content: bytes) -> int:
+    return len(load(content)["outputs"])
 
 
 def test_its_size(nets: Any) -> None:
