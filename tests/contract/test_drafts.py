@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from imaged.gateway import ops
 from imaged.jobs import Draft
 from imaged.params import ImageParams
 from imaged.store import drafts, ledger, queue
@@ -279,7 +280,10 @@ def test_history_tells_what_was_charged(gate: Gate) -> None:
         assert told() == live == [pytest.approx(1 - credits(gate, key)), 0.0]
 
 
-def test_a_draft_is_there_until_it_has_been_ended(gate: Gate) -> None:
+def test_a_draft_is_there_until_it_has_been_ended(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_chores_once", lambda _: None)  # which would end it
     job_id = parked(gate)
     with gate.database.write() as c:
         c.execute(jobs.update().where(jobs.c.id == job_id).values(expires_at=1.0))

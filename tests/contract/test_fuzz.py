@@ -29,7 +29,7 @@ from tests.contract.gate import Gate
 from tests.contract.mutator import GOOD, Sent, mutants
 from tests.contract.test_hostile import alive
 
-BODIES = int(os.environ.get("FUZZ_BODIES", "20000"))
+BODIES = int(os.environ.get("FUZZ_BODIES", "12000"))
 AT_ONCE = 64
 
 

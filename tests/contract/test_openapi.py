@@ -23,8 +23,8 @@ from tests.contract.test_drafts import parked
 
 DOCUMENT = document(ROUTES)
 OPERATIONS = [(verb, path) for path, found in DOCUMENT["paths"].items() for verb in found]
-EXAMPLES = 25  # for each operation
-PAID = 15  # that may make pictures
+EXAMPLES = 18  # for each operation
+PAID = 10  # that may make pictures
 NOWHERE = "http://localhost/"  # a name that may stand in a webhook, and is then not sent to
 UNSHAPED = ("/docs", "/files/{name}", "/v2/requests/{job_id}/events")  # no JSON
 FINISH = "/v2/requests/{job_id}/finish"

@@ -6,9 +6,11 @@ import io
 import shutil
 from pathlib import Path
 
+from click.testing import CliRunner
 from PIL import Image
 
 from imaged.catalogue import MICRO
+from imaged.cli import main
 from tests.conftest import QUICK, Server, imaged
 
 SMALL = ("--width", "512", "--height", "512", "--steps", "20")
@@ -70,10 +72,13 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
         str(data),
     )
     assert added.stdout == "my-model is served from copied\n", added.stderr
-    refused = imaged("models", "add", "bad", "--checkpoint", str(tmp_path), "--data", str(data))
-    assert refused.returncode == 1 and "has no model_index.json" in refused.stderr
-    refused = imaged("models", "add", "No Slug", "--checkpoint", str(copy), "--data", str(data))
-    assert refused.returncode == 1 and "a slug is" in refused.stderr
+    for slug, folder, words in (
+        ("bad", tmp_path, "has no model_index.json"),
+        ("No Slug", copy, "a slug is"),
+    ):
+        options = ["--checkpoint", str(folder), "--data", str(data)]
+        refused = CliRunner().invoke(main, ["models", "add", slug, *options])
+        assert refused.exit_code == 1 and words in refused.output
     server = Server(data, environ={"IMAGED_MEMORY_GB": "0.001"}).start()  # one at a time
     try:
         with server.client() as client:

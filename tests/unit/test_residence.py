@@ -23,7 +23,7 @@ from tests.unit.test_worker import Bench, working
 CPU = torch.device("cpu")
 MICRO_GB = size(Weights(MICRO), CPU) / 1e9
 SMALL = replace(OF_TWENTY_STEPS, num_inference_steps=6)
-LONG = replace(SMALL, num_inference_steps=30)
+LONG = replace(SMALL, num_inference_steps=20)
 
 
 def copies(folder: Path, *slugs: str) -> list[Model]:
