@@ -49,7 +49,6 @@ class Residence:
         self._residents: dict[Weights, _Resident] = {}
         self._refused: dict[Weights, tuple[float, CheckpointRefused]] = {}
         self._sizes: dict[Weights, int] = {}  # measured
-        self._loader = ThreadPoolExecutor(1, "loader")
         self._coming: tuple[Weights, Future[Nets]] | None = None
         self.changed_at = 0.0  # when one came the last time, in seconds since 1970
 
@@ -103,7 +102,7 @@ class Residence:
             return
         self._make_room(self._size(weights))
         log.info("loading %s", weights.checkpoint.name)
-        self._coming = weights, self._loader.submit(self._load, weights)
+        self._coming = weights, beside(self._load, weights)
 
     def arrive(self, wait_s: float = 0.0) -> None:
         """Take in what has been loaded, or why it was refused; let go of what nobody uses."""
@@ -124,7 +123,6 @@ class Residence:
                     self._drop(weights)
 
     def close(self) -> None:
-        self._loader.shutdown(wait=False, cancel_futures=True)
         for weights in list(self._residents):
             self._drop(weights)
 
@@ -162,6 +160,18 @@ class Residence:
         log.info("unloading %s", weights.checkpoint.name)
         self._residents.pop(weights).engine.close()
         gc.collect()  # nets are in cycles, and leave before others come
+
+
+def beside(load: Callable[[Weights], Nets], weights: Weights) -> Future[Nets]:
+    """What is loaded, by a thread that ends when it has.
+
+    One that stayed would keep the team of threads that torch's arithmetic brought it; with more
+    threads than cores in all its teams, libgomp lets none of them wait awake (decision 17).
+    """
+    loader = ThreadPoolExecutor(1, "loader")
+    future = loader.submit(load, weights)
+    loader.shutdown(wait=False)
+    return future
 
 
 def _settled(future: Future[Nets], wait_s: float) -> None:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from imaged.catalogue import DEFAULT_SLUG, Model
-from imaged.jobs import Job, State, new_job_id
+from imaged.jobs import NO_TERMS, Job, State, Terms, new_job_id
 from imaged.params import ImageParams
 from imaged.settings import Settings
 from imaged.store import keys, models, progress, queue
@@ -40,9 +40,15 @@ class Bench:
     db: Database
     key_id: int
     files: Path
+    model: Model  # the default one
 
     def put(
-        self, params: ImageParams, job_id: str = "", model: str = DEFAULT_SLUG, cost: int = 10
+        self,
+        params: ImageParams,
+        job_id: str = "",
+        model: str = DEFAULT_SLUG,
+        cost: int = 10,
+        terms: Terms = NO_TERMS,
     ) -> str:
         job_id = job_id or new_job_id()
         with self.db.write() as c:
@@ -54,6 +60,7 @@ class Bench:
                 params=params,
                 cost_micros=cost,
                 now=time.time(),
+                terms=terms,
             )
         return job_id
 
@@ -75,8 +82,8 @@ class Bench:
 
 
 @contextmanager
-def working(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
-    """A worker that holds the default model's checkpoint; `others` are on offer as well."""
+def opened(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
+    """A worker that has yet to run; `others` are on offer beside the default model."""
     settings = Settings(data=folder, **given)
     db, own = Database(settings.database), Database(settings.database)
     db.migrate()
@@ -95,19 +102,28 @@ def working(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
     pulse = Pulse(own, "w", parent=None)
     worker = Worker("w", own, Delivery(own, Blobs(settings.blobs), "w", settings), pulse, settings)
     pulse.start()
-    worker.hold(model)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
     try:
-        yield Bench(worker, db, found.id, folder / "files")
+        yield Bench(worker, db, found.id, folder / "files", model)
     finally:
-        worker.stop(drain_s=0.0)
-        thread.join()
         pulse.stop()
         with own.write() as c:  # as main.py does
             queue.release(c, "w", time.time(), 60.0, blame=False)
         db.close()
         own.close()
+
+
+@contextmanager
+def working(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
+    """The same with the default model's checkpoint loaded, running in a thread."""
+    with opened(folder, *others, **given) as bench:
+        bench.worker.hold(bench.model)
+        thread = threading.Thread(target=bench.worker.run)
+        thread.start()
+        try:
+            yield bench
+        finally:
+            bench.worker.stop(drain_s=0.0)
+            thread.join()
 
 
 @pytest.fixture
