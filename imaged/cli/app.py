@@ -102,11 +102,11 @@ def store(data: Path | None) -> Iterator[tuple[Settings, Database]]:
 
 def find_model(slug: str, data: Path | None) -> Model:
     """A model of the catalogue; the built-in ones need no data folder."""
-    from imaged.store import models
-
     settings = Settings.from_env(os.environ, data=data)
     offered = dict(offers.built_in())
     if (settings.data / "imaged.db").exists() or settings.database_url:
+        from imaged.store import models
+
         with store(data) as (_, db), db.read() as connection:
             offered = models.catalogue(connection)
     if slug not in offered:

@@ -14,7 +14,6 @@ import click
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main
 from imaged.errors import CommandError
-from imaged.gateway.drafts import read_draft
 from imaged.gateway.rules import REFUSAL, Rules
 from imaged.params import KNOBS, ImageParams, Knob, read_params
 from imaged.settings import Settings
@@ -87,7 +86,7 @@ def generate(
     chosen = find_model(model, data)
     params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
     steps = params.num_inference_steps
-    rest_at = 0 if draft is None else read_draft({"draft": {"steps": draft}}, steps)
+    rest_at = 0 if draft is None else _rest_at(draft, steps)
     wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
@@ -117,6 +116,12 @@ def generate(
         write(done, params, chosen, output, engine, settings)
 
 
+def _rest_at(draft: int, steps: int) -> int:
+    from imaged.gateway.drafts import read_draft
+
+    return read_draft({"draft": {"steps": draft}}, steps)
+
+
 def ask(count: int) -> Sequence[int]:
     """Which drafts to finish."""
     shown = ", ".join(map(str, range(count)))
@@ -140,7 +145,7 @@ def read_choice(text: str, count: int) -> Sequence[int]:
 
 
 def open_engine(model: Model, settings: Settings) -> Engine:
-    from imaged.worker.supervisor import waiting
+    from imaged.worker.threads import waiting
 
     os.environ.update(waiting(1, 0, os.environ))  # before torch, which reads it once
     from imaged.engine.engine import Engine
@@ -185,27 +190,39 @@ def write(
     settings: Settings,
 ) -> None:
     """The pictures' files, with receipts where this installation has a key to sign them."""
-    from imaged import receipts
-    from imaged.store import keys
-    from imaged.worker import deliver
+    from imaged.worker.encode import encode_jpeg, encode_png, with_comment
 
-    signer = None
-    if (settings.data / "receipt-key").exists() and settings.receipts == "embedded":
-        signer = keys.load_signer(settings.data)
-    stamp = deliver.Stamp(model.checkpoint_name, "exact", engine.device)
     for picture in outcome.pictures:
         path = _output_path(output, picture.seed, params)
         png = path.suffix.lower() == ".png"
         asked = replace(params, output_format="png" if png else "jpeg")
-        receipt = ""
-        if signer is not None and outcome.maker is not None:
-            facts = deliver.facts_of(asked, model.slug, picture, outcome.maker, stamp)
-            receipt = receipts.written(receipts.sign(facts, signer))
+        receipt = _receipt(outcome, picture, asked, model, engine, settings)
         if png:
-            path.write_bytes(deliver.encode_png(picture, asked, model.checkpoint_name, receipt))
+            path.write_bytes(encode_png(picture, asked, model.checkpoint_name, receipt))
         else:
-            path.write_bytes(deliver.with_comment(deliver.encode_jpeg(picture), receipt))
+            path.write_bytes(with_comment(encode_jpeg(picture), receipt))
         click.echo(f"{path}  seed {picture.seed}")
+
+
+def _receipt(
+    outcome: Outcome,
+    picture: Picture,
+    params: ImageParams,
+    model: Model,
+    engine: Engine,
+    settings: Settings,
+) -> str:
+    """As text; none where this installation has no key to sign it."""
+    signed = (settings.data / "receipt-key").exists() and settings.receipts == "embedded"
+    if not signed or outcome.maker is None:
+        return ""
+    from imaged import receipts
+    from imaged.store.keys import load_signer
+    from imaged.worker.deliver import Stamp, facts_of
+
+    stamp = Stamp(model.checkpoint_name, "exact", engine.device)
+    facts = facts_of(params, model.slug, picture, outcome.maker, stamp)
+    return receipts.written(receipts.sign(facts, load_signer(settings.data)))
 
 
 def write_sheet(pictures: Sequence[Picture], path: Path, side: int = 384) -> None:

@@ -143,7 +143,7 @@ def _apart(image: Image, made: Picture) -> int | None:
 
     from PIL import Image, ImageChops
 
-    from imaged.worker.deliver import encode_jpeg
+    from imaged.worker.encode import encode_jpeg
 
     if image.size != (made.width, made.height):
         return None

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from imaged import __version__
 from imaged.catalogue import Weights
@@ -20,7 +15,6 @@ from imaged.engine.outcome import Outcome
 from imaged.engine.state import Maker
 from imaged.errors import ImagedError, JobFailed
 from imaged.explain import Explainer, reports
-from imaged.infotext import infotext
 from imaged.jobs import Job
 from imaged.params import ImageParams
 from imaged.receipts import picture_of, request_of, sign, written
@@ -29,13 +23,12 @@ from imaged.store import drafts, keys, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.check import judge, load_check
+from imaged.worker.encode import encode_jpeg, encode_png, with_comment
 
 log = logging.getLogger(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Receipt = dict[str, Any] | None
-JPEG_QUALITY = 95
-PREVIEW_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -187,22 +180,6 @@ class Delivery:
             self._blobs.delete(str(image["name"]))
 
 
-def encode_jpeg(picture: Picture) -> bytes:
-    """JPEG at quality 95 without chroma subsampling; the same pixels give the same bytes."""
-    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)  # it is asked for at every tick; the picture changes every few calls
-def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
-    """A small picture's JPEG, at quality 80: a few kilobytes."""
-    buffer = io.BytesIO()
-    Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
-
-
 def _size(picture: Picture) -> dict[str, int]:
     return {"width": picture.width, "height": picture.height}
 
@@ -230,24 +207,3 @@ def facts_of(
         "varied": varied,
         "picture": picture_of(picture.rgb, picture.width, picture.height),
     }
-
-
-def with_comment(jpeg: bytes, text: str) -> bytes:
-    """The same JPEG with a comment after its first segment, which has to stay the first."""
-    if not text:
-        return jpeg
-    content = text.encode()
-    at = 4 + int.from_bytes(jpeg[4:6], "big")
-    return jpeg[:at] + b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content + jpeg[at:]
-
-
-def encode_png(picture: Picture, params: ImageParams, checkpoint: str, receipt: str = "") -> bytes:
-    """PNG with the parameters in a text chunk, as A1111 writes them, and its receipt in another."""
-    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
-    text = PngInfo()
-    text.add_text("parameters", infotext(params, picture.seed, checkpoint))
-    if receipt:
-        text.add_text("receipt", receipt)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text)
-    return buffer.getvalue()

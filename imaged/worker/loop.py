@@ -19,7 +19,8 @@ from imaged.settings import Settings
 from imaged.store import demand, loads, models, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database, Watch
-from imaged.worker.deliver import Delivery, Stamp, encode_preview
+from imaged.worker.deliver import Delivery, Stamp
+from imaged.worker.encode import encode_preview
 from imaged.worker.parking import Parking
 from imaged.worker.pulse import Pulse
 from imaged.worker.residence import Residence, unavailable

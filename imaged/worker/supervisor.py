@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -18,6 +17,7 @@ from imaged.settings import Settings
 from imaged.store import loads, queue
 from imaged.store.db import Database
 from imaged.store.schema import jobs, workers
+from imaged.worker.threads import waiting
 
 log = logging.getLogger(__name__)
 
@@ -134,18 +134,3 @@ class Supervisor:
         silent = now - row.seen_at > 2 * settings.lease_s
         bound = busy is not None or row.checkpoint is not None
         return silent or (bound and now - row.ticked_at > settings.hang_s)
-
-
-def waiting(workers: int, threads: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """How the workers' threads wait for each other, as libgomp reads it (decision 17).
-
-    Awake for a thirtieth of its own time, or not at all where they are more than the cores that
-    they may use; as the environment says if it does.
-    """
-    if "OMP_WAIT_POLICY" in environ:
-        return {}
-    everything = os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everything
-    given = environ.get("OMP_NUM_THREADS", "")
-    each = threads or (int(given) if given.isdigit() else cores)
-    return {"OMP_WAIT_POLICY": "PASSIVE"} if workers * each > cores else {"GOMP_SPINCOUNT": "10000"}

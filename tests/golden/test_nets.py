@@ -7,6 +7,7 @@ checkpoint text encoders and VAE were equal to the bit, the UNet to 3e-7.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +140,20 @@ def test_neither_library_is_imported_by_a_worker_that_has_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_a_picture_without_a_server_waits_for_no_server_to_be_imported(tmp_path: Path) -> None:
+    """The store, its migrations and HTTP clients took a third of the imports beside torch."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from imaged.cli import main;"
+        "words = 'generate x --steps 20 --width 512 --height 512 --data none -o x.png';"
+        "main(words.split(), standalone_mode=False);"
+        "print(sorted({'sqlalchemy', 'alembic', 'httpx', 'starlette'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

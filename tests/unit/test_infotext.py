@@ -14,7 +14,7 @@ from PIL import Image
 from imaged.engine.decode import Picture
 from imaged.infotext import infotext
 from imaged.params import ImageParams
-from imaged.worker.deliver import encode_png
+from imaged.worker.encode import encode_png
 
 NAME = re.compile(r"\w[\w /-]*")
 

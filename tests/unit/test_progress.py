@@ -17,7 +17,7 @@ from imaged.jobs import Held, Job, Preview
 from imaged.store import progress, queue
 from imaged.store.db import Database
 from imaged.store.schema import progress as table
-from imaged.worker.deliver import encode_preview
+from imaged.worker.encode import encode_preview
 from imaged.worker.pulse import Pulse
 from tests.unit.test_store import KEEP_S, RESULT, claim, get, make_key, put, worker
 

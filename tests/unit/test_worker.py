@@ -27,7 +27,7 @@ from imaged.store.schema import ledger
 from imaged.worker.deliver import Delivery
 from imaged.worker.loop import Worker
 from imaged.worker.pulse import Pulse
-from imaged.worker.supervisor import waiting
+from imaged.worker.threads import waiting
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 

@@ -1,0 +1,56 @@
+"""Pixels to the bytes of a file: JPEG, PNG, and the small JPEG of a preview."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from imaged.infotext import infotext
+from imaged.params import ImageParams
+
+if TYPE_CHECKING:
+    from imaged.engine.decode import Picture
+
+JPEG_QUALITY = 95
+PREVIEW_QUALITY = 80
+
+
+def encode_jpeg(picture: Picture) -> bytes:
+    """JPEG at quality 95 without chroma subsampling; the same pixels give the same bytes."""
+    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)  # it is asked for at every tick; the picture changes every few calls
+def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
+    """A small picture's JPEG, at quality 80: a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()
+
+
+def with_comment(jpeg: bytes, text: str) -> bytes:
+    """The same JPEG with a comment after its first segment, which has to stay the first."""
+    if not text:
+        return jpeg
+    content = text.encode()
+    at = 4 + int.from_bytes(jpeg[4:6], "big")
+    return jpeg[:at] + b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content + jpeg[at:]
+
+
+def encode_png(picture: Picture, params: ImageParams, checkpoint: str, receipt: str = "") -> bytes:
+    """PNG with the parameters in a text chunk, as A1111 writes them, and its receipt in another."""
+    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+    text = PngInfo()
+    text.add_text("parameters", infotext(params, picture.seed, checkpoint))
+    if receipt:
+        text.add_text("receipt", receipt)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
