@@ -13,6 +13,8 @@ import torch
 from imaged.engine.nets.vae import VAE
 from imaged.errors import JobFailed
 
+REASONS = ("not a number", "flat latents", "not a number", "one flat colour")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -62,25 +64,43 @@ def decoder(device: torch.device) -> InTurn | ThreadPoolExecutor:
 
 @torch.inference_mode()
 def decode(vae: VAE, latent: torch.Tensor, seed: int) -> Picture:
-    """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one."""
-    if not bool(torch.isfinite(latent).all()):
-        raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
-    if _flat(latent):
-        raise JobFailed("nan_output", "the model's output was not a picture (flat latents)")
-    z = unscale(vae, latent)
-    pixels = vae(z[None].to(vae.dtype))[0].float()
-    if not bool(torch.isfinite(pixels).all()):
-        raise JobFailed("nan_output", "the model's output was not a picture (not a number)")
-    image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    if _flat(image):
-        raise JobFailed("nan_output", "the model's output was not a picture (one flat colour)")
+    """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one.
+
+    The device is waited for once, for all that the guard asks.
+    """
+    pixels = vae(unscale(vae, latent)[None].to(vae.dtype))[0].float()
+    image, ends = _levels(pixels).to(torch.uint8), _ends(pixels)
+    flags = (
+        _finite(*_ends(latent)),
+        _varied(*_ends(latent)),
+        _finite(*ends),
+        _varied(*map(_levels, ends)),
+    )
+    for good, reason in zip(torch.stack(flags).tolist(), REASONS, strict=True):
+        if not good:
+            raise JobFailed("nan_output", f"the model's output was not a picture ({reason})")
     _, height, width = image.shape
     return Picture(image.permute(1, 2, 0).cpu().numpy().tobytes(), width, height, seed)
 
 
-def _flat(planes: torch.Tensor) -> bool:
-    """(C, h, w): whether each plane has one value only, which may differ from plane to plane."""
-    return bool((planes.amax((1, 2)) == planes.amin((1, 2))).all())
+def _levels(pixels: torch.Tensor) -> torch.Tensor:
+    """From -1 to 1 -> whole numbers from 0 to 255."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round()
+
+
+def _ends(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(C, h, w) -> the least and the greatest value of each plane; NaN if it has one."""
+    low, high = torch.aminmax(planes.flatten(1), dim=1)
+    return low, high
+
+
+def _finite(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return (low.isfinite() & high.isfinite()).all()
+
+
+def _varied(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Whether any plane has more than one value; they may differ from plane to plane."""
+    return (low != high).any()
 
 
 def unscale(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
