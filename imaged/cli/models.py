@@ -126,10 +126,11 @@ def models_add(
     paths = {"checkpoint": checkpoint, "vae": vae}
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
-    entry = _checked(slug, {**offers.shipped(slug), **given})
-    with store(data) as (_, db), db.write() as connection:
-        model = table.add(connection, slug, entry, time.time())
-        loads.forget(connection, model.weights)
+    with store(data) as (_, db):  # before what takes long: it may be that nothing can be kept
+        entry = _checked(slug, {**offers.shipped(slug), **given})
+        with db.write() as connection:
+            model = table.add(connection, slug, entry, time.time())
+            loads.forget(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 
