@@ -63,7 +63,7 @@ def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data",
         type=click.Path(path_type=Path),
-        help="Folder of the database, the pictures and the first key  [default: data]",
+        help="Folder of the database, the pictures and the first key  [default: ./data]",
     )(command)
 
 
@@ -73,7 +73,8 @@ def main() -> None:
     """imaged, the image daemon: text to image on your own machine, over an HTTP API.
 
     Begin with `imaged serve`, or make one picture without a server: `imaged generate "a red
-    house by a blue lake"`.
+    house by a blue lake"`. Every setting is a variable of the environment too: IMAGED_PORT,
+    IMAGED_DATA and so on; an option goes before its variable.
     """
     level = os.environ.get("IMAGED_LOG", "WARNING").upper()
     if level not in logging.getLevelNamesMapping():

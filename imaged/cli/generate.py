@@ -81,6 +81,9 @@ def generate(
 ) -> None:
     """Make pictures in this process, without a server. Prints each file and its seed.
 
+    \b
+      imaged generate "a red house by a blue lake" --seed 7 -o house.png
+
     With --draft the steps are those of the whole picture: one that is finished is the same, byte
     for byte, as one that never stopped.
     """
@@ -91,14 +94,11 @@ def generate(
     wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
-    if output is not None and output.suffix.lower() not in ENDINGS:
-        raise CommandError("--output should end in .jpg, .jpeg or .png")
     rules = Rules.load(Settings.from_env(os.environ).rules)
     if any(rules.judge(text) for text in params.said()):
         raise CommandError(REFUSAL)
     sheet = _sheet_path(output, params.seed) if rest_at else None
-    for path in _to_write(output, params, sheet):
-        refuse_unwritable(path, "--output")
+    check_output(output, params, sheet)
     settings = Settings.from_env(os.environ, data=data)
     engine = open_engine(chosen, settings)
     if sheet is None:
@@ -114,6 +114,16 @@ def generate(
         states = dict(enumerate(drafted.states))
         done = run(engine, params, Course(samples=tuple(samples), states=states))
         write(done, params, chosen, output, engine, settings)
+
+
+def check_output(output: Path | None, params: ImageParams, sheet: Path | None) -> None:
+    """Raise CommandError now if a file of this job could not be written later."""
+    if output is not None and output.suffix.lower() not in ENDINGS:
+        raise CommandError("--output should end in .jpg, .jpeg or .png")
+    seeds = range(params.seed, params.seed + params.samples)
+    paths = [_output_path(output, seed, params) for seed in seeds]
+    for path in paths if sheet is None else [sheet, *paths]:
+        refuse_unwritable(path, "--output")
 
 
 def ask(count: int) -> Sequence[int]:
@@ -239,10 +249,3 @@ def _sheet_path(output: Path | None, seed: int) -> Path:
     """Where all drafts of a job go in one picture."""
     path = _output_path(output, seed, None).with_suffix(".jpg")
     return path.with_stem(f"{path.stem}-draft")
-
-
-def _to_write(output: Path | None, params: ImageParams, sheet: Path | None) -> list[Path]:
-    """Every file that this job may write."""
-    seeds = range(params.seed, params.seed + params.samples)
-    paths = [_output_path(output, seed, params) for seed in seeds]
-    return paths if sheet is None else [sheet, *paths]

@@ -27,7 +27,7 @@ def models() -> None:
 @models.command("list")
 @data_option
 def models_list(data: Path | None) -> None:
-    """All models on offer, and whether a worker holds their checkpoints at this moment."""
+    """All models on offer. `state` tells whether a worker holds a checkpoint at this moment."""
     from imaged.store import demand
     from imaged.store import models as table
 

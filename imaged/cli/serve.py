@@ -30,7 +30,9 @@ FIRST_CREDITS_USD = 100.0
 
 
 @main.command()
-@click.option("--host", help="Address to listen on  [default: 127.0.0.1]")
+@click.option(
+    "--host", help="Address to listen on; 0.0.0.0 lets other machines in  [default: 127.0.0.1]"
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
 @click.option(
     "--workers",
