@@ -1,5 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
+#   make PYTHON=python3.12       with another Python than python3
+#   make PIP_FLAGS="..."         with more options for pip, such as another index for torch
 PYTHON ?= python3
+PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -17,12 +20,29 @@ test: $(READY)  ## everything that CI checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
 
-# Pinned versions; torch's pin finds the CPU build where one lies at hand.
+# Whether PYTHON will do, in words that Python 2 understands too.
+WANTED = imaged needs Python 3.11 or newer. If there is one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12
+define PYTHON_FITS
+import sys
+version = "%d.%d" % tuple(sys.version_info[:2])
+if sys.version_info[:2] < (3, 11):
+    sys.exit("$(PYTHON) is Python " + version + ". $(WANTED)")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) cannot make environments: it has no venv or no ensurepip. On Debian and Ubuntu: "
+             "apt install python" + version + "-venv")
+endef
+$(READY): export PYTHON_FITS := $(PYTHON_FITS)
+
+# Pinned versions; torch's pin takes the CPU build where an index has one, see README.md.
 $(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. $(WANTED)" >&2; exit 1; }
+	@$(PYTHON) -c "$$PYTHON_FITS"
 	@echo "Setting up $(VENV): a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
-	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --upgrade $(PIP_FLAGS) "pip>=23.2"
+	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt $(PIP_FLAGS) --editable ".[dev]"
 	@touch $(READY)
 
 full-size: $(READY)  ## a checkpoint of SDXL's size against diffusers: 24 GB of memory, half an hour

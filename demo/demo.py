@@ -66,8 +66,9 @@ def make_picture(url: str) -> None:
 seed        {image["seed"]}
 time        {total:.1f} s, {metrics["inference_time"]:.1f} s of it inference
 cost        {metrics["cost"]:.6f} USD of this server's own credits
-checkpoint  {result["checkpoint"]}, the small one that comes with imaged; add your own SDXL
-            checkpoint with: imaged models add SLUG --checkpoint PATH""")
+checkpoint  {result["checkpoint"]}, the small one that comes with imaged
+next        make serve, see "First steps" in README.md; your own SDXL checkpoint:
+            .venv/bin/imaged models add {DEFAULT_SLUG} --checkpoint PATH""")
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,10 @@ class Settings:
             if text is not None:
                 settings = replace(settings, **{name: _cast(name, default, text)})
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+        if os.path.isfile(settings.data):
+            raise CommandError(
+                f"the data folder {settings.data} is a file; choose another with --data"
+            )
         if settings.determinism not in ("exact", "close"):
             raise CommandError('IMAGED_DETERMINISM should be "exact" or "close"')
         if settings.receipts not in ("embedded", "results"):

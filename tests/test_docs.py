@@ -33,29 +33,83 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_readme_python_runs(code: str, server: Server) -> None:
-    environ = {**os.environ, "IMAGED_URL": server.url, "IMAGED_API_KEY": server.key}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
+def session(text: str, server: Server, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The bash and python blocks of a text, in order, in one fresh shell in the folder where
+    `make serve` runs. Only the port is another, and `python` and `imaged` are on the PATH no
+    sooner than the text puts them there.
+    """
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    own = Path(sys.executable).parent
+    (folder / ".venv" / "bin" / "activate").write_text(f'PATH="{own}:$PATH"\n')
+    (folder / "data").symlink_to(server.data)
+    lines = ["set -eu"]
+    for language, code in re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL):
+        lines.append(code if language == "bash" else f"python - <<'PASTED'\n{code}PASTED\n")
+    paths = os.environ["PATH"].split(os.pathsep)
+    environ = {
+        **os.environ,
+        "PATH": os.pathsep.join(p for p in paths if not Path(p, "imaged").exists()),
+        "PYTHONPATH": str(ROOT),  # this tree's code, wherever another is installed from
+        "IMAGED_URL": server.url,
+    }
+    return subprocess.run(
+        ["bash"],
+        input="\n".join(lines).replace("http://127.0.0.1:8000", server.url),
+        cwd=folder,
         env=environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
+
+
+def test_readme_code_runs_as_pasted(server: Server, tmp_path: Path) -> None:
+    text, code = README.split("## Your own checkpoint")  # from there on with files of one's own
+    assert not re.findall(r"```(?:bash|python)", code)
+    done = session(text, server, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"{server.url}/files/" in done.stdout
+    assert done.stdout.count(f"{server.url}/files/") == len(blocks("python"))
+    for name in ("house.jpg", "imaged-7.jpg"):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (512, 512)
 
 
-def test_readme_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
-    """Only the port differs: the data folder is named as `make serve` has it."""
-    [line] = blocks("bash")
-    (tmp_path / "data").symlink_to(server.data)
-    pasted = line.replace("http://127.0.0.1:8000", server.url)
-    subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, check=True, timeout=120)
-    with Image.open(tmp_path / "house.jpg") as image:
-        assert image.size == (512, 512)
+@pytest.mark.parametrize(
+    ("line", "first_use", "said"),
+    [
+        ("export IMAGED_API_KEY=", "curl", "IMAGED_API_KEY: unbound variable"),
+        ("source .venv/bin/activate", "imaged generate", "imaged: command not found"),
+    ],
+)
+def test_a_line_that_the_readme_lacks_is_missed(
+    line: str, first_use: str, said: str, server: Server, tmp_path: Path
+) -> None:
+    [before] = [block for block in blocks("bash") if line in block]
+    without = "".join(kept for kept in before.splitlines(True) if line not in kept)
+    [use] = [block for block in blocks("bash") if block.startswith(first_use)]
+    done = session(f"```bash\n{without}```\n```bash\n{use}```\n", server, tmp_path)
+    assert done.returncode != 0 and said in done.stderr
+
+
+CONNECTS = {"aiohttp", "asyncio.open_connection", "ftplib", "http.client", "httpx", "requests"}
+CONNECTS |= {"smtplib", "socket", "urllib.request", "urllib3", "websockets"}
+
+
+def test_nothing_is_sent_home() -> None:
+    """Who can connect at all: webhooks, the checker, the client; and who listens."""
+    package, found = ROOT / "imaged", set()
+    for path in package.rglob("*.py"):
+        source = path.read_text()
+        if any(re.search(rf"\b(import|from) {name}\b|\b{name}\(", source) for name in CONNECTS):
+            found.add(str(path.relative_to(package)))
+    assert {name for name in found if not name.startswith("client/")} == {
+        "gateway/dispatch.py",  # webhooks
+        "gateway/reach.py",  # where they may lead
+        "worker/check.py",  # the checker
+        "gateway/listen.py",  # binds the port
+        "worker/pulse.py",  # this machine's own name
+    }
 
 
 def test_what_explain_is_shown_to_say() -> None:
@@ -155,4 +209,4 @@ def test_every_dependency_is_pinned() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = project["dependencies"] + project["optional-dependencies"]["dev"]
-    assert {re.split(r"[<\[]", name)[0].lower() for name in names} <= pinned
+    assert {re.split(r"[<>\[]", name)[0].lower() for name in names} <= pinned

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,8 @@ ROW_ID = click.IntRange(1, 2**63 - 1)
 def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Folder of the database, the pictures and the first key  [default: data]",
+        type=click.Path(path_type=Path),
+        help="Folder of the database, the pictures and the first key  [default: ./data]",
     )(command)
 
 
@@ -72,7 +73,8 @@ def main() -> None:
     """imaged, the image daemon: text to image on your own machine, over an HTTP API.
 
     Begin with `imaged serve`, or make one picture without a server: `imaged generate "a red
-    house by a blue lake"`.
+    house by a blue lake"`. Every setting is a variable of the environment too: IMAGED_PORT,
+    IMAGED_DATA and so on; an option goes before its variable.
     """
     level = os.environ.get("IMAGED_LOG", "WARNING").upper()
     if level not in logging.getLevelNamesMapping():
@@ -91,13 +93,41 @@ def store(data: Path | None) -> Iterator[tuple[Settings, Database]]:
     from imaged.store.db import Database
 
     settings = Settings.from_env(os.environ, data=data)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_folder(settings)
     db = Database(settings.database)
     db.migrate()
     try:
         yield settings, db
     finally:
         db.close()
+
+
+def make_folder(settings: Settings) -> None:
+    """The data folder, if it is not there yet; raises CommandError if nothing can be kept in it."""
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        if not settings.database_url:
+            with tempfile.TemporaryFile(dir=settings.data):  # rights alone do not tell
+                pass
+    except OSError as error:
+        raise CommandError(
+            f"the data folder {settings.data} cannot be written: {error.strerror}; choose another "
+            "with --data"
+        ) from None
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Raise CommandError now if a file could not be written there later."""
+    if not path.parent.is_dir():
+        raise CommandError(f"{option}: there is no folder {path.parent}")
+    fresh = not path.exists()
+    try:
+        with path.open("ab"):  # tried, as rights alone do not tell
+            pass
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise CommandError(f"{option}: {path} cannot be written: {error.strerror}") from None
 
 
 def find_model(slug: str, data: Path | None) -> Model:

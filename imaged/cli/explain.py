@@ -27,10 +27,10 @@ WORD_END = "</w>"
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, with every number.")
 @data_option
 def explain(prompt: str, model: str, as_json: bool, data: Path | None, **given: Any) -> None:
-    """Say how a prompt would be read and where the scheduler would step. Nothing is drawn.
+    """Say how a prompt would be read. No picture is made.
 
-    Tokens stand as the text encoders get them: parts of one word are joined by "+", a weight
-    other than 1 follows its token.
+    Also where the scheduler would step. Tokens stand as the text encoders get them: parts of one
+    word are joined by "+", a weight other than 1 follows its token.
     """
     from imaged.explain import Explainer, reports, warnings
 

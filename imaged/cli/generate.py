@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imaged.catalogue import DEFAULT_SLUG, Model
-from imaged.cli.app import data_option, find_model, main
+from imaged.cli.app import data_option, find_model, main, refuse_unwritable
 from imaged.errors import CommandError
 from imaged.gateway.rules import REFUSAL, Rules
 from imaged.params import KNOBS, ImageParams, Knob, read_params
@@ -65,7 +65,7 @@ def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="File to write (.jpg or .png)  [default: imaged-SEED.jpg]",
 )
 @data_option
@@ -80,6 +80,9 @@ def generate(
 ) -> None:
     """Make pictures in this process, without a server. Prints each file and its seed.
 
+    \b
+      imaged generate "a red house by a blue lake" --seed 7 -o house.png
+
     With --draft the steps are those of the whole picture: one that is finished is the same, byte
     for byte, as one that never stopped.
     """
@@ -90,23 +93,19 @@ def generate(
     wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
-    if output is not None and output.suffix.lower() not in ENDINGS:
-        raise CommandError("--output should end in .jpg, .jpeg or .png")
-    if output is not None and not output.parent.is_dir():
-        raise CommandError(f"--output: there is no folder {output.parent}")
     rules = Rules.load(Settings.from_env(os.environ).rules)
     if any(rules.judge(text) for text in params.said()):
         raise CommandError(REFUSAL)
+    sheet = _sheet_path(output, params.seed) if rest_at else None
+    check_output(output, params, sheet)
     settings = Settings.from_env(os.environ, data=data)
     engine = open_engine(chosen, settings)
-    if not rest_at:
+    if sheet is None:
         write(run(engine, params), params, chosen, output, engine, settings)
         return
     from imaged.engine.state import Course
 
     drafted = run(engine, params, Course(draft=rest_at))
-    sheet = _output_path(output, params.seed, None).with_suffix(".jpg")
-    sheet = sheet.with_stem(f"{sheet.stem}-draft")
     write_sheet(drafted.pictures, sheet)
     click.echo(f"{sheet}  {params.samples} drafts after step {rest_at} of {steps}")
     samples = ask(params.samples) if wanted is None else wanted
@@ -120,6 +119,16 @@ def _rest_at(draft: int, steps: int) -> int:
     from imaged.gateway.drafts import read_draft
 
     return read_draft({"draft": {"steps": draft}}, steps)
+
+
+def check_output(output: Path | None, params: ImageParams, sheet: Path | None) -> None:
+    """Raise CommandError now if a file of this job could not be written later."""
+    if output is not None and output.suffix.lower() not in ENDINGS:
+        raise CommandError("--output should end in .jpg, .jpeg or .png")
+    seeds = range(params.seed, params.seed + params.samples)
+    paths = [_output_path(output, seed, params) for seed in seeds]
+    for path in paths if sheet is None else [sheet, *paths]:
+        refuse_unwritable(path, "--output")
 
 
 def ask(count: int) -> Sequence[int]:
@@ -251,3 +260,9 @@ def _output_path(output: Path | None, seed: int, params: ImageParams | None) -> 
     if params is None or params.samples == 1:
         return output
     return output.with_stem(f"{output.stem}-{seed - params.seed}")
+
+
+def _sheet_path(output: Path | None, seed: int) -> Path:
+    """Where all drafts of a job go in one picture."""
+    path = _output_path(output, seed, None).with_suffix(".jpg")
+    return path.with_stem(f"{path.stem}-draft")

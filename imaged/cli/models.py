@@ -27,7 +27,7 @@ def models() -> None:
 @models.command("list")
 @data_option
 def models_list(data: Path | None) -> None:
-    """All models on offer, and whether a worker holds their checkpoints at this moment."""
+    """All models on offer. `state` tells whether a worker holds a checkpoint at this moment."""
     from imaged.store import demand
     from imaged.store import models as table
 
@@ -126,10 +126,11 @@ def models_add(
     paths = {"checkpoint": checkpoint, "vae": vae}
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
-    entry = _checked(slug, {**offers.shipped(slug), **given})
-    with store(data) as (_, db), db.write() as connection:
-        model = table.add(connection, slug, entry, time.time())
-        loads.forget(connection, model.weights)
+    with store(data) as (_, db):  # before what takes long: it may be that nothing can be kept
+        entry = _checked(slug, {**offers.shipped(slug), **given})
+        with db.write() as connection:
+            model = table.add(connection, slug, entry, time.time())
+            loads.forget(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from imaged.catalogue import DEFAULT_SLUG, MICROS
-from imaged.cli.app import data_option, main, store
+from imaged.cli.app import data_option, main, make_folder, store
 from imaged.errors import CommandError
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
     from imaged.store.db import Database
 
+log = logging.getLogger(__name__)
+
 FIRST_CREDITS_USD = 100.0
 
 
 @main.command()
-@click.option("--host", help="Address to listen on  [default: 127.0.0.1]")
+@click.option(
+    "--host", help="Address to listen on; 0.0.0.0 lets other machines in  [default: 127.0.0.1]"
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
 @click.option(
     "--workers",
@@ -44,22 +52,22 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
-    if given.models_file is not None:  # in a process of its own, which takes torch with it
-        sync = [sys.executable, "-m", "imaged", "models", "sync", "--data", str(given.data)]
-        if subprocess.run(sync, check=False).returncode:
-            raise CommandError(f"{given.models_file} cannot be served")
-    with store(given.data) as (_, db):
-        load_check(given.checker)  # before any worker: a wrong setting ends the start here
-        server = listen.server(given)
-        _greet(given, _first_key(given, db))
-        supervisor = Supervisor(given, db)
-        supervisor.start()
-        try:
-            server.run()
-            if not server.started:
-                raise CommandError("the gateway could not start")
-        finally:
-            supervisor.stop(grace_s=given.drain_s + 10)
+    make_folder(given)
+    with _alone(given):
+        sockets = listen.bind(given.host, given.port)  # before anything is said or made
+        _sync(given)
+        with store(given.data) as (_, db):
+            load_check(given.checker)  # before any worker: a wrong setting ends the start here
+            server = listen.server(given)
+            _greet(given, _first_key(given, db))
+            supervisor = Supervisor(given, db)
+            supervisor.start()
+            try:
+                server.run(sockets)
+                if not server.started:
+                    raise CommandError("the gateway could not start")
+            finally:
+                supervisor.stop(grace_s=given.drain_s + 10)
 
 
 @main.command()
@@ -71,6 +79,42 @@ def worker(worker_id: str | None, parent: int | None, data: Path | None) -> None
     from imaged.worker.main import main as run
 
     run(Settings.from_env(os.environ, data=data), worker_id, parent)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the data folder's lock: two servers on one embedded store would each run its chores
+    and its workers. The system drops it when this process ends, however that is; workers and
+    other commands neither hold nor need it.
+    """
+    if settings.database_url:  # a store that is made for several
+        yield
+        return
+    with (settings.data / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            process = f" (process {pid})" if (pid := file.read(20).strip()) else ""
+            raise CommandError(
+                f"another server{process} serves the data folder {settings.data}: stop it, or "
+                "choose another folder with --data"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked: %s", settings.data, error.strerror)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _sync(settings: Settings) -> None:
+    """What the operator's models.toml says, in a process of its own, which takes torch with it."""
+    if settings.models_file is None:
+        return
+    sync = [sys.executable, "-m", "imaged", "models", "sync", "--data", str(settings.data)]
+    if subprocess.run(sync, check=False).returncode:
+        raise CommandError(f"{settings.models_file} cannot be served")
 
 
 def _first_key(settings: Settings, db: Database) -> str | None:
@@ -97,7 +141,8 @@ def _first_key(settings: Settings, db: Database) -> str | None:
 
 
 def _greet(settings: Settings, key: str | None) -> None:
-    url = settings.public_url or f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = settings.public_url or f"http://{host}:{settings.port}"
     shown = f"$(cat {settings.data / 'first-key'})" if key else "YOUR_KEY"
     click.echo(
         f"imaged serves {DEFAULT_SLUG} at {url}   (Ctrl-C stops it)\n"

@@ -32,10 +32,10 @@ BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for a file tha
 def verify(
     picture: Path, model: str | None, key: str | None, no_replay: bool, data: Path | None
 ) -> None:
-    """Check a picture by its receipt: read it, make the picture again, and compare.
+    """Check a picture by its receipt.
 
-    A PNG without a receipt is made again from its parameters, if it has them. Exit status 1 where
-    anything does not agree.
+    The receipt is read, the picture made again, and the two are compared. A PNG without a receipt
+    is made again from its parameters, if it has them. Exit status 1 where anything does not agree.
     """
     settings = Settings.from_env(os.environ, data=data)
     image, receipt, fields = _open(picture)

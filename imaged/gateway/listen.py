@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
+import socket
 
 import uvicorn
 
+from imaged.errors import CommandError
 from imaged.gateway.app import build_app
 from imaged.gateway.edge import Limits, protocol
 from imaged.gateway.rules import statement
@@ -14,6 +17,7 @@ from imaged.gateway.state import Gateway
 from imaged.settings import Settings
 
 SPARE_FILES = 128  # for the store, pictures, pipes
+BACKLOG = 2048  # connections that wait to be taken, uvicorn's own number
 
 
 def server(settings: Settings) -> uvicorn.Server:
@@ -37,6 +41,42 @@ def server(settings: Settings) -> uvicorn.Server:
     )
     ready = uvicorn.Server(config)
     return ready
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """The sockets to listen on, one for each address of `host`; raises CommandError.
+
+    Whoever connects before the server runs waits for it.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError):
+        raise CommandError(f"the host {host} has no address; choose another with --host") from None
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, *_, address in dict.fromkeys(found):
+        try:
+            bound.append(socket.create_server(address, family=family, backlog=BACKLOG))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise CommandError(_unbound(error, host, port)) from None
+            missing = error  # a machine without IPv6 has a name for it nevertheless
+    if not bound:
+        assert missing is not None
+        raise CommandError(_unbound(missing, host, port))
+    return bound
+
+
+def _unbound(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: stop what uses it, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has: choose one from 1024 on, --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine; choose one with --host"
+    return f"port {port} of {host} cannot be listened on: {error.strerror}"
 
 
 def _open_files() -> int:
