@@ -35,6 +35,7 @@ class Kept:
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
+        self.exact = watch.exact  # else `writes` grows with every look
         self._answers: dict[Ident, tuple[float, bytes]] = {}
         self._asked: list[tuple[Ident, Tell]] = []
         self.writes = 0  # seen so far
@@ -50,7 +51,7 @@ class Kept:
 
     def put(self, ident: Ident, writes: int, until: float, answer: bytes) -> None:
         """Keep what was read after so many `writes`."""
-        if self._watch.exact and writes == self.writes and len(ident[1]) <= LONGEST:
+        if self.exact and writes == self.writes and len(ident[1]) <= LONGEST:
             if len(self._answers) >= MOST_KEPT:
                 self._answers.clear()
             self._answers[ident] = until, answer

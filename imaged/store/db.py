@@ -70,7 +70,7 @@ class Watch:
         before, self._seen = self._seen, self._version()
         return self._seen != before
 
-    def wait(self, timeout_s: float, poll_s: float = 0.02) -> None:
+    def wait(self, timeout_s: float, poll_s: float = 0.005) -> None:
         """Return when something was written since the last `changed`, or after the timeout."""
         if self._raw is None:
             time.sleep(min(timeout_s, 0.25))
