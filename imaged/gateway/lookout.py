@@ -6,15 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from imaged.gateway.kept import Kept
 from imaged.jobs import Stand
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.005  # from one look to the next; with nothing written it costs some microseconds
-UNTOLD_S = 0.05  # likewise where the store cannot tell of writes: every look reads
 REST = 4  # times what a read took there is none after it: at most a fifth of the time is read
+LONGEST_REST_S = 0.05
 
 Moved = Callable[[Stand | None], bool]
 
@@ -34,6 +34,7 @@ class Lookout:
         self._waiting: dict[asyncio.Future[None], tuple[str, Moved]] = {}
         self._new: set[str] = set()  # jobs of those who have come since the last read
         self._writes = -1  # seen before the last read
+        self._stir = asyncio.Event()  # somebody writes
         self._task: asyncio.Task[None] | None = None
 
     async def wait(
@@ -46,10 +47,11 @@ class Lookout:
         read, is heard too.
         """
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._begin()
         self._waiting[woken] = job_id, moved
         self._new.add(job_id)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        self._stir.set()
         try:
             await asyncio.wait(
                 (woken, *others), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
@@ -57,33 +59,50 @@ class Lookout:
         finally:
             del self._waiting[woken]
             if not self._waiting:
-                self._task.cancel()
-                self._task = None
+                self._end()
         return woken.done()
+
+    def _begin(self) -> None:
+        if (hint := self._kept.watch.hint) is not None:
+            asyncio.get_running_loop().add_reader(hint, self._hear)
+        self._task = asyncio.create_task(self._run())
+
+    def _end(self) -> None:
+        if (hint := self._kept.watch.hint) is not None:
+            asyncio.get_running_loop().remove_reader(hint)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _hear(self) -> None:
+        self._kept.watch.hear()
+        self._stir.set()
 
     async def _run(self) -> None:
         """Until cancelled, which is by the last who waits."""
         while True:
+            self._stir.clear()
             await asyncio.sleep(await self._look())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._kept.watch.pause_s):
+                    await self._stir.wait()
 
     async def _look(self) -> float:
         """Wake whom it concerns; for how long to rest after it."""
-        pause_s = LOOK_S if self._kept.exact else UNTOLD_S
         if self._stopping():
             self._wake(lambda *_: True)
-            return pause_s
+            return 0.0
         ids = self._to_read()
         if not ids:
-            return pause_s
+            return 0.0
         begun = time.monotonic()
         try:
             found = await asyncio.to_thread(self._read, ids)
         except Exception:  # a store in trouble; whoever is woken reads it and says so
             log.exception("the store did not say where jobs stand")
             self._wake(lambda *_: True)
-            return UNTOLD_S
+            return LONGEST_REST_S
         self._wake(lambda job_id, moved: job_id in ids and moved(found.get(job_id)))
-        return min(max(pause_s, REST * (time.monotonic() - begun)), UNTOLD_S)
+        return min(REST * (time.monotonic() - begun), LONGEST_REST_S)
 
     def _to_read(self) -> set[str]:
         """All jobs that are waited for if anybody has written, else those that were not read."""

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from imaged.errors import UnknownRequest
 from imaged.gateway import lookout, wait
 from imaged.gateway.kept import Kept
-from imaged.gateway.lookout import LOOK_S, REST, UNTOLD_S, Lookout
+from imaged.gateway.lookout import LONGEST_REST_S, REST, Lookout
 from imaged.gateway.wait import Board
 from imaged.jobs import Held, Job, Stand, State
 from imaged.store import progress, queue
-from imaged.store.db import Database, Watch
+from imaged.store.db import SELDOM_S, Database, Watch
 from imaged.store.keys import Key
 from imaged.store.schema import jobs
 from tests.unit.test_store import KEEP_S, make_key, put, worker
@@ -30,7 +30,7 @@ MANY = 40
 class Unsure:
     """Of a store that cannot tell of writes."""
 
-    exact = False
+    exact, hint, pause_s = False, None, SELDOM_S
 
     def changed(self) -> bool:
         return True
@@ -200,7 +200,7 @@ def test_with_nobody_waiting_nothing_looks(place: Place) -> None:
             assert asyncio.all_tasks() == {asyncio.current_task()}
             before = len(looks)
             place.beat()
-            await asyncio.sleep(10 * LOOK_S)
+            await asyncio.sleep(3 * SELDOM_S)
             assert len(looks) == before
 
     run(play)
@@ -289,7 +289,7 @@ def test_counts_stand_still_while_a_job_rests(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("took_s", "rest_s"), [(0.0, LOOK_S), (LOOK_S, REST * LOOK_S), (9.0, UNTOLD_S)]
+    ("took_s", "rest_s"), [(0.0, 0.0), (0.005, REST * 0.005), (9.0, LONGEST_REST_S)]
 )
 def test_a_read_that_takes_long_is_followed_by_a_rest(
     place: Place, monkeypatch: pytest.MonkeyPatch, took_s: float, rest_s: float
@@ -305,4 +305,4 @@ def test_a_read_that_takes_long_is_followed_by_a_rest(
     asyncio.run(looks._look())  # which hears of the writes up to now
     looks._new.add("x")
     assert asyncio.run(looks._look()) == pytest.approx(rest_s)
-    assert asyncio.run(looks._look()) == LOOK_S  # and with nothing written there is nothing to read
+    assert asyncio.run(looks._look()) == 0.0  # and with nothing written there is nothing to read
