@@ -18,6 +18,7 @@ from imaged.gateway.kept import Kept
 from imaged.gateway.lookout import LONGEST_REST_S, REST, Lookout
 from imaged.gateway.wait import Board
 from imaged.jobs import Held, Job, Stand, State
+from imaged.store import db as db_module
 from imaged.store import progress, queue
 from imaged.store.db import SELDOM_S, Database, Watch
 from imaged.store.keys import Key
@@ -228,6 +229,32 @@ def test_a_store_that_cannot_tell_of_writes_is_asked_at_every_look(place: Place)
         assert not any(task.done() for task in tasks[1:])
         place.stops.append(True)
         await asyncio.wait(tasks)
+
+    run(play)
+
+
+@pytest.mark.parametrize("hints", [True, False])
+def test_a_write_is_heard_with_hints_and_without(
+    place: Place, monkeypatch: pytest.MonkeyPatch, hints: bool
+) -> None:
+    watch = Watch(place.db)
+    if not hints:
+        watch.hint = None
+    elif watch.hint is None:
+        pytest.skip("there are no hints here")
+    else:
+        monkeypatch.setattr(db_module, "SELDOM_S", 60.0)  # nobody looks without one
+    heard, hear = [], watch.hear
+    watch.hear = lambda: heard.append(1) or hear()  # type: ignore[method-assign,func-returns-value]
+
+    async def play() -> None:
+        task = place.call(place.board(watch), place.job_ids[0])
+        await until(lambda: bool(place.stands))
+        await asyncio.sleep(0.1)
+        heard.clear()
+        place.cancel(place.job_ids[0])
+        assert (await asyncio.wait_for(task, 15)).state is State.CANCELLED  # else after 20 s
+        assert bool(heard) is hints
 
     run(play)
 
