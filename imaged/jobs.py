@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from imaged.params import ImageParams
 from imaged.schedulers import calls_before
@@ -72,6 +72,17 @@ class Draft:
         object.__setattr__(self, "samples", tuple(self.samples))  # a list, as read from JSON
 
 
+class Stand(NamedTuple):
+    """Where a job stands: what changes of it while others wait for it. The counts are those of a
+    job that is PROCESSING, else 0.
+    """
+
+    state: State
+    epoch: int
+    calls_done: int = 0
+    preview_call: int = 0
+
+
 @dataclass(frozen=True)
 class Job:
     """One row of the queue; times are seconds since 1970, money is micro-dollars."""
@@ -96,6 +107,11 @@ class Job:
     preview_call: int = 0  # the call after which the newest preview was made; 0: there is none
     remaining_micros: int | None = None  # the key's free credits when the job ended
     draft: Draft | None = None
+
+    @property
+    def stand(self) -> Stand:
+        counts = self.calls_done, self.preview_call
+        return Stand(self.state, self.epoch, *(counts if self.state is State.PROCESSING else ()))
 
     @property
     def unet_calls(self) -> int:

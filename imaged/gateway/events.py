@@ -115,24 +115,23 @@ async def follow(
 ) -> AsyncGenerator[str]:
     """The chunks of the stream until the job, `wait_s` or the server has ended."""
     yield f"retry: {RETRY_MS}\n\n"
-    spoke = begun = time.monotonic()
-    writes = None
+    job, spoke = first, time.monotonic()
+    end = spoke + wait_s
     try:
-        while time.monotonic() < begun + wait_s and not gateway.stopping():
-            before, writes = writes, gateway.board.writes()
-            if writes != before:
-                job = await gateway.board.again(first)
-                if job is None:
-                    return
-                for event in news(job, await _new_preview(gateway, job, seen), seen, links):
-                    seen, spoke = event.seen, time.monotonic()
-                    yield event.encode()
-                if job.state.final:
-                    return
+        while (left_s := end - time.monotonic()) > 0 and not gateway.stopping():
+            for event in news(job, await _new_preview(gateway, job, seen), seen, links):
+                seen, spoke = event.seen, time.monotonic()
+                yield event.encode()
+            if job.state.final:
+                return
             if time.monotonic() - spoke >= SILENCE_S:
                 spoke = time.monotonic()
                 yield ": waiting\n\n"
-            await gateway.board.tick()
+            silence_s = spoke + SILENCE_S - time.monotonic()
+            after = await gateway.board.after(job, max(0.0, min(left_s, silence_s)))
+            if after is None:
+                return
+            job = after
     except sa.exc.OperationalError:
         log.exception("the store did not answer; the client comes back")
 

@@ -34,7 +34,7 @@ class Kept:
     """
 
     def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+        self.watch = watch
         self._answers: dict[Ident, tuple[float, bytes]] = {}
         self._asked: list[tuple[Ident, Tell]] = []
         self.writes = 0  # seen so far
@@ -50,7 +50,7 @@ class Kept:
 
     def put(self, ident: Ident, writes: int, until: float, answer: bytes) -> None:
         """Keep what was read after so many `writes`."""
-        if self._watch.exact and writes == self.writes and len(ident[1]) <= LONGEST:
+        if self.watch.exact and writes == self.writes and len(ident[1]) <= LONGEST:
             if len(self._answers) >= MOST_KEPT:
                 self._answers.clear()
             self._answers[ident] = until, answer
@@ -66,7 +66,7 @@ class Kept:
     def look(self) -> None:
         """Find out whether somebody has written; `writes` says so."""
         try:
-            changed = self._watch.changed()
+            changed = self.watch.changed()
         except Exception:  # a store in trouble; whoever reads it will say so
             log.exception("the store did not say whether it was written to")
             changed = True

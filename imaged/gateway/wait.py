@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Generic, TypeVar
 
 from starlette.types import Receive
 
 from imaged.errors import BadParameter, UnknownRequest
 from imaged.gateway.kept import Kept
-from imaged.jobs import Job, Preview
+from imaged.gateway.lookout import Lookout
+from imaged.jobs import Job, Preview, Stand
 from imaged.store import progress, queue
 from imaged.store.db import Database
 from imaged.store.keys import Key
 
 T = TypeVar("T")
-TICK_S = 0.05  # how often a waiting request looks
 
 
 def read_wait(text: str, longest_s: float) -> float:
@@ -37,8 +37,8 @@ class Board:
     def __init__(
         self, db: Database, kept: Kept, stopping: Callable[[], bool] = lambda: False
     ) -> None:
-        self._db, self._kept, self._stopping = db, kept, stopping
-        self._looked = 0
+        self._db, self._stopping = db, stopping
+        self._lookout = Lookout(kept, self._read_stands, stopping)
         self._jobs = _Gathered(self._read)
         self._previews = _Gathered(self._read_previews)
 
@@ -52,9 +52,13 @@ class Board:
             raise UnknownRequest(f"Request {job_id[:64]} not found")
         return job
 
-    async def again(self, job: Job) -> Job | None:
-        """A job in hand as the store has it now; None once it is forgotten."""
-        return await self._jobs.get(job.id)
+    async def after(self, job: Job, wait_s: float) -> Job | None:
+        """A job in hand as the store has it once it has moved on, or as it was when waiting is
+        over: after `wait_s` seconds, or when the server is stopping. None once it is forgotten.
+        """
+        before = job.stand
+        moved = await self._lookout.wait(job.id, lambda now: now != before, wait_s)
+        return await self._jobs.get(job.id) if moved else job
 
     async def preview(self, job: Job) -> Preview | None:
         """The newest preview of a running job, or None."""
@@ -65,37 +69,22 @@ class Board:
         `wait_s` seconds, when the caller of this request has hung up, or when the server is
         stopping. The job itself goes on.
         """
-        deadline, writes = time.monotonic() + wait_s, self.writes()
+        deadline = time.monotonic() + wait_s
         job = await self.job(key, job_id)
         if job.state.waits or not wait_s:
             return job
         gone = asyncio.create_task(_hung_up(receive))
         try:
-            while not job.state.waits and time.monotonic() < deadline:
-                if gone.done() or self._stopping():
+            while not job.state.waits and (left_s := deadline - time.monotonic()) > 0:
+                await self._lookout.wait(job_id, _rests, left_s, gone)
+                if gone.done():
                     break
-                await self.tick()
-                before, writes = writes, self.writes()
-                if writes != before:
-                    job = await self.job(key, job_id)
+                job = await self.job(key, job_id)
+                if self._stopping():
+                    break
         finally:
             gone.cancel()
         return job
-
-    async def tick(self) -> None:
-        """The next moment at which all who wait look together, so that one query serves them."""
-        await asyncio.sleep(TICK_S - time.monotonic() % TICK_S)
-
-    def writes(self) -> int:
-        """How many writes to the store were seen: while it stays the same, so does every job.
-
-        To be asked before a read; one look serves all who ask between two ticks.
-        """
-        now = int(time.monotonic() / TICK_S)
-        if now != self._looked:
-            self._looked = now
-            self._kept.look()
-        return self._kept.writes
 
     def _read(self, ids: list[str]) -> dict[str, Job]:
         """Jobs by id; an expired one is gone even if its row is not yet. A draft that nobody has
@@ -110,9 +99,18 @@ class Board:
             if not job.state.final or not job.expires_at or job.expires_at > now
         }
 
+    def _read_stands(self, ids: Collection[str]) -> dict[str, Stand]:
+        with self._db.read() as connection:
+            return progress.stands(connection, ids)
+
     def _read_previews(self, ids: list[str]) -> dict[str, Preview]:
         with self._db.read() as connection:
             return progress.previews(connection, ids)
+
+
+def _rests(stand: Stand | None) -> bool:
+    """Nothing more happens by itself, or the job is forgotten."""
+    return stand is None or stand.state.waits
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from imaged.errors import CommandError
+from imaged.store import hint
 
+SOON_S = 0.001  # from one look to the next, after a hint that somebody writes
+OFTEN_S = 0.005  # where there are no hints
+SELDOM_S = 0.05  # without a hint, where there are some; and where every look is a query
 WAL_RESET_FIXED = (3, 51, 3)  # older ones can corrupt a WAL database that two processes write
 
 
@@ -55,15 +62,24 @@ class Database:
 class Watch:
     """Tells whether anybody has written since it was last asked. `exact` with SQLite, which
     answers by its data version; of other stores it is always said that somebody has.
+
+    `hint`, where there is one, can be read when somebody begins to write. The commit follows, at
+    once or when the disk has it: `hear` takes the hint, and `pause_s` is short for a while.
     """
 
     def __init__(self, db: Database) -> None:
         self._raw: Any = None
         self._seen = -1
+        self._heard_at = -SELDOM_S
         self.exact = db.sqlite
+        self.hint: int | None = None
         if db.sqlite:
             self._connection = db.engine.raw_connection()
             self._raw = self._connection.dbapi_connection
+            self._version()  # with that, the log is there
+            self.hint = hint.listen(Path(f"{db.engine.url.database}-wal"))
+        if self.hint is not None:
+            weakref.finalize(self, os.close, self.hint)
 
     def changed(self) -> bool:
         if self._raw is None:
@@ -71,14 +87,31 @@ class Watch:
         before, self._seen = self._seen, self._version()
         return self._seen != before
 
-    def wait(self, timeout_s: float, poll_s: float = 0.02) -> None:
+    def hear(self) -> None:
+        """Somebody has begun to write."""
+        if self.hint is not None:
+            hint.take(self.hint)
+            self._heard_at = time.monotonic()
+
+    @property
+    def pause_s(self) -> float:
+        """How long a look can wait, unless there is a new hint. After one, half as long as it is
+        old: a commit is seen within one and a half of its time.
+        """
+        if self.hint is None:
+            return OFTEN_S if self.exact else SELDOM_S
+        return min(max(SOON_S, (time.monotonic() - self._heard_at) / 2), SELDOM_S)
+
+    def wait(self, timeout_s: float) -> None:
         """Return when something was written since the last `changed`, or after the timeout."""
         if self._raw is None:
             time.sleep(min(timeout_s, 0.25))
             return
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self._version() == self._seen:
-            time.sleep(poll_s)
+        hints = [] if self.hint is None else [self.hint]
+        while (left_s := deadline - time.monotonic()) > 0 and self._version() == self._seen:
+            if select.select(hints, [], [], min(left_s, self.pause_s))[0]:
+                self.hear()
 
     def _version(self) -> int:
         return int(self._raw.execute("PRAGMA data_version").fetchone()[0])

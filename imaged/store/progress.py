@@ -8,9 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from imaged.jobs import Held, Preview
-from imaged.store.schema import progress
+from imaged.jobs import Held, Preview, Stand, State
+from imaged.store.schema import jobs, progress
 
+_STANDS = sa.select(
+    jobs.c.id, jobs.c.state, jobs.c.epoch, progress.c.calls_done, progress.c.preview_call
+).join_from(jobs, progress, progress.c.job_id == jobs.c.id, isouter=True)
 _PREVIEWS = sa.select(progress.c.job_id, progress.c.preview_call, progress.c.preview).where(
     progress.c.preview.is_not(None)
 )
@@ -39,6 +42,17 @@ def note(connection: sa.Connection, held: Mapping[str, Held]) -> None:
         connection.execute(
             upsert.on_conflict_do_update(index_elements=["job_id"], set_=values), rows
         )
+
+
+def stands(connection: sa.Connection, ids: Collection[str]) -> dict[str, Stand]:
+    """Where those of these jobs stand that exist: little, of which much may be asked for."""
+    found = {}
+    for job_id, state, epoch, *counts in connection.execute(
+        _STANDS.where(jobs.c.id.in_(list(ids)))
+    ):
+        made = [count or 0 for count in counts] if state == State.PROCESSING else []
+        found[job_id] = Stand(State(state), epoch, *made)
+    return found
 
 
 def previews(connection: sa.Connection, ids: Collection[str]) -> dict[str, Preview]:

@@ -40,7 +40,7 @@ TAKES = {
     "replies.py": {"blobs.sign"},
     "sdapi.py": {"queue.open_of"},  # ids of the key that asks
     "state.py": {"keys.load_secret", "keys.load_signer", "Blobs.read"},  # of a job in hand
-    "wait.py": {"queue.read", "progress.previews"},  # the board
+    "wait.py": {"queue.read", "progress.previews", "progress.stands"},  # the board
     "webhooks.py": {  # of the key that asks
         *("webhooks.add", "webhooks.deactivate", "webhooks.log_of", "webhooks.of_key"),
         *("webhooks.secret_of", "webhooks.update"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from imaged.gateway.wait import Board
+from imaged.gateway.lookout import Lookout
 from imaged.store import queue
 from tests.conftest import SLUG
 from tests.contract.gate import Gate
@@ -38,15 +38,15 @@ def say(gate: Gate, head: str, body: bytes = b"") -> socket.socket:
 
 
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When anybody who waits looked at a job."""
+    """When it was looked at the store for those who wait."""
     seen: list[float] = []
-    right = Board.tick
+    right = Lookout._look
 
-    async def tick(self: Board) -> None:
+    async def look(self: Lookout) -> float:
         seen.append(time.monotonic())
-        await right(self)
+        return await right(self)
 
-    monkeypatch.setattr(Board, "tick", tick)
+    monkeypatch.setattr(Lookout, "_look", look)
     return seen
 
 

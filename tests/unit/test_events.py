@@ -214,7 +214,7 @@ def ids_and_kinds(place: Place) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stream says after every look that it waits."""
+    """The stream says at once that it waits."""
     monkeypatch.setattr(events, "SILENCE_S", 0.0)
 
 
@@ -358,17 +358,8 @@ async def silent() -> Any:
     await asyncio.Event().wait()
 
 
-class Unsure:
-    """Of a store that cannot tell of writes."""
-
-    exact = False
-
-    def changed(self) -> bool:
-        return True
-
-
 def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
-    """And a write is heard at the next tick."""
+    """And a write is heard at the next look."""
     job_id, asked = put(place.db, place.key_id, now=time.time()), []
     read, took = queue.read, 0.0
 
@@ -388,33 +379,6 @@ def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
         board = Board(place.db, Kept(Watch(place.db)))
         asyncio.run(cancelled_after(0.5))
     assert took < 5.0 and len(asked) == 2
-
-
-def test_many_watchers_share_their_queries(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_ids = [put(place.db, place.key_id, now=time.time()) for _ in range(40)]
-
-    def ids_a_query() -> float:
-        asked: list[int] = []
-        read = queue.read
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(queue, "read", lambda c, ids: asked.append(len(ids)) or read(c, ids))
-            board = Board(place.db, Kept(Unsure()))
-
-            async def watch(k: int) -> None:
-                await asyncio.sleep(0.002 * k)  # they come one after the other
-                asked.clear()
-                await board.settled(Key(place.key_id, "t"), job_ids[k], 0.5, silent)
-
-            async def all_of_them() -> None:
-                await asyncio.gather(*(watch(k) for k in range(40)))
-
-            asyncio.run(all_of_them())
-        return sum(asked) / len(asked)
-
-    together = ids_a_query()
-    assert together > 15
-    monkeypatch.setattr(Board, "tick", lambda _: asyncio.sleep(0.05))
-    assert ids_a_query() < together  # each at its own moment
 
 
 def test_a_status_shows_a_preview_to_who_asks(

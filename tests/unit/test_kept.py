@@ -103,8 +103,8 @@ def test_whoever_asks_otherwise_is_not_given_it(db: Database, other: Ident) -> N
 
 def test_one_look_serves_a_turn(db: Database) -> None:
     kept, looks = keeps(db), []
-    right = kept._watch.changed
-    kept._watch.changed = lambda: looks.append(right()) or looks[-1]  # type: ignore[method-assign]
+    right = kept.watch.changed
+    kept.watch.changed = lambda: looks.append(right()) or looks[-1]  # type: ignore[method-assign]
 
     def three() -> None:
         for _ in range(3):
@@ -130,7 +130,7 @@ def test_a_store_in_trouble_is_for_whoever_reads_it(
     def fails() -> bool:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(kept._watch, "changed", fails)
+    monkeypatch.setattr(kept.watch, "changed", fails)
     assert in_turns(lambda: asked(kept)) == [None]
 
 

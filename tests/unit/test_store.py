@@ -1,5 +1,8 @@
 """Queue and ledger on a real database: moves, fences, races; each with its mutant."""
 
+import gc
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -615,6 +618,42 @@ def test_wait_for_a_change_returns_when_another_writes(db: Database) -> None:
     assert time.monotonic() - start < 15
     assert watch.changed()
     timer.join()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there are no hints")
+def test_a_hint_of_a_write_is_followed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here nobody looks without one, and nobody looks often when there was none."""
+    from imaged.store import db as module
+    from imaged.store.db import SOON_S, Watch
+
+    monkeypatch.setattr(module, "SELDOM_S", 60.0)
+    watch = Watch(db)
+    watch.changed()
+    watch.wait(timeout_s=0.1)
+    assert watch.pause_s > 100 * SOON_S and not watch.changed()
+    timer = threading.Timer(0.2, lambda: make_key(db))
+    timer.start()
+    start = time.monotonic()
+    watch.wait(timeout_s=30.0)
+    assert time.monotonic() - start < 15  # without hints: 30
+    assert watch.changed()
+    timer.join()
+    looks, version = [], watch._version
+    watch._version = lambda: looks.append(1) or version()  # type: ignore[method-assign,func-returns-value]
+    watch.wait(timeout_s=0.3)  # the hint of a write that was seen already
+    assert 3 < len(looks) < 100  # it is followed for a while, and taken
+
+
+def test_hints_end_with_their_watch(db: Database) -> None:
+    from imaged.store.db import Watch
+
+    watch = Watch(db)
+    descriptor = watch.hint
+    del watch
+    gc.collect()
+    if descriptor is not None:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 # -- what a full disk, a giving-up caller, a poison job and a hang may not do --------------------
