@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test full-size clean
+.PHONY: demo serve test release full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -16,6 +16,12 @@ test: $(READY)  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
+	@$(BIN)/python -m bench check  # warns of figures that are of other code
+
+release: $(READY)  ## sdist and wheel into dist, if the documents' figures are of this code
+	@$(BIN)/python -m bench check --strict
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # Pinned versions; torch's pin finds the CPU build where one lies at hand.
 $(READY): pyproject.toml constraints.txt
@@ -29,4 +35,4 @@ full-size: $(READY)  ## a checkpoint of SDXL's size against diffusers: 24 GB of 
 	$(BIN)/python -m bench full
 
 clean:  ## remove what was set up and built
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
