@@ -123,6 +123,13 @@ def test_a_changed_file_makes_figures_stale(copy: Path) -> None:
     assert checked(copy).returncode == 0  # a warning, never more
 
 
+def test_the_check_is_quick() -> None:
+    """It ends every `make test`, so it does without what takes seconds to import."""
+    code = "import sys, bench.check; print({'torch', 'numpy', 'diffusers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
 def test_the_report_says_what_has_changed_since(copy: Path, tmp_path: Path) -> None:
     measure(copy, "single")
     text = (copy / "docs" / "benchmarks.md").read_text()
