@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test full-size clean
+.PHONY: demo serve test release full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -19,6 +19,12 @@ test: $(READY)  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
+	@$(BIN)/python -m bench check  # warns of figures that are of other code
+
+release: $(READY)  ## sdist and wheel into dist, if the documents' figures are of this code
+	@$(BIN)/python -m bench check --strict
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # Whether PYTHON will do, in words that Python 2 understands too.
 WANTED = imaged needs Python 3.11 or newer. If there is one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12
@@ -49,4 +55,4 @@ full-size: $(READY)  ## a checkpoint of SDXL's size against diffusers: 24 GB of 
 	$(BIN)/python -m bench full
 
 clean:  ## remove what was set up and built
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

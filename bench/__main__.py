@@ -1,5 +1,5 @@
 """`python -m bench`"""
 
-from bench.commands import main
+from bench.app import main
 
 main(prog_name="python -m bench")

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from bench.app import Effort, effort_options, main, model_option
+from bench.app import Effort, diffusers_option, effort_options, main, model_option
 from bench.figures import Row, publish
 from bench.models import PIXELS, checkpoint
 from bench.rounds import compare
@@ -30,11 +30,7 @@ Draw = Callable[[ImageParams], bytes]
 
 @main.command()
 @model_option
-@click.option(
-    "--diffusers",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A clone of https://github.com/huggingface/diffusers, for its examples/server-async.",
-)
+@diffusers_option
 @click.option(
     "--pictures",
     type=click.IntRange(2, 10_000),
@@ -42,7 +38,7 @@ Draw = Callable[[ImageParams], bytes]
     show_default=True,
     help="Of each side in each round.",
 )
-@effort_options
+@effort_options()
 def crowd(names: tuple[str, ...], diffusers: Path | None, pictures: int, effort: Effort) -> None:
     """Pictures a second at eight clients: our server against two others.
 

@@ -11,13 +11,14 @@ from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.models import checkpoint
 from bench.policies import Policy, at_once, capacity, one_at_a_time
-from bench.rounds import compare, each_round
+from bench.rounds import compare, each_round, seconds_each
 from imaged.catalogue import MICRO
 from imaged.engine.engine import Engine
 from imaged.params import ImageParams
 from imaged.schedulers import SCHEDULERS
 
 PEER = "free numbers of rows"
+STEPS = 6  # and one more for each job of a crowd
 
 
 @main.command()
@@ -30,14 +31,14 @@ PEER = "free numbers of rows"
     show_default=True,
     help="Checkpoint; may be given several times.",
 )
-@effort_options
+@effort_options(seconds=1)
 def exact(names: tuple[str, ...], effort: Effort) -> None:
     """The determinism class `exact` against `close`, on one engine.
 
     Exact calls have 2, 4, 8 or 16 rows that were seen to give the same bits, and are padded to
     these; close ones have as many rows as there are. Pictures a second of crowds of eight, five
-    and three with mixed samplers and guidance, the last of eight without (a single row), and of one
-    such picture alone.
+    and three with 6 to 13 steps, mixed samplers and guidance, the last of eight without (a single
+    row), and of one such picture alone.
     """
     import torch
 
@@ -55,7 +56,7 @@ def exact(names: tuple[str, ...], effort: Effort) -> None:
 
 def measure(name: str, nets: Any, effort: Effort) -> list[Row]:
     sides = Engine(nets), Engine(nets, exact=False)
-    crowd = [job(n, effort.choose(20, 2)) for n in range(8)]
+    crowd = [job(n, effort.choose(STEPS, 2)) for n in range(8)]
     cases: list[tuple[str, list[ImageParams], Policy]] = [
         ("a crowd of eight", crowd, at_once),
         ("a crowd of five", crowd[:5], at_once),
@@ -66,11 +67,17 @@ def measure(name: str, nets: Any, effort: Effort) -> list[Row]:
     found = []
     for what, jobs, policy in cases:
         for engine in sides:
-            capacity(engine, jobs, policy, len(jobs))  # warm: the numbers of rows are tried here
-        ours, free = (each_round(capacity, e, jobs, policy, len(jobs)) for e in sides)
+            rate(engine, jobs, policy, 0)  # warm: the numbers of rows are tried here
+        ours, free = (each_round(rate, e, jobs, policy, effort.seconds) for e in sides)
         pair = compare(ours, free, effort.rounds, f"{name}: {what}")
         found.append(Row.of(f"{name}: {what}", "pictures/s", "higher", PEER, pair))
     return found
+
+
+def rate(engine: Engine, jobs: list[ImageParams], policy: Policy, least_s: float) -> float:
+    """Pictures a second of these at once, again and again."""
+    seconds = seconds_each(lambda: capacity(engine, jobs, policy, len(jobs)), least_s)
+    return len(jobs) / seconds
 
 
 def job(n: int, steps: int) -> ImageParams:

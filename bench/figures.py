@@ -17,16 +17,18 @@ import click
 
 from bench import app
 from bench.app import Effort
-from bench.rounds import Better, Pair, Spread, against_target, verdict
+from bench.code import Code, Tree
+from bench.rounds import Better, Pair, Spread, against_targets, verdict
 
-COLUMNS = ("what", "unit", "imaged", "peer", "peer's", "ratio", "target", "verdict")
+COLUMNS = ("what", "unit", "imaged", "peer", "peer's", "ratio", "quartiles", "target", "verdict")
 
 
 @dataclass(frozen=True)
 class Row:
     """One line: ours, perhaps beside a peer's, perhaps with a target.
 
-    target: the ratio aimed at. limit: the bound aimed at for our own figure.
+    target: what the ratio's median should reach. quartile: what its lower quartile should, with a
+    target of the median only. limit: the bound of our own figure, in every round.
     Without `ours` it was not measured, and `note` says why.
     """
 
@@ -38,6 +40,7 @@ class Row:
     peer: Spread | None = None
     ratio: Spread | None = None
     target: float | None = None
+    quartile: float | None = None
     limit: float | None = None
     note: str = ""
 
@@ -50,23 +53,28 @@ class Row:
         peer_name: str,
         pair: Pair,
         target: float | None = None,
+        quartile: float | None = None,
     ) -> Row:
         """From the rounds of a comparison."""
         ours, peer = Spread.of(pair.ours), Spread.of(pair.peer)
-        return cls(what, unit, better, ours, peer_name, peer, pair.ratio(better), target)
+        ratio = pair.ratio(better)
+        return cls(what, unit, better, ours, peer_name, peer, ratio, target, quartile)
 
     def cells(self) -> tuple[str, ...]:
         """The texts of COLUMNS."""
         if self.ours is None:
-            return (self.what, self.unit, "not measured", self.peer_name, "", "", "", self.note)
+            missing = ("not measured", self.peer_name, "", "", "", "", self.note)
+            return (self.what, self.unit, *missing)
         shown = (self.what, self.unit, text(self.ours), self.peer_name)
         if self.ratio is None or self.peer is None:
-            return (*shown, "", "", self._aim(), self._reached())
-        return (*shown, text(self.peer), f"{text(self.ratio)}x", self._aim(), self._reached())
+            return (*shown, "", "", "", self._aim(), self._reached())
+        compared = (text(self.peer), f"{text(self.ratio)}x", quartiles(self.ratio))
+        return (*shown, *compared, self._aim(), self._reached())
 
     def _aim(self) -> str:
         sign = "<=" if self.better == "lower" else ">="
-        aims = [f">= {self.target:g}x"] if self.target is not None else []
+        aims = [f">= {self.target:.3g}x"] if self.target is not None else []
+        aims += [f"quartile >= {self.quartile:g}x"] if self.quartile is not None else []
         return ", ".join(aims + ([f"{sign} {self.limit:g}"] if self.limit is not None else []))
 
     def _reached(self) -> str:
@@ -74,7 +82,7 @@ class Row:
         if self.ratio is not None:
             words.append(verdict(self.ratio))
         if self.ratio is not None and self.target is not None:
-            words.append(f"target {against_target(self.ratio, self.target)}")
+            words.append(against_targets(self.ratio, self.target, self.quartile))
         if self.limit is not None and self.ours is not None:
             low = self.better == "lower"
             held = self.ours.high <= self.limit if low else self.ours.low >= self.limit
@@ -90,6 +98,7 @@ class Figures:
     command: str
     quick: bool
     rounds: int
+    code: Code
     measured_at: str
     machine: Mapping[str, str]
     ceilings: Mapping[str, float]
@@ -107,10 +116,11 @@ class Figures:
     def read(cls, name: str) -> Figures | None:
         """What the last run wrote, if there was one."""
         path = app.BUILD / f"{name}.json"
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text())
-        return cls(**{**found, "rows": [_row(row) for row in found["rows"]]})
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if "code" not in found:
+            return None  # or only one by a version of the benchmarks that did not note it
+        rows = [_row(row) for row in found["rows"]]
+        return cls(**{**found, "rows": rows, "code": Code(**found["code"])})
 
 
 def _row(found: Mapping[str, Any]) -> Row:
@@ -127,13 +137,16 @@ def publish(
     curve: Sequence[Mapping[str, Any]] = (),
     device: str = "cpu",
 ) -> None:
-    """Print the table and write the file."""
+    """Print the table and write the file. Raises if the code has changed while it was measured."""
+    code = Tree().code(name)
+    if code.digest != effort.tree.code(name).digest:
+        raise click.ClickException(f"{name}: the code changed while it was measured")
     command = " ".join(["python -m bench", *sys.argv[1:]])
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     around = {**machine(device), "threads": str(effort.threads)}
     found = Figures(
-        name, command, effort.quick, effort.rounds, at, around, ceilings, agreement or {}, rows,
-        curve,
+        name, command, effort.quick, effort.rounds, code, at, around, ceilings, agreement or {},
+        rows, curve,
     )  # fmt: skip
     show(found)
     click.echo(f"written to {found.write()}", err=True)
@@ -161,6 +174,10 @@ def text(spread: Spread) -> str:
     if spread.low == spread.high:
         return number(spread.median)
     return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})"
+
+
+def quartiles(spread: Spread) -> str:
+    return "" if spread.low == spread.high else f"{number(spread.lower)} to {number(spread.upper)}"
 
 
 def number(value: float) -> str:

@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 
 from bench import original_layout
-from bench.app import ROOT, Effort, effort_options, main
+from bench.app import Effort, effort_options, main
 from bench.ceiling import ceilings
+from bench.code import ROOT
 from bench.figures import Row, publish
 from bench.models import checkpoint
 from bench.rounds import Spread, compare
@@ -31,7 +32,7 @@ ROOM = 1.3  # times the weights that loading may need
 
 @main.command()
 @click.option("--small", is_flag=True, help="With a reduced checkpoint; proves little.")
-@effort_options
+@effort_options()
 def full(small: bool, effort: Effort) -> None:
     """SDXL at full size with random weights, in both layouts, on the CPU in float32.
 

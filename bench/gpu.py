@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import click
 import torch
 
 from bench import gpu_jobs, gpu_steps
-from bench.app import Effort, effort_options, main
+from bench.app import Effort, diffusers_option, effort_options, main
 from bench.ceiling import ceilings, fastest
 from bench.figures import Row, publish
 from bench.gpu_sides import Bench
@@ -39,12 +39,8 @@ class Part:
     type=click.IntRange(0, 7),
     help="Section to run (0 to 7); may be given more than once  [default: all]",
 )
-@click.option(
-    "--diffusers",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A clone of diffusers, whose server-async is measured in section 4.",
-)
-@effort_options
+@diffusers_option
+@effort_options()
 def gpu(small: bool, only: tuple[int, ...], diffusers: Path | None, effort: Effort) -> None:
     """Full-size SDXL with random weights on one CUDA GPU, section by section.
 
@@ -63,7 +59,7 @@ def gpu(small: bool, only: tuple[int, ...], diffusers: Path | None, effort: Effo
         click.echo("no GPU here: not measured")
         return
     if small:
-        effort = Effort(1, 0.0, effort.threads, quick=True)
+        effort = replace(effort, rounds=1, seconds=0.0, quick=True)
         torch.set_num_threads(effort.threads)
     device = "cpu" if small else "cuda"
     bench = Bench.load(checkpoint("thin" if small else "full", device), device, diffusers)

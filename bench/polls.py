@@ -93,7 +93,7 @@ def script(folder: Path, name: str, paths: list[str], pause_ms: int = 0) -> Path
 
 
 @main.command()
-@effort_options
+@effort_options(rounds=9, seconds=1)
 def polls(effort: Effort) -> None:
     """Status polls for each second of a core: ours against the least and the usual server.
 

@@ -25,7 +25,7 @@ ON = re.compile(r"goes on after (\d+) calls")
 
 
 @main.command()
-@effort_options
+@effort_options()
 def recovery(effort: Effort) -> None:
     """kill -9 in the midst of 100 steps, with jobs saved every two seconds and without.
 

@@ -4,56 +4,99 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bench.app import ROOT, main
+from bench.app import main
+from bench.code import ROOT, Code, Tree
 from bench.figures import COLUMNS, Figures
 
 DOCUMENTS = [ROOT / "docs" / name for name in ("benchmarks.md", "checkpoints.md")]
 PLOT = Path("pictures") / "load.png"  # beside the documents
 NOT_MEASURED = "*Not measured.*"
 LEAST_ROUNDS = 5  # as the document promises
-PLACE = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LEAST_FOR_QUARTILES = 9
+PLACE = re.compile(r"<!-- figures: ([a-z0-9-]+)((?: \w+=\w+)*) -->\n(.*?)<!-- end -->", re.DOTALL)
+NOTE = re.compile(r"\*Measured on [^\n]*\*\n\n")  # what `fill` puts above figures of other code
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands between two marks of a document, and which code its figures are of."""
+
+    name: str
+    body: str = ""
+    code: Code = Code()
+
+    @classmethod
+    def of(cls, match: re.Match[str]) -> Place:
+        name, noted, body = match.groups()
+        known = dict(word.split("=") for word in noted.split())
+        code = Code(known.get("code", ""), known.get("commit", ""))
+        return cls(name, NOTE.sub("", body).strip(), code)
+
+    @property
+    def measured(self) -> bool:
+        return self.body not in ("", NOT_MEASURED)
+
+    def text(self, tree: Tree) -> str:
+        """With its marks; a note above figures of other code than the tree's."""
+        stale = tree.stale(self.name, self.code) if self.measured else ""
+        note = f"*{stale[0].upper()}{stale[1:]}.*\n\n" if stale else ""
+        noted = f" code={self.code.digest}" if self.code.digest else ""
+        noted += f" commit={self.code.commit}" if self.code.commit else ""
+        body = self.body or NOT_MEASURED
+        return f"<!-- figures: {self.name}{noted} -->\n{note}{body}\n<!-- end -->"
+
+
+def places(text: str) -> list[Place]:
+    """Of one document."""
+    return [Place.of(match) for match in PLACE.finditer(text)]
 
 
 @main.command()
 def report() -> None:
     """Write the figures in build/bench into the documents and draw their plot.
 
-    Only the places between the marks are touched. What was not measured, or with --quick or fewer
-    than five rounds only, is said to be not measured.
+    Only the places between the marks are touched. A place without new figures keeps what it has:
+    figures with --quick, or of too few rounds, are none. Each notes the code that it was measured
+    on; where that has changed since, it says so.
     """
+    tree = Tree()
     for document in DOCUMENTS:
         text = document.read_text()
-        names = [match[1] for match in PLACE.findall(text)]
+        names = [place.name for place in places(text)]
         found = {name: figures for name in names if (figures := Figures.read(name)) is not None}
-        document.write_text(fill(text, found, document.parent))
+        document.write_text(fill(text, found, document.parent, tree))
         measured = sorted(name for name, figures in found.items() if counts(figures))
-        click.echo(f"{document.relative_to(ROOT)}: {', '.join(measured) or 'nothing measured'}")
+        click.echo(f"{document.relative_to(ROOT)}: {', '.join(measured) or 'no new figures'}")
 
 
-def fill(text: str, found: Mapping[str, Figures], folder: Path) -> str:
+def fill(text: str, found: Mapping[str, Figures], folder: Path, tree: Tree) -> str:
     """The document with every place filled anew; the plot goes into `folder`/pictures."""
 
     def place(match: re.Match[str]) -> str:
-        figures = found.get(match[2])
+        held = Place.of(match)
+        figures = found.get(held.name)
         if figures is None or not counts(figures):
-            return f"{match[1]}{NOT_MEASURED}\n{match[3]}"
+            return held.text(tree)
         body = section(figures)
         if figures.curve:
             draw(figures.curve, folder / PLOT)
             body += f"\n\n![Pictures a second and p95 against load]({PLOT})"
-        return f"{match[1]}{body}\n{match[3]}"
+        return Place(held.name, body, figures.code).text(tree)
 
     return PLACE.sub(place, text)
 
 
 def counts(figures: Figures) -> bool:
     """Whether these figures may enter the document."""
-    return not figures.quick and figures.rounds >= LEAST_ROUNDS
+    exacting = any(row.quartile is not None for row in figures.rows)
+    least = LEAST_FOR_QUARTILES if exacting else LEAST_ROUNDS
+    return not figures.quick and figures.rounds >= least
 
 
 def section(figures: Figures) -> str:
@@ -61,7 +104,8 @@ def section(figures: Figures) -> str:
     where = ", ".join(f"{name} {value}" for name, value in figures.machine.items())
     limits = ", ".join(f"{name}: {value:.4g}" for name, value in figures.ceilings.items())
     lines = markdown_table([COLUMNS, *[row.cells() for row in figures.rows]])
-    lines += ["", f"`{figures.command}`, {figures.rounds} rounds, {figures.measured_at}; {where}."]
+    lines += ["", f"`{figures.command}`, {figures.rounds} rounds, {figures.measured_at}; {where}; "]
+    lines[-1] += f"code {figures.code}."
     if limits:
         lines += ["", f"In the same run: {limits}."]
     if figures.agreement:

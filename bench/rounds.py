@@ -16,16 +16,21 @@ Measure = Callable[[int], float]  # the round's number, the same for both sides 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some figures and how far they reach."""
+    """The median of some figures, their quartiles and how far they reach."""
 
     median: float
     low: float
     high: float
+    lower: float  # the quartiles: of nine figures the third from below and the third from above
+    upper: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        found = list(values)
-        return cls(statistics.median(found), min(found), max(found))
+        found = sorted(values)
+        lower, median, upper = (
+            statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+        )
+        return cls(median, found[0], found[-1], lower, upper)
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,15 @@ def verdict(ratio: Spread) -> str:
     """A win or a loss only if every round says so."""
     if ratio.low > 1:
         return "win"
-    return "loss" if ratio.high < 1 else "no difference"
+    return "loss" if ratio.high < 1 else "undecided"
 
 
-def against_target(ratio: Spread, target: float) -> str:
-    """Whether the ratio reaches the target: in every round, in the median, or not."""
-    if ratio.low >= target:
-        return "met"
-    return "met by the median" if ratio.median >= target else "missed"
+def against_targets(ratio: Spread, target: float, quartile: float | None = None) -> str:
+    """Whether the median reaches its target, and the lower quartile its own if it has one."""
+    reached = "met" if ratio.median >= target else "missed"
+    if quartile is None:
+        return f"target {reached}"
+    return f"median {reached}, quartile {'met' if ratio.lower >= quartile else 'missed'}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

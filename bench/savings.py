@@ -33,7 +33,7 @@ PEERS = {
     show_default=True,
     help="Checkpoint; may be given several times.",
 )
-@effort_options
+@effort_options(seconds=1)
 def savings(names: tuple[str, ...], effort: Effort) -> None:
     """One UNet call of a guided picture of 512 px: the engine's against diffusers'.
 

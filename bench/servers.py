@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import httpx
 
-from bench.app import ROOT
+from bench.code import ROOT
 from imaged.catalogue import DEFAULT_SLUG
 from imaged.params import ImageParams
 

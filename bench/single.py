@@ -14,17 +14,19 @@ from bench.models import PIXELS, checkpoint
 from bench.rounds import compare, seconds_each
 from imaged.params import ImageParams
 
+TARGET, QUARTILE = 1.1, 1.0  # of the median and of the lower quartile
+
 
 @main.command()
 @model_option
-@effort_options
+@effort_options(rounds=9, seconds=4)
 def single(names: tuple[str, ...], effort: Effort) -> None:
     """One picture: our HTTP server against the diffusers pipeline without any server.
 
     From the submit of a v1 request to the bytes of the JPEG, against a call of
     StableDiffusionXLPipeline in this process and the same JPEG encoding: 25 steps of DPM++ 2M
-    Karras, guidance 7, 512 px. Every picture has a prompt of its own. The target is to be no
-    slower: a ratio of at least 1.
+    Karras, guidance 7, 512 px. Every picture has a prompt of its own. The targets: 1.1 times as
+    fast in the median of the rounds, and no slower at its lower quartile.
     """
     import torch
 
@@ -63,8 +65,8 @@ def _measure(name: str, effort: Effort) -> tuple[Row, dict[str, float]]:
             effort.rounds,
             name,
         )
-    row = Row.of(f"{name}: one picture", "s", "lower", "pipeline in process", pair, target=1.0)
-    return row, levels
+    what, peer_name = f"{name}: one picture", "pipeline in process"
+    return Row.of(what, "s", "lower", peer_name, pair, TARGET, QUARTILE), levels
 
 
 def request(n: int) -> ImageParams:

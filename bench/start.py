@@ -10,12 +10,14 @@ from pathlib import Path
 
 import click
 
-from bench.app import ROOT, Effort, effort_options, main
+from bench.app import Effort, effort_options, main
+from bench.code import ROOT
 from bench.figures import Row, publish
 from bench.rounds import Spread, compare
 
 PROMPT = "a red house by a blue lake, snowed mountains, sunset"
 STEPS = 20
+TARGET = 2.5
 IMPORTS = {
     "import of torch alone": "import torch",
     "imports of our engine": "from imaged.engine import engine, load; import imaged.cli",
@@ -24,13 +26,13 @@ IMPORTS = {
 
 
 @main.command()
-@effort_options
+@effort_options(rounds=7)
 def start(effort: Effort) -> None:
     """A cold process to its first picture: `imaged generate` against a plain script.
 
     Both make one picture of 512 px with 20 Euler steps and the shipped checkpoint `micro`; timed is
     the whole process, from its start to its exit (bench/peer_script.py is the script). Files
-    are in the page cache. The target is to take half the time: a ratio of at least 2.
+    are in the page cache. The target is a ratio of at least 2.5.
     """
     import torch
 
@@ -50,7 +52,7 @@ def start(effort: Effort) -> None:
             effort.rounds,
             "start",
         )
-    row = Row.of("start to first picture", "s", "lower", "plain script", pair, target=2.0)
+    row = Row.of("start to first picture", "s", "lower", "plain script", pair, TARGET)
     publish("start", effort, [row, *_imports(effort)], found, agreed)
 
 

@@ -32,9 +32,9 @@ PEER = "one at a time"
     help="Checkpoint; may be given twice.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(4, 10_000), default=80, show_default=True, help="In one trace."
+    "--jobs", type=click.IntRange(4, 10_000), default=40, show_default=True, help="In one trace."
 )
-@effort_options
+@effort_options()
 def waiting(names: tuple[str, ...], jobs: int, effort: Effort) -> None:
     """Short jobs among long ones: step-level batching against first come, first served.
 

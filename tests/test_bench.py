@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner
 
 from bench import app, figures, policies, report
-from bench.commands import main
+from bench.app import COMMANDS, main
+from bench.code import Tree
 from bench.figures import Figures, Row
 from bench.gpu_steps import flops
 from bench.models import SHAPES
@@ -23,7 +24,7 @@ from bench.policies import Arrival, at_once, batches, one_at_a_time
 from bench.rounds import (
     Pair,
     Spread,
-    against_target,
+    against_targets,
     compare,
     order,
     percentile,
@@ -63,31 +64,54 @@ def test_sides_take_turns() -> None:
 
 
 def test_a_drift_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verdict(compare(*drifting(), rounds=6).ratio("lower")) == "no difference"
+    assert verdict(compare(*drifting(), rounds=6).ratio("lower")) == "undecided"
     monkeypatch.setattr("bench.rounds.order", lambda rounds: ["AB"] * rounds)
     assert verdict(compare(*drifting(), rounds=6).ratio("lower")) == "win"  # the mutant is seen
 
 
 def test_ratios_are_formed_round_by_round() -> None:
     pair = Pair(ours=(1.0, 2.0, 4.0), peer=(3.0, 4.0, 4.0))
-    assert pair.ratio("lower") == Spread(2.0, 1.0, 3.0)
-    assert pair.ratio("higher") == Spread(0.5, 1 / 3, 1.0)
+    assert pair.ratio("lower") == Spread.of([3.0, 2.0, 1.0])
+    assert pair.ratio("higher") == Spread.of([1 / 3, 0.5, 1.0])
     assert order(3) == ["AB", "BA", "AB"]
+
+
+def test_spreads() -> None:
+    """Of nine figures the quartiles are the third from below and the third from above."""
+    assert Spread.of([5, 1, 9, 3, 7, 2, 8, 4, 6]) == Spread(5, 1, 9, lower=3, upper=7)
+    assert Spread.of([1, 2, 3, 4, 5]) == Spread(3, 1, 5, lower=2, upper=4)
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize(
     ("low", "median", "high", "word", "target"),
     [
-        (1.01, 1.6, 2.0, "win", "met by the median"),
-        (1.5, 1.6, 2.0, "win", "met"),
-        (1.0, 1.2, 2.0, "no difference", "missed"),
-        (0.5, 0.9, 1.0, "no difference", "missed"),
+        (1.01, 1.6, 2.0, "win", "met"),
+        (1.0, 1.2, 2.0, "undecided", "missed"),
+        (0.5, 0.9, 1.0, "undecided", "missed"),
         (0.5, 0.9, 0.99, "loss", "missed"),
     ],
 )
 def test_verdicts(low: float, median: float, high: float, word: str, target: str) -> None:
-    ratio = Spread(median, low, high)
-    assert (verdict(ratio), against_target(ratio, 1.5)) == (word, target)
+    ratio = Spread.of([low, median, high])
+    assert (verdict(ratio), against_targets(ratio, 1.5)) == (word, f"target {target}")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "reached"),
+    [
+        ([0.7, 0.8, 1.0, 1.1, 1.1, 1.2, 1.2, 1.3, 1.3], "median met, quartile met"),
+        ([0.7, 0.8, 0.9, 1.1, 1.1, 1.2, 1.2, 1.3, 1.3], "median met, quartile missed"),
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.2, 1.2, 1.3, 1.3], "median missed, quartile met"),
+    ],
+)
+def test_a_quartile_has_a_target_of_its_own(rounds: list[float], reached: str) -> None:
+    pair = Pair(tuple(1 / ratio for ratio in rounds), (1.0,) * 9)
+    cells = Row.of("thin: one", "s", "lower", "peer", pair, 1.1, 1.0).cells()
+    assert cells[-2] == ">= 1.1x, quartile >= 1x"
+    assert cells[-1].endswith(f", {reached}") and cells[-1].startswith("undecided") == (
+        min(rounds) <= 1
+    )
 
 
 def test_percentile_is_the_nearest_rank() -> None:
@@ -156,7 +180,7 @@ def test_a_trace_is_played_by_its_rule(nets: Any, policy: policies.Policy, most:
 
 def sample() -> Figures:
     row = Row.of("thin: one", "s", "lower", "peer", Pair((1.0, 2.0), (4.0, 4.0)), target=2.0)
-    bound = Row("a step", "ms", ours=Spread(20, 19, 21), limit=24.0)
+    bound = Row("a step", "ms", ours=Spread.of([20, 19, 21]), limit=24.0)
     missing = Row("thin: many", peer_name="server-async", note="no clone")
     points: list[dict[str, Any]] = [
         {"model": "thin", "load": load, "who": who, "rate": 1.0, "p95": 2.0, "short_p95": 1.0}
@@ -170,6 +194,7 @@ def sample() -> Figures:
         "python -m bench single",
         False,
         5,
+        Tree().code("single"),
         "2026-01-01 00:00 UTC",
         machine,
         limits,
@@ -197,38 +222,43 @@ def test_report_fills_the_places_and_nothing_else(build: Path, tmp_path: Path) -
     sample().write()
     read = Figures.read("single")
     assert read is not None and json.loads((build / "single.json").read_text())
-    text = report.fill(DOCUMENT, {"single": read}, tmp_path)
-    assert text == report.fill(text, {"single": read}, tmp_path)  # the same figures, the same text
+    text = report.fill(DOCUMENT, {"single": read}, tmp_path, Tree())
+    assert text == report.fill(text, {"single": read}, tmp_path, Tree())  # and so again
+    assert text == report.fill(text, {}, tmp_path, Tree())  # without new figures it keeps its own
     assert "old" not in text and "\nkept\n" in text
-    first = "| thin: one | s | 1.50 (1.00 to 2.00) | peer | 4.00 | 3.00 (2.00 to 4.00)x | >= 2x |"
-    assert f"{first} win, target met |" in text
-    assert "| a step | ms | 20.0 (19.0 to 21.0) |  |  |  | <= 24 | target met |" in text
-    assert "| thin: many |  | not measured | server-async |  |  |  | no clone |" in text
+    first = "| thin: one | s | 1.50 (1.00 to 2.00) | peer | 4.00 | 3.00 (2.00 to 4.00)x "
+    assert f"{first}| 2.50 to 3.50 | >= 2x | win, target met |" in text
+    assert "| a step | ms | 20.0 (19.0 to 21.0) |  |  |  |  | <= 24 | target met |" in text
+    assert "| thin: many |  | not measured | server-async |  |  |  |  | no clone |" in text
     assert text.count(report.NOT_MEASURED) == 1  # the GPU's
     assert (tmp_path / "pictures" / "load.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("short", [{"quick": True}, {"rounds": 4}])
-def test_figures_of_few_rounds_never_enter_the_document(tmp_path: Path, short: Any) -> None:
-    figures = Figures(**{**vars(sample()), **short})
-    text = report.fill(DOCUMENT, {"single": figures}, tmp_path)
-    assert text.count(report.NOT_MEASURED) == 2 and not list(tmp_path.rglob("*.png"))
+@pytest.mark.parametrize(("quick", "rounds"), [(True, 5), (False, 4), (False, 8)])
+def test_figures_of_few_rounds_never_enter_the_document(
+    tmp_path: Path, quick: bool, rounds: int
+) -> None:
+    row = replace(sample().rows[0], quartile=1.0 if rounds > 4 else None)
+    figures = replace(sample(), quick=quick, rounds=rounds, rows=[row])
+    text = report.fill(DOCUMENT, {"single": figures}, tmp_path, Tree())
+    assert "\nold\n" in text and not list(tmp_path.rglob("*.png"))
+    assert report.counts(replace(figures, quick=False, rounds=9))
 
 
 def test_the_document_has_a_place_for_every_benchmark() -> None:
-    places = {match[1] for match in report.PLACE.findall(documents())}
+    named = {place.name for place in report.places(documents())}
     parts = {f"gpu-{n}" for n in (0, 1, 3, 4, 5, 6, 7)}
     cpu = {"single", "crowd", "waiting", "start", "exact", "savings", "polls", "full", "recovery"}
-    assert places == cpu | parts
+    assert named == cpu | parts
 
 
 def test_commands_of_the_document_exist() -> None:
     page = (ROOT / "docs" / "prompts-and-schedulers.md").read_text()  # has a picture of it
     named = set(re.findall(r"python -m bench (\w+)", documents() + page))
-    assert named == set(main.commands)
+    assert named == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_teaches(command: str) -> None:
     words = [command, "--help"] if command else ["--help"]
     shown = CliRunner().invoke(main, words)

@@ -1,0 +1,111 @@
+"""Which code a figure is of: a digest of the files that count for it, and their commit."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVED = {"cli", "client"}
+CALLED = {"cli", "client", "gateway", "store", "worker"}
+#: Each benchmark, with the folders of `imaged` that do not count for it.
+LEFT_OUT = {
+    **dict.fromkeys(("single", "crowd", "recovery", "polls", "gpu"), SERVED),  # over HTTP
+    **dict.fromkeys(("waiting", "exact", "savings", "full"), CALLED),  # the engine is called
+    "start": {"client"},
+}
+#: Files of `bench` that count for every benchmark, as does each one's own.
+SHARED = {"agree", "ceiling", "models", "original_layout", "policies", "rounds", "servers"}
+SHARED |= {"peer", "peer_async", "peer_lock", "peer_polls", "peer_script"}
+#: Files of `bench` that measure nothing.
+SHOWING = {"__init__", "__main__", "all", "app", "check", "code", "figures", "report", "sigmas"}
+TOPS = ("imaged", "bench")
+DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Code:
+    """digest: of the files that count. commit: the one that has them as they are; empty if none."""
+
+    digest: str = ""  # empty: not known
+    commit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.digest} {f'of commit {self.commit}' if self.commit else 'not committed'}"
+
+
+class Tree:
+    """A working tree as it was at one time: the digest of every file that may count."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        found = sorted(path for top in TOPS for path in (root / top).rglob("*"))
+        self._files = {
+            path.relative_to(root).as_posix(): _digest(path.read_bytes())
+            for path in found
+            if path.is_file() and path.suffix != ".pyc"
+        }
+
+    def code(self, benchmark: str) -> Code:
+        """What a benchmark would measure now."""
+        mine = [path for path in self._files if counts(benchmark, path)]
+        lines = "".join(f"{path} {self._files[path]}\n" for path in mine)
+        changed = [path for path in self._uncommitted if counts(benchmark, path)]
+        return Code(_digest(lines.encode()), "" if changed else self._head)
+
+    def stale(self, benchmark: str, code: Code) -> str:
+        """What to say of figures of this code; nothing if it is what the tree has."""
+        if not code.digest:
+            return "measured on older code, it is not known which"
+        if code.digest == self.code(benchmark).digest:
+            return ""
+        changed = [path for path in self._since(code.commit) if counts(benchmark, path)]
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        names = ", ".join(changed[:3]) or "it is not known where"
+        return f"measured on code that has changed since: {names}{more}"
+
+    @cached_property
+    def _head(self) -> str:
+        return self._git("rev-parse", f"--short={DIGITS}", "HEAD").strip()
+
+    @cached_property
+    def _uncommitted(self) -> list[str]:
+        return self._names("status", "--porcelain", "--untracked-files=all", cut=3)
+
+    def _since(self, commit: str) -> list[str]:
+        return self._names("diff", "--name-only", commit) if commit else []
+
+    def _names(self, *words: str, cut: int = 0) -> list[str]:
+        answer = self._git(*words, "--no-renames", "-z", "--", *TOPS)
+        return [name[cut:] for name in answer.split("\0") if name]
+
+    def _git(self, *words: str) -> str:
+        """What git says; nothing where there is no git, or this is no repository's root."""
+        if not (self._root / ".git").exists():
+            return ""
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=self._root, capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return ""
+        return done.stdout if done.returncode == 0 else ""
+
+
+def counts(benchmark: str, path: str) -> bool:
+    """Whether a file's content may change what the benchmark (or a section of it) finds."""
+    name = benchmark.split("-")[0]
+    top, *between, file = PurePosixPath(path).parts
+    if file.endswith(".md"):
+        return False
+    if top == "imaged":
+        return not between or between[0] not in LEFT_OUT[name]
+    stem = file.removesuffix(".py")
+    return top == "bench" and (stem in SHARED or stem == name or stem.startswith(f"{name}_"))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
