@@ -1,6 +1,7 @@
 """Every command: importing this adds them to `main`."""
 
 from bench import (  # noqa: F401 (adds commands)
+    bf16,
     crowd,
     exact,
     full,
