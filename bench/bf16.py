@@ -20,8 +20,8 @@ PIXELS, FACTOR = 512, 8  # of SDXL's VAE
 NARROW = {
     f"sdxl/{part}": replace(
         SHAPES["full"],
-        channels=tuple(width // part for width in SHAPES["full"].channels),
-        heads=tuple(max(1, heads // part) for heads in SHAPES["full"].heads),
+        channels=(320 // part, 640 // part, 1280 // part),
+        heads=(max(1, 5 // part), 10 // part, 20 // part),
     )
     for part in (10, 5, 2)
 }
@@ -49,7 +49,7 @@ def bf16(names: tuple[str, ...], effort: Effort) -> None:
     from bench.ceiling import ceilings
 
     torch.set_num_threads(effort.threads)
-    found = {}
+    found: dict[str, float] = {}
     for kind in (torch.float32, torch.bfloat16):
         found |= ceilings(torch.device("cpu"), kind)
     rows: list[Row] = []
@@ -80,14 +80,14 @@ def unet_of(name: str) -> Any:
         return load(MICRO, torch.device("cpu")).unet
     shape: Shape = NARROW.get(name) or SHAPES[name]
     torch.manual_seed(SEED)
-    net = UNetModel(UNetConfig.read(shape.unet())).eval().requires_grad_(False)
-    return net.to(memory_format=torch.channels_last)
+    net: Any = UNetModel(UNetConfig.read(shape.unet()))
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _in_bf16(net: Any) -> Any:
     """Beside the first, weight by weight: a copy in float32 would be a third of the memory more."""
     with torch.device("meta"):
-        other = type(net)(net.config)
+        other: Any = type(net)(net.config)
     halves = {name: weight.bfloat16() for name, weight in net.state_dict().items()}
     other.load_state_dict(halves, assign=True)
     return other.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -130,7 +130,9 @@ def apart(name: str, steps: int) -> dict[str, float]:
     drawn = []
     for nets in (plain, replace(plain, unet=_in_bf16(plain.unet), **texts)):
         engine = Engine(nets, previews=False)
-        for n, prompt in enumerate(("a red house by a blue lake", "a boat", "a woman, snow", "dawn")):
+        for n, prompt in enumerate(
+            ("a red house by a blue lake", "a boat", "a woman, snow", "dawn")
+        ):
             engine.submit(
                 str(n),
                 ImageParams(
@@ -140,7 +142,7 @@ def apart(name: str, steps: int) -> dict[str, float]:
         outcomes = []
         while not engine.idle:
             outcomes += engine.tick()
-        levels = b"".join(o.pictures[0].rgb for o in sorted(outcomes, key=lambda o: o.job_id))
-        drawn.append(torch.frombuffer(bytearray(levels), dtype=torch.uint8).float())
+        rgb = b"".join(o.pictures[0].rgb for o in sorted(outcomes, key=lambda o: o.job_id))
+        drawn.append(torch.frombuffer(bytearray(rgb), dtype=torch.uint8).float())
     levels = (drawn[0] - drawn[1]).abs()
     return {f"{name}, mean": float(levels.mean()), f"{name}, largest": float(levels.max())}

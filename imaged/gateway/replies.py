@@ -22,7 +22,7 @@ from imaged.store import blobs
 from imaged.store.limits import Share
 
 #: What made a picture, as results name it (worker/deliver.py).
-STAMP = ("checkpoint", "determinism", "engine", "device")
+STAMP = ("checkpoint", "determinism", "engine", "device", "dtype")
 WIRE = {State.CANCELLED: State.FAILED, State.PARKED: State.PROCESSING}
 #: What a checker has done when a job that was begun failed for this reason (worker/check.py).
 CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}

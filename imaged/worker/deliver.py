@@ -93,6 +93,7 @@ class Delivery:
             **asdict(stamp),
             **({"determinism": "close"} if job.draft and job.draft.varied else {}),
             "engine": __version__,
+            "dtype": outcome.maker.dtype if outcome.maker else None,
             "checked": self._check is not None,
             **self._reports(job, weights),
         }
