@@ -55,21 +55,25 @@ def bf16(names: tuple[str, ...], effort: Effort) -> None:
     rows: list[Row] = []
     agreement: dict[str, float] = {}
     for name in names:
-        plain = unet_of(name)
-        size = sum(weight.numel() for weight in plain.parameters()) / 1e6
-        halves, full = (step(net) for net in (_in_bf16(plain), plain))
-        halves(), full()  # warm
-        pair = compare(
-            each_round(seconds_each, halves, effort.seconds),
-            each_round(seconds_each, full, effort.seconds),
-            effort.rounds,
-            f"{name}, {size:.3g} M",
-        )
-        what = f"{name}, {size:.3g} M parameters"
-        rows.append(Row.of(what, "s", "lower", "float32", pair))
+        rows.append(compared(name, effort))
     for name in (n for n in names if n in PICTURES):
         agreement |= apart(name, effort.choose(20, 2))
     publish("bf16", effort, rows, found, agreement)
+
+
+def compared(name: str, effort: Effort) -> Row:
+    plain = unet_of(name)
+    size = sum(weight.numel() for weight in plain.parameters()) / 1e6
+    halves, full = (step(net) for net in (_in_bf16(plain), plain))
+    halves(), full()  # warm
+    what = f"{name}, {size:.3g} M parameters"
+    pair = compare(
+        each_round(seconds_each, halves, effort.seconds),
+        each_round(seconds_each, full, effort.seconds),
+        effort.rounds,
+        what,
+    )
+    return Row.of(what, "s", "lower", "float32", pair)
 
 
 def unet_of(name: str) -> Any:

@@ -282,8 +282,9 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
         "x-output-metadata": json.dumps({**shape, "images": len(images)}),
         "x-output-urls": " ".join(links.file(job, image["name"]) for image in images),
         **{
-            f"x-{name}": quote(str(job.result.get(name)), safe=" ()[]+,")  # headers are latin-1
+            f"x-{name}": quote(str(job.result[name]), safe=" ()[]+,")  # headers are latin-1
             for name in STAMP
+            if name in job.result  # results of before have no dtype
         },
     }
 
