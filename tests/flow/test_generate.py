@@ -107,7 +107,8 @@ def test_a_picture_is_made_again_in_the_types_of_its_receipt(tmp_path: Path) -> 
     for dtype in ("bf16", "fp32"):
         toml.write_text(
             f'[model.own]\ncheckpoint = "{MICRO}"\ncpu_dtype = "{dtype}"\n[model.own.parameters]\n'
-            "img_width = { low = 256 }\nimg_height = { low = 256 }\nnum_inference_steps = { low = 4 }\n"
+            "img_width = { low = 256 }\nimg_height = { low = 256 }\n"
+            "num_inference_steps = { low = 4 }\n"
         )
         imaged("models", "sync", str(toml), *where)
         path = str(tmp_path / f"{dtype}.png")

@@ -322,12 +322,13 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
 
 def second_try(nets: Any) -> tuple[Engine, dict[int, bytes]]:
     """An engine amid the second try of a job, and the job's states there."""
-    engine = Engine(nets, previews=False)
+    engine = engine_of(nets, previews=False)
     engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
     engine.tick()
     [job] = engine._jobs.values()
     while not all(r.precise and r.call >= 2 for r in job.runs):
         assert engine.tick() == []
+    assert not any(r.done for r in job.runs)
     return engine, engine.states("x")
 
 
@@ -354,11 +355,10 @@ def test_a_second_try_without_memory_fails_alone(
     engine, states = second_try(halves)
     monkeypatch.setattr("imaged.engine.engine.in_float32", full)
     if when == "it is resumed":
-        engine = Engine(halves, previews=False)
+        engine = engine_of(halves, previews=False)
         course = Course(states=states)
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, course)
     engine._precise = None
-    engine._meter = engine_of(nets)._meter
     halves.unet.conv_out = halves.unet.conv_out.net  # the other one's
     engine.submit("y", replace(SMALL, num_inference_steps=4))
     ends = {o.job_id: o.error and o.error.code for o in run(engine)}
