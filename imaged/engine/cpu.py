@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 #: UNet parameters from which on bfloat16 pays where the CPU has it (decision 27).
-PAYS = 30_000_000
+PAYS = 50_000_000
 #: Flags of CPUs whose bfloat16 was measured. Others, of ARM among them, are taken to have none.
 FLAGS = ("avx512_bf16", "amx_bf16")
 #: Values of ONEDNN_MAX_CPU_ISA that forbid them: oneDNN then converts to float32 and back.
