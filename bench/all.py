@@ -39,7 +39,7 @@ def everything(without: tuple[str, ...], diffusers: Path | None, threads: int, q
 
     Each is the command of its name with its own defaults, in a process of its own. What they need
     is looked for before the first begins. One that fails is named at the end, and leaves the
-    others alone. `full`, which wants 24 GB of memory, and `gpu` are not among them.
+    others alone. `full` and `bf16`, which want 24 GB of memory, and `gpu` are not among them.
     """
     parts = [part for part in PARTS if part not in without]
     if lacks := missing(parts, diffusers):
@@ -56,7 +56,7 @@ def everything(without: tuple[str, ...], diffusers: Path | None, threads: int, q
         click.echo(f"== {n} of {len(parts)}: {part} {result} after {span(started)}", err=True)
     if not quick and subprocess.run(words("report"), cwd=ROOT, check=False).returncode:
         failed.append("report")
-    left_out = ", ".join(("full", "gpu", *without))
+    left_out = ", ".join(("full", "bf16", "gpu", *without))
     click.echo(f"== all of it took {span(began)}; left out: {left_out}", err=True)
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")

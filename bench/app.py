@@ -16,7 +16,19 @@ from bench.code import ROOT, Tree
 BUILD = ROOT / "build" / "bench"
 #: Each in the file of its name.
 COMMANDS = (
-    *("all", "check", "crowd", "exact", "full", "gpu", "models", "polls", "recovery", "report"),
+    *(
+        "all",
+        "bf16",
+        "check",
+        "crowd",
+        "exact",
+        "full",
+        "gpu",
+        "models",
+        "polls",
+        "recovery",
+        "report",
+    ),
     *("savings", "sigmas", "single", "start", "waiting"),
 )
 

@@ -14,7 +14,9 @@ CALLED = {"cli", "client", "gateway", "store", "worker"}
 #: Each benchmark, with the folders of `imaged` that do not count for it.
 LEFT_OUT = {
     **dict.fromkeys(("single", "crowd", "recovery", "polls", "gpu"), SERVED),  # over HTTP
-    **dict.fromkeys(("waiting", "exact", "savings", "full"), CALLED),  # the engine is called
+    **dict.fromkeys(
+        ("waiting", "exact", "savings", "full", "bf16"), CALLED
+    ),  # the engine is called
     "start": {"client"},
 }
 #: Files of `bench` that count for every benchmark, as does each one's own.

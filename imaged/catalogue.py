@@ -15,6 +15,7 @@ MICRO = Path(__file__).parent / "checkpoints" / "micro"
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 MICROS = 1_000_000  # micro-dollars in a dollar
 DTYPES = ("fp32", "bf16", "fp16")  # that weights may be held in
+CPU_DTYPES = ("fp32", "bf16")  # with bf16 the VAE stays fp32
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learnt to predict
 STANDARD_PRICE = 8_000  # micro-dollars for 1024 x 1024 at 25 UNet calls
 
@@ -29,6 +30,7 @@ class Weights:
     prediction: str = ""  # of PREDICTIONS; empty: what the files say
     zero_snr: bool | None = None  # the training's noise ended in noise alone; None: likewise
     sha256: str = ""  # of the files when they were added; empty: never found
+    cpu_dtype: str = ""  # of CPU_DTYPES: what suits a CPU, as was found when they were added
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imaged.catalogue import (
+    CPU_DTYPES,
     DTYPES,
     MICRO,
     MICROS,
@@ -25,7 +26,7 @@ from imaged.params import KNOBS, WIDEST, Knob, read_params
 SHIPPED = Path(__file__).parent / "models.toml"
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("title", "description", "licence", "checkpoint", "vae"), str),
-    **dict.fromkeys(("dtype", "prediction", "sha256"), str),
+    **dict.fromkeys(("dtype", "cpu_dtype", "prediction", "sha256"), str),
     "price": (int, float),
     "zero_snr": bool,
     "parameters": dict,
@@ -99,7 +100,11 @@ def _check(slug: str, table: Table) -> None:
     for name, value in table.items():
         if not isinstance(value, FIELDS[name]) or (isinstance(value, bool) and name != "zero_snr"):
             raise CommandError(f"{slug}: {name} is of the wrong type")
-    for name, allowed in (("dtype", DTYPES), ("prediction", PREDICTIONS)):
+    for name, allowed in (
+        ("dtype", DTYPES),
+        ("cpu_dtype", CPU_DTYPES),
+        ("prediction", PREDICTIONS),
+    ):
         if table.get(name, "") not in ("", *allowed):
             raise CommandError(f"{slug}: {name} should be one of {', '.join(allowed)}")
     if not 0 < table.get("price", 1) <= 1000:
@@ -118,6 +123,7 @@ def _weights(table: Table) -> Weights:
         table.get("prediction", ""),
         table.get("zero_snr"),
         table.get("sha256", ""),
+        table.get("cpu_dtype", ""),
     )
 
 

@@ -249,6 +249,7 @@ def test_the_document_has_a_place_for_every_benchmark() -> None:
     named = {place.name for place in report.places(documents())}
     parts = {f"gpu-{n}" for n in (0, 1, 3, 4, 5, 6, 7)}
     cpu = {"single", "crowd", "waiting", "start", "exact", "savings", "polls", "full", "recovery"}
+    cpu |= {"bf16"}
     assert named == cpu | parts
 
 

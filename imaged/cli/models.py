@@ -16,7 +16,8 @@ from imaged.cli.app import Dollars, data_option, find_model, main, store
 from imaged.errors import CommandError
 
 #: What of a table belongs to its files: it stays where a models.toml names no checkpoint.
-OF_FILES = ("checkpoint", "vae", "dtype", "prediction", "zero_snr")
+OF_FILES = ("checkpoint", "vae", "dtype", "cpu_dtype", "prediction", "zero_snr")
+HELD_AS = {"fp32": "fp32", "bf16": "bf16, the VAE fp32"}
 
 
 @main.group()
@@ -67,6 +68,7 @@ def _said(model: Model) -> str:
         "SHA-256": weights.sha256,
         "VAE": weights.vae,
         "dtype": weights.dtype,
+        "dtype on a CPU": "" if weights.dtype else HELD_AS.get(weights.cpu_dtype),
         "prediction": weights.prediction,
         "zero terminal SNR": {None: "", True: "yes", False: "no"}[weights.zero_snr],
         "licence": model.licence,
@@ -90,8 +92,8 @@ def _said(model: Model) -> str:
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="Type of the weights in memory; with fp16 the VAE stays fp32  "
-    "[default: fp32 on the CPU; on a GPU bf16, or fp16 where it has no bf16]",
+    help="Type of the weights in memory; with fp16 the VAE stays fp32  [default: fp32 on a CPU, or "
+    "bf16 and the VAE fp32 where it has bf16 and the UNet is large; on a GPU bf16, or fp16]",
 )
 @click.option(
     "--prediction",
@@ -127,7 +129,7 @@ def models_add(
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
     with store(data) as (_, db):  # before what takes long: it may be that nothing can be kept
-        entry = _checked(slug, {**offers.shipped(slug), **given})
+        entry = _checked(slug, _suited(slug, {**offers.shipped(slug), **given}))
         with db.write() as connection:
             model = table.add(connection, slug, entry, time.time())
             loads.forget(connection, model.weights)
@@ -157,14 +159,41 @@ def models_sync(file: Path | None, data: Path | None) -> None:
             before = dict(known.get(slug, {}))
             kept = {k: v for k, v in before.items() if k in OF_FILES and "checkpoint" not in said}
             entry = {**offers.shipped(slug), **kept, **said}
+            same = slug in known and _of_files(before) == _of_files(entry)
+            if same and "cpu_dtype" in before:
+                entry.setdefault("cpu_dtype", before["cpu_dtype"])
             digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
             if before == entry and digest and wanted in ("", digest):
                 click.echo(f"{slug} is as it was")
                 continue
+            if not same:
+                entry = _suited(slug, entry)
             entry = _checked(slug, {**entry, "sha256": wanted})
             with db.write() as connection:
                 table.add(connection, slug, entry, time.time())
             click.echo(f"{slug} is served from {entry.get('checkpoint', 'micro')}")
+
+
+def _of_files(entry: Mapping[str, Any]) -> list[Any]:
+    """What a table says of its files, but for what was found out of them."""
+    return [entry.get(name) for name in OF_FILES if name != "cpu_dtype"]
+
+
+def _suited(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """With the type that a CPU should hold the weights in, where nothing is said and this machine
+    would use one. From then on it is the same on every machine; micro, as it comes, is in float32.
+    """
+    from imaged.engine.cpu import Cpu, suited
+    from imaged.engine.load import best_device, numbers
+
+    weights = offers.model(slug, entry).weights
+    said = weights.dtype or weights.cpu_dtype
+    if said or weights.checkpoint == MICRO or best_device().type != "cpu":
+        return dict(entry)
+    dtype, reason = suited(numbers(weights)["unet"], Cpu.here())
+    other = " (--dtype fp32 for float32)" if dtype == "bf16" else " (--dtype bf16 for all in bf16)"
+    click.echo(f"in {HELD_AS[dtype]}: {reason}{other}", err=True)
+    return {**entry, "cpu_dtype": dtype}
 
 
 def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -25,14 +24,16 @@ from imaged.engine.exact import Buckets, fit
 from imaged.engine.load import Nets
 from imaged.engine.lora import NONE, Loras
 from imaged.engine.memory import is_full
+from imaged.engine.nets.layers import ALONE
 from imaged.engine.outcome import Outcome, Progress, as_failure
 from imaged.engine.plan import plan_images
+from imaged.engine.precise import in_float32
 from imaged.engine.preview import Map, Preview
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
-from imaged.engine.state import WHOLE, Course, Maker, pack, resume
+from imaged.engine.state import WHOLE, Course, Maker, pack, read, resume
 from imaged.engine.unet import Unet
-from imaged.errors import JobFailed, StateRefused
+from imaged.errors import JobFailed
 from imaged.params import ImageParams, without_loras
 from imaged.schedulers import calls_before
 
@@ -192,9 +193,17 @@ class Engine:
         """Whether a call of this picture's shape may have so many rows."""
         if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
+        if not self.exact:
+            return True
+        try:
+            unet = self._unet(run)
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            return False  # it goes alone, and its own call says that it does not fit
         example = (run.history[0], run.times[-1], run.kept[-1])
-        unet = self._unet(run)
-        return not self.exact or self._buckets.allow(unet, run.kind, rows, example)
+        paired = run.rows == ALONE and rows % ALONE == 0  # so it was when there was one less
+        return self._buckets.allow(unet, run.kind, rows, example, paired)
 
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
@@ -271,23 +280,16 @@ class Engine:
         runs = []
         for k in course.samples or range(len(plans)):
             run = Run(job_id, plans[k], texts, loras, key, now, sample=k, rest_at=rest_at)
-            run.start(self.unet, kept)
-            if k in course.states or course.varied:
-                self._resume(run, course.states.get(k, b""), varied=course.varied)
+            run.varied = course.varied
+            saved = read(run, course, self._maker(run))
+            run.precise = saved is not None and saved.precise
+            run.start(self._unet(run), {} if run.precise else kept)
+            if saved is not None:
+                resume(run, saved)
+            if run.done:
+                self._decode(run)
             runs.append(run)
         return runs
-
-    def _resume(self, run: Run, state: bytes, *, varied: bool) -> None:
-        """Go on from a state; from the start if it is refused, where that gives the same."""
-        run.varied = varied
-        try:
-            resume(run, state, self._maker(run))
-        except StateRefused as error:
-            if varied:
-                raise
-            log.warning("job %s begins anew: %s", run.job_id, error.detail)
-        if run.done:
-            self._decode(run)
 
     # -- from latents to pictures ---------------------------------------------------------------
 
@@ -388,9 +390,7 @@ class Engine:
     def _in_float32(self) -> tuple[Unet, Any, Loras]:
         if self._precise is None:
             self._loras.use(NONE)  # else the copy would have them for good
-            unet = copy.deepcopy(self.nets.unet).float()
-            vae = copy.deepcopy(self.nets.vae).float()
-            self._precise = Unet(unet), vae, Loras({"unet": unet}, self._folder)
+            self._precise = in_float32(self.nets, self._folder)
         return self._precise
 
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:

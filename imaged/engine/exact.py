@@ -1,15 +1,22 @@
 """Row counts that give each row the same bits, so that company does not change a picture.
 
-With the number of rows in a call fixed, a row's result depends neither on its neighbours nor on
-where it stands; with another number of rows the libraries may sum in another order. Which counts
-sum alike is a fact of device, threads and shape, so it is found out here, once for each shape, by
-comparing bits; where single layers are to blame, they compute two rows at a time (decision 13).
+With the number of rows in a call fixed, a row's result does not depend on its neighbours; with
+another number of rows the libraries may sum in another order. Which counts sum alike is a fact of
+device, threads and shape, so it is found out here, once for each shape, by comparing bits; where
+single layers are to blame, they compute two rows at a time (decision 13).
+
+What is compared are calls of many rows with calls of two, so every place of a call is known to have
+the bits of its place in a pair, the first or the second. A guided picture's two rows stand on a
+first and a second place alone, and beside others like it: more need not be known. A picture of one
+row stands alone on a first place, in company perhaps on a second, and moves those behind it by one.
+Such pictures share calls only where a pair whose rows change places gives the same bits.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Hashable
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,28 +27,46 @@ from imaged.engine.unet import Unet
 BUCKETS = (2, 4, 8, 16)
 AGAIN_S = 60.0  # after a trial for which there was no memory, from when on there may be
 ENOUGH = 10_000  # values that have to be equal: a few could agree by luck
+#: So many times as many in bfloat16 and float16: their rounding hides what a sum in another order
+#: changes, but for one value in 15,000 to 50,000 (of float32's every second or fourth shows it).
+ROUNDED = 32
 
 
 class Buckets:
     """Which row counts exact pictures may share."""
 
     def __init__(self) -> None:
-        self._agree: dict[tuple[Hashable, int], bool] = {}
+        #: By shape and rows; under ALONE whether the two places of a pair do.
+        self._agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
+        self._agree = WeakKeyDictionary()
         self._full: dict[tuple[Hashable, int], float] = {}  # when there was no memory for a trial
         self.tried = False  # one trial is enough between two calls: it takes several
 
     def allow(
-        self, unet: Unet, shape: Hashable, rows: int, example: tuple[torch.Tensor, ...]
+        self,
+        unet: Unet,
+        shape: Hashable,
+        rows: int,
+        example: tuple[torch.Tensor, ...],
+        paired: bool = True,
     ) -> bool:
         """Whether a call of so many rows, padded to its bucket, changes nothing. Not before it
         was tried, which is done once while `tried` is false.
 
-        `example`: x (C, h, w), times (E,) and texts (T,) of one row of this shape.
+        `example`: x (C, h, w), times (E,) and texts (T,) of one row of this shape. `paired`: every
+        picture has two rows, and so has its places.
         """
         bucket = fit(rows)
-        if bucket > ALONE and (shape, bucket) not in self._agree and not self.tried:
+        needed = ([] if paired else [ALONE]) + ([bucket] if bucket > ALONE else [])
+        return all(self._agrees(unet, shape, count, example) for count in needed)
+
+    def _agrees(
+        self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
+    ) -> bool:
+        found = self._agree.setdefault(unet, {})
+        if (shape, bucket) not in found and not self.tried:
             self._try(unet, shape, bucket, example)
-        return bucket == ALONE or self._agree.get((shape, bucket), False)
+        return found.get((shape, bucket), False)
 
     def _try(
         self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
@@ -51,7 +76,7 @@ class Buckets:
             return
         self.tried = True
         try:
-            self._agree[shape, bucket] = agrees(unet, bucket, example) or (
+            self._agree[unet][shape, bucket] = agrees(unet, bucket, example) or (
                 unet.settle(*_noises(bucket, example)) and agrees(unet, bucket, example)
             )
         except (RuntimeError, MemoryError) as error:
@@ -67,13 +92,19 @@ def fit(rows: int) -> int:
 
 @torch.inference_mode()
 def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool:
-    """Whether a call of `rows` rows gives the bits of calls of two, on noise like the example."""
-    compared = 0
-    while compared < ENOUGH:
+    """Whether a call of `rows` rows gives the bits of calls of two, and one of two rows the bits of
+    itself with its rows exchanged, on noise like the example.
+    """
+    compared, enough = 0, ENOUGH * (1 if unet.dtype == torch.float32 else ROUNDED)
+    while compared < enough:
         batch = _noises(rows, example, seed=rows + compared)
         whole = unet(*batch)
-        pairs = [unet(*(part[at : at + ALONE] for part in batch)) for at in range(0, rows, ALONE)]
-        if not torch.equal(whole, torch.cat(pairs)):
+        if rows == ALONE:
+            again = unet(*(part.flip(0) for part in batch)).flip(0)
+        else:
+            starts = range(0, rows, ALONE)
+            again = torch.cat([unet(*(part[at : at + ALONE] for part in batch)) for at in starts])
+        if not torch.equal(whole, again):
             return False
         compared += whole.numel()
     return True

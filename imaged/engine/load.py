@@ -10,6 +10,7 @@ after the other, so that there is never a second copy of the weights.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,18 @@ from safetensors import SafetensorError
 from imaged.catalogue import MICRO, Weights
 from imaged.checkpoint import read_json, scheduler_config
 from imaged.checkpoint import tokenizers as read_tokenizers
+from imaged.engine.cpu import Cpu
 from imaged.engine.folder import TABLES, Part, folder_files, read_folder, read_part
 from imaged.engine.memory import is_full
 from imaged.engine.nets.text import ProjectingTextEncoder, TextConfig, TextEncoder
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.nets.vae import VAE, VAEConfig
-from imaged.engine.single_file import read_single_file, read_vae
+from imaged.engine.single_file import PARTS, read_single_file, read_vae
 from imaged.errors import CheckpointRefused
 from imaged.files import Header, digest
 from imaged.prompt.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 # What the libraries raise on files that are damaged or are something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
@@ -103,6 +108,8 @@ def load(
     """
     weights = Weights(weights) if isinstance(weights, Path) else weights
     device = device or best_device()
+    if device.type == "cpu" and _dtypes(weights, device)[0] == torch.bfloat16:
+        _slowly(weights.checkpoint.name)
     try:
         files = _files(weights)
         with _digested(files) as found:
@@ -126,12 +133,26 @@ def size(weights: Weights, device: torch.device) -> int:
     """Bytes that a checkpoint will take on a device, told from its files' headers; raises
     CheckpointRefused. A little more than it will be: not all that files carry is used.
     """
-    dtype = DTYPES[weights.dtype] if weights.dtype else best_dtype(device)
-    numbers = 0
-    for path in _files(weights).values():
-        if path.suffix not in TABLES:
-            numbers += sum(math.prod(shape) for shape in Header.read(path).shapes.values())
-    return numbers * dtype.itemsize
+    dtype, of_vae = _dtypes(weights, device)
+    return sum(
+        count * (of_vae if part == "vae" else dtype).itemsize
+        for part, count in numbers(weights).items()
+    )
+
+
+def numbers(weights: Weights) -> dict[str, int]:
+    """How many numbers a checkpoint's files hold of the UNet, of VAEs and of all else, told from
+    their headers; raises CheckpointRefused.
+    """
+    found = dict.fromkeys(("unet", "vae", "texts"), 0)
+    for name, path in _files(weights).items():
+        folder = name.rpartition("/")[0]
+        shapes = {} if path.suffix in TABLES else Header.read(path).shapes
+        for key, shape in shapes.items():
+            prefixes = (("unet", PARTS["unet"][0]), ("vae", PARTS["vae"][0]))
+            parts = (part for part, its in prefixes if folder == part or key.startswith(its))
+            found[next(parts, "texts")] += math.prod(shape)
+    return found
 
 
 def memory(device: torch.device) -> int:
@@ -168,7 +189,7 @@ def _files(weights: Weights) -> dict[str, Path]:
 
 
 def _load(weights: Weights, device: torch.device, show: bool) -> Nets:
-    checkpoint = weights.checkpoint
+    checkpoint, (dtype, vae_dtype) = weights.checkpoint, _dtypes(weights, device)
     index: dict[str, Any] = {}
     vae = _vae(weights.vae)
     if checkpoint.is_dir():
@@ -180,7 +201,8 @@ def _load(weights: Weights, device: torch.device, show: bool) -> Nets:
         parts,
         tokenizers=checkpoint,
         device=device,
-        dtype=DTYPES[weights.dtype] if weights.dtype else best_dtype(device),
+        dtype=dtype,
+        vae_dtype=vae_dtype,
         scheduler_config=scheduler_config(weights),
         force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
         show=show,
@@ -203,9 +225,32 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has else torch.float16
 
 
+def _dtypes(weights: Weights, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """Of UNet and text encoders, and of the VAE."""
+    if device.type == "cpu" and not weights.dtype and weights.cpu_dtype:
+        return DTYPES[weights.cpu_dtype], torch.float32
+    dtype = DTYPES[weights.dtype] if weights.dtype else best_dtype(device)
+    return dtype, _vae_dtype(dtype)
+
+
+def as_made(weights: Weights, dtypes: str) -> Weights:
+    """The same weights in the types that a receipt names; a CPU can hold them in any of these."""
+    if dtypes == "bfloat16 and float32":
+        return replace(weights, dtype="", cpu_dtype="bf16")
+    kinds = {str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()}
+    return replace(weights, dtype=kinds.get(dtypes.split(" and ")[0], weights.dtype))
+
+
 def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
     """SDXL's VAE overflows in float16: its pictures would be black."""
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+@cache
+def _slowly(name: str) -> None:
+    """Say once that another machine would do this faster."""
+    if not Cpu.here().has_bf16:
+        log.warning("%s is in bfloat16, which this CPU does not compute in itself: slow", name)
 
 
 def assemble(
@@ -214,6 +259,7 @@ def assemble(
     tokenizers: Path,
     device: torch.device,
     dtype: torch.dtype,
+    vae_dtype: torch.dtype | None = None,
     scheduler_config: Mapping[str, Any] | None = None,
     force_zeros: bool = True,
     show: bool = False,
@@ -237,7 +283,7 @@ def assemble(
     with _bar(size, show) as done:
         for part, (_, cls) in NETS.items():
             with _named(part):
-                kind = _vae_dtype(dtype) if part == "vae" else dtype
+                kind = (vae_dtype or _vae_dtype(dtype)) if part == "vae" else dtype
                 nets[part] = cls.build(configs[part], tensors[part], device, kind, done)
     for part in ("unet", "vae"):
         nets[part].to(memory_format=torch.channels_last)

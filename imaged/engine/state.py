@@ -92,26 +92,57 @@ def pack(run: Run, maker: Maker) -> bytes:
     return packed
 
 
-def resume(run: Run, content: bytes, maker: Maker) -> None:
-    """Bring a picture that has just been started to where a state was taken; raises StateRefused
-    for a state of another picture or another maker, and for what is none.
+@dataclass(frozen=True)
+class Saved:
+    """A state that may go on: the last latent, where all calls are made, or their outputs so far.
+    `precise`: it is of a second try, in float32.
+    """
+
+    content: torch.Tensor
+    whole: bool
+    precise: bool
+
+
+def read(run: Run, course: Course, maker: Maker) -> Saved | None:
+    """Where a picture goes on that has not been started yet: its state decides what with. None for
+    the start. A state of another picture or another maker, or what is none, is refused: then it
+    begins anew, if that gives the same; raises StateRefused where it does not.
 
     One that goes on as another request does so on any device: its last bits are not promised.
     """
+    if run.sample not in course.states and not run.varied:
+        return None
+    try:
+        return _saved(course.states.get(run.sample, b""), run, maker)
+    except StateRefused as error:
+        if run.varied:
+            raise
+        log.warning("job %s begins anew: %s", run.job_id, error.detail)
+        return None
+
+
+def _saved(content: bytes, run: Run, maker: Maker) -> Saved:
     said, tensors = _read(content)
     if said.get("format") != FORMAT:
         raise StateRefused("it is of another format")
     for name, value in {**asdict(maker), "seed": str(run.plan.seed)}.items():
         if said.get(name) != value and not (run.varied and name in PLACE):
             raise StateRefused(f"it was made with {SAID[name]}")
-    run.precise = said.get("precise") == "yes"
-    shape, latent, outputs = run.plan.latent_shape, tensors.get("latent"), tensors.get("outputs")
+    shape, precise = run.plan.latent_shape, said.get("precise") == "yes"
+    latent, outputs = tensors.get("latent"), tensors.get("outputs")
     if latent is not None and latent.shape == shape:
-        run.finish(latent)
-    elif outputs is None or outputs.shape[1:] != shape or len(outputs) > run.plan.table.calls:
+        return Saved(latent, whole=True, precise=precise)
+    if outputs is None or outputs.shape[1:] != shape or len(outputs) > run.plan.table.calls:
         raise StateRefused("it is of a picture of another size")
+    return Saved(outputs, whole=False, precise=precise)
+
+
+def resume(run: Run, saved: Saved) -> None:
+    """Bring a picture that has just been started to where its state was taken."""
+    if saved.whole:
+        run.finish(saved.content)
     else:
-        for output in outputs:
+        for output in saved.content:
             run.advance(output)
     log.info("job %s goes on after %d calls", run.job_id, run.call)
 

@@ -112,6 +112,7 @@ CORS_EXPOSED = (
     "x-cost",
     "x-determinism",
     "x-device",
+    "x-dtype",
     "x-engine",
     "x-generation-time",
     "x-output-metadata",

@@ -22,7 +22,7 @@ from imaged.store import blobs
 from imaged.store.limits import Share
 
 #: What made a picture, as results name it (worker/deliver.py).
-STAMP = ("checkpoint", "determinism", "engine", "device")
+STAMP = ("checkpoint", "determinism", "engine", "device", "dtype")
 WIRE = {State.CANCELLED: State.FAILED, State.PARKED: State.PROCESSING}
 #: What a checker has done when a job that was begun failed for this reason (worker/check.py).
 CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
@@ -282,8 +282,9 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
         "x-output-metadata": json.dumps({**shape, "images": len(images)}),
         "x-output-urls": " ".join(links.file(job, image["name"]) for image in images),
         **{
-            f"x-{name}": quote(str(job.result.get(name)), safe=" ()[]+,")  # headers are latin-1
+            f"x-{name}": quote(str(job.result[name]), safe=" ()[]+,")  # headers are latin-1
             for name in STAMP
+            if name in job.result  # results of before have no dtype
         },
     }
 

@@ -80,15 +80,7 @@ class Delivery:
             return
         for image, receipt in zip(images, receipts, strict=True):
             image.update({"receipt": receipt} if receipt else {})
-        result = {
-            "images": images,
-            "inference_s": round(outcome.inference_s, 6),
-            **asdict(stamp),
-            **({"determinism": "close"} if job.draft and job.draft.varied else {}),
-            "engine": __version__,
-            "checked": self._check is not None,
-            **self._reports(job, weights),
-        }
+        result = {"images": images, **self._facts(job, outcome, stamp, weights)}
         if self._write(job, outcome, result):
             if not outcome.states:
                 self._blobs.delete_states_of(job.id)
@@ -96,6 +88,20 @@ class Delivery:
         log.info("job %s moved on while its picture was made", job.id)
         self._drop(images)
         self.tidy(job)
+
+    def _facts(
+        self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights | None
+    ) -> dict[str, Any]:
+        """What a result says beside its pictures."""
+        return {
+            "inference_s": round(outcome.inference_s, 6),
+            **asdict(stamp),
+            **({"determinism": "close"} if job.draft and job.draft.varied else {}),
+            "engine": __version__,
+            "dtype": outcome.maker.dtype if outcome.maker else None,
+            "checked": self._check is not None,
+            **self._reports(job, weights),
+        }
 
     def _write(self, job: Job, outcome: Outcome, result: dict[str, Any]) -> bool:
         """Completed, or parked with its states; whether this worker still holds the job."""

@@ -168,6 +168,7 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert answer.headers["x-checkpoint"] == "micro"
     assert answer.headers["x-determinism"] == "exact"
     assert answer.headers["x-engine"] == __version__
+    assert answer.headers["x-dtype"] == "float32"
     assert re.fullmatch(
         r"CPU [A-Z0-9]+, \d+ threads, torch [\d.]+\+?\w*", answer.headers["x-device"]
     )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from imaged.catalogue import MICRO
 from imaged.cli import main
+from imaged.store.keys import load_signer
 from tests.conftest import QUICK, Server, imaged
 
 SMALL = ("--width", "512", "--height", "512", "--steps", "20")
@@ -96,3 +97,27 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert imaged("models", "remove", "my-model", "--data", str(data)).returncode == 0
+
+
+def test_a_picture_is_made_again_in_the_types_of_its_receipt(tmp_path: Path) -> None:
+    """Also when its model is held in others by now."""
+    data, toml = tmp_path / "data", tmp_path / "own.toml"
+    where = ("--data", str(data))
+    load_signer(data)
+    for dtype in ("bf16", "fp32"):
+        toml.write_text(
+            f'[model.own]\ncheckpoint = "{MICRO}"\ncpu_dtype = "{dtype}"\n[model.own.parameters]\n'
+            "img_width = { low = 256 }\nimg_height = { low = 256 }\n"
+            "num_inference_steps = { low = 4 }\n"
+        )
+        imaged("models", "sync", str(toml), *where)
+        path = str(tmp_path / f"{dtype}.png")
+        size = ("--width", "256", "--height", "256", "--steps", "4", "--seed", "3")
+        made = imaged("generate", "a red house", "--model", "own", *size, "-o", path, *where)
+        assert made.returncode == 0, made.stderr
+    for dtype, said in (("bf16", "bfloat16 and float32"), ("fp32", "float32")):
+        again = imaged("verify", str(tmp_path / f"{dtype}.png"), *where)
+        assert again.returncode == 0 and f"dtype             {said}\n" in again.stdout, again.stdout
+        assert "replay            identical" in again.stdout
+    first, second = ((tmp_path / f"{dtype}.png").read_bytes() for dtype in ("bf16", "fp32"))
+    assert pixels(first) != pixels(second)

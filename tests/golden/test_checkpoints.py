@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from bench import original_layout
 from bench.models import SHAPES
 from imaged.catalogue import MICRO, Weights
+from imaged.engine.cpu import Cpu
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, load
+from imaged.engine.load import Nets, _slowly, as_made, load, numbers, size
 from imaged.engine.nets.vae import VAE
 from imaged.errors import CheckpointRefused
 from imaged.params import ImageParams
@@ -274,9 +275,55 @@ def test_a_given_vae_is_taken(
 def test_weights_are_held_as_told(
     single_file: Path, dtype: str, unet: torch.dtype, vae: torch.dtype
 ) -> None:
-    nets = load(Weights(single_file, dtype=dtype), CPU)
-    found = (nets.unet.dtype, nets.text_encoder.dtype, nets.text_encoder_2.dtype, nets.vae.dtype)
-    assert found == (unet, unet, unet, vae)
+    for cpu_dtype in ("", "bf16") if dtype else ("",):
+        assert held(Weights(single_file, dtype=dtype, cpu_dtype=cpu_dtype)) == (unet, vae)
+
+
+def held(weights: Weights) -> tuple[torch.dtype, torch.dtype]:
+    """The types of UNet and VAE on the CPU."""
+    nets = load(weights, CPU)
+    assert nets.unet.dtype == nets.text_encoder.dtype == nets.text_encoder_2.dtype
+    return nets.unet.dtype, nets.vae.dtype
+
+
+@pytest.mark.parametrize("layout", ["folder", "single_file"])
+def test_what_was_found_to_suit_a_cpu_is_kept(
+    layout: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On any CPU: one that does not compute in bfloat16 itself is slow, and says so once."""
+    weights = Weights(request.getfixturevalue(layout), cpu_dtype="bf16")
+    count = numbers(weights)
+    assert count["vae"] > 0 and count["texts"] > 0 and count["unet"] > 0
+    assert size(weights, CPU) == sum(count.values()) * 2 + count["vae"] * 2
+    _slowly.cache_clear()
+    for flags, warned in (("amx_bf16", 0), ("", 1), ("", 1)):
+        cpu = Cpu(frozenset({flags}), "AVX512")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Cpu, "here", lambda cpu=cpu: cpu)
+            assert held(weights) == (torch.bfloat16, torch.float32)
+        assert caplog.text.count("which this CPU does not compute in itself") == warned
+        if cpu.has_bf16:
+            _slowly.cache_clear()
+    assert held(replace(weights, cpu_dtype="fp32")) == (torch.float32, torch.float32)
+    assert load(weights, CPU).nbytes <= size(weights, CPU)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "unet", "vae"),
+    [
+        ("float32", torch.float32, torch.float32),
+        ("bfloat16", torch.bfloat16, torch.bfloat16),
+        ("float16 and float32", torch.float16, torch.float32),
+        ("bfloat16 and float32", torch.bfloat16, torch.float32),
+    ],
+)
+def test_a_receipts_types_are_loaded_again(
+    single_file: Path, dtypes: str, unet: torch.dtype, vae: torch.dtype
+) -> None:
+    """Whatever the model is held in by now."""
+    for now in ({}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}):
+        again = as_made(Weights(single_file, **now), dtypes)
+        assert held(again) == (unet, vae)
 
 
 def test_a_vae_that_overflows_in_half_precision_makes_no_black_picture(

@@ -8,6 +8,7 @@ sizes and steps below what the API offers: the bits of a row are a matter of its
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,19 +17,23 @@ from typing import Any
 import pytest
 import torch
 
+from bench.models import SHAPES, Text
 from imaged.catalogue import MICRO
 from imaged.engine import engine as engine_module
 from imaged.engine.batching import Cost
 from imaged.engine.decode import Picture
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine
+from imaged.engine.exact import Buckets
 from imaged.engine.load import load
+from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.params import ImageParams
 from imaged.schedulers import SCHEDULERS
 
+CPU = torch.device("cpu")
 CROWDS = 100  # with each number of threads
 PROMPTS = (
     "a red house",
@@ -149,6 +154,70 @@ def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> No
     different, compared, shared = differing(nets, CROWDS, pool(26))
     assert different == 0
     assert compared > 2 * CROWDS and shared > CROWDS
+
+
+def in_bf16(nets: Any) -> Any:
+    """As on a CPU that has it: all but the VAE. It has to hold on others too, where it is slow."""
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    return replace(nets, **{part: copy.deepcopy(getattr(nets, part)).bfloat16() for part in parts})
+
+
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    """Random weights in the widths of the benchmarks' `wide`, under micro's texts."""
+    nets = load(MICRO, CPU)
+    texts = [
+        Text(config.hidden_size, 1, 1, "gelu", config.projection_dim)
+        for config in (nets.text_encoder.config, nets.text_encoder_2.config)
+    ]
+    config = UNetConfig.read(replace(SHAPES["wide"], texts=(texts[0], texts[1])).unet())
+    torch.manual_seed(4)
+    unet: Any = UNetModel(config).eval().requires_grad_(False)
+    return replace(nets, unet=unet.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("net", ["micro", "wide"])
+def test_so_it_is_in_bfloat16(
+    nets: Any, wide: Any, threads: int, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of one shape, for trials take many calls at this size; they are cut short, too."""
+    monkeypatch.setattr("imaged.engine.exact.ROUNDED", 8)
+    jobs = [replace(job, prompt=PROMPTS[0], img_width=128) for job in pool(8)]
+    different, compared, shared = differing(in_bf16(nets if net == "micro" else wide), 10, jobs)
+    assert different == 0
+    assert compared >= 20 and shared > 0
+
+
+def uneven(nets: Any) -> Any:
+    """Rows on second places come out otherwise, as from a product that sums its tail elsewhere."""
+
+    def place(_: Any, rows: Any, out: torch.Tensor) -> torch.Tensor:
+        out[1::2] = torch.nextafter(out[1::2], out[1::2] + 1)
+        return out
+
+    unet = copy.deepcopy(nets.unet)
+    unet.conv_out.register_forward_hook(place)
+    return replace(nets, unet=unet)
+
+
+def test_where_the_places_of_a_pair_differ_only_guided_pictures_share(
+    nets: Any, two_threads: int
+) -> None:
+    different, _, shared = differing(uneven(nets), 25, pool(8))
+    assert different == 0 and shared > 0
+
+
+def places_taken_for_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow = Buckets.allow
+    monkeypatch.setattr(Buckets, "allow", lambda *given: allow(*given[:5]))
+
+
+def test_a_mutant_that_compares_no_places_is_seen(
+    nets: Any, two_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places_taken_for_equal(monkeypatch)
+    different, _, shared = differing(uneven(nets), 25, pool(8))
+    assert different > 0 and shared > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -90,13 +90,13 @@ def test_resumed_is_as_if_never_stopped(nets: Any) -> None:
     assert differing(nets, [*SCHEDULERS, "Euler a", "DPM2 a Karras", "Heun", "PNDM", "LMS"]) == 0
 
 
-def off_by_one(run: Run, content: bytes, maker: Any) -> None:
-    state.resume(run, content, maker)
+def off_by_one(run: Run, saved: Any) -> None:
+    state.resume(run, saved)
     run.call += run.call < run.last - 1
 
 
-def noise_forgotten(run: Run, content: bytes, maker: Any) -> None:
-    state.resume(run, content, maker)
+def noise_forgotten(run: Run, saved: Any) -> None:
+    state.resume(run, saved)
     run.generator.manual_seed(run.plan.seed)
 
 

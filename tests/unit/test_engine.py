@@ -29,6 +29,7 @@ from imaged.engine.outcome import Outcome, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
+from imaged.engine.state import Course
 from imaged.engine.unet import Unet
 from imaged.errors import JobFailed
 from imaged.params import ImageParams
@@ -319,6 +320,51 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
     assert pictures[0] == pictures[1]
 
 
+def second_try(nets: Any) -> tuple[Engine, dict[int, bytes]]:
+    """An engine amid the second try of a job, and the job's states there."""
+    engine = engine_of(nets, previews=False)
+    engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
+    engine.tick()
+    [job] = engine._jobs.values()
+    while not all(r.precise and r.call >= 2 for r in job.runs):
+        assert engine.tick() == []
+    assert not any(r.done for r in job.runs)
+    return engine, engine.states("x")
+
+
+def test_a_second_try_goes_on_in_float32(nets: Any) -> None:
+    halves = overflowing(nets)
+    before, states = second_try(halves)
+    [through] = run(before)
+    after = Engine(halves, previews=False)
+    after.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, Course(states=states))
+    assert after.tick() == [] and calls(after)["x"] > (4, 8)
+    [resumed] = run(after)
+    assert resumed.error is None and through.error is None
+    assert [p.rgb for p in resumed.pictures] == [p.rgb for p in through.pictures]
+
+
+@pytest.mark.parametrize("when", ["it is resumed", "its company is chosen"])
+def test_a_second_try_without_memory_fails_alone(
+    nets: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("the device is full")
+
+    halves = overflowing(nets)
+    engine, states = second_try(halves)
+    monkeypatch.setattr("imaged.engine.engine.in_float32", full)
+    if when == "it is resumed":
+        engine = engine_of(halves, previews=False)
+        course = Course(states=states)
+        engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, course)
+    engine._precise = None
+    halves.unet.conv_out = halves.unet.conv_out.net  # the other one's
+    engine.submit("y", replace(SMALL, num_inference_steps=4))
+    ends = {o.job_id: o.error and o.error.code for o in run(engine)}
+    assert ends == {"x": "out_of_memory", "y": None}
+
+
 def test_without_memory_for_a_second_try_or_a_look_only_that_is_lost(
     nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,6 +554,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
     engine._buckets.allow = lambda *_: True  # type: ignore[method-assign]
     picture: Any = SimpleNamespace(
         pixels=128 * 128,
+        rows=2,
         precise=False,
         loras=NONE,
         shape="x",
@@ -537,7 +584,7 @@ def test_a_call_of_one_picture_is_tried_again_without_a_decoding_beside_it(
 
 
 def test_row_counts_are_tried_one_a_tick_and_again_when_there_was_no_memory(
-    monkeypatch: pytest.MonkeyPatch,
+    nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
 
@@ -550,10 +597,10 @@ def test_row_counts_are_tried_one_a_tick_and_again_when_there_was_no_memory(
     monkeypatch.setattr("imaged.engine.exact.agrees", agrees)
     now = 1000.0
     monkeypatch.setattr("imaged.engine.exact.time", SimpleNamespace(monotonic=lambda: now))
-    buckets, unet = Buckets(), SimpleNamespace()
+    buckets, unet = Buckets(), Unet(nets.unet)
 
     def allow(rows: int) -> bool:
-        return buckets.allow(unet, "shape", rows, ())  # type: ignore[arg-type]
+        return buckets.allow(unet, "shape", rows, ())
 
     assert not allow(4) and not allow(8)  # one trial, for which there was no memory
     buckets.tried = False

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from imaged import aliases, offers
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.cli import main
+from imaged.engine.cpu import PAYS, Cpu, suited
 from imaged.engine.load import load
 from imaged.errors import CommandError
 from imaged.params import KNOBS, plain, read_params
+from imaged.store import models
+from imaged.store.db import Database
 
 OWN = """
 [model.own]
 checkpoint = "weights/own.safetensors"
 vae = "/srv/vae.safetensors"
 dtype = "bf16"
+cpu_dtype = "bf16"
 prediction = "v_prediction"
 zero_snr = true
 title = "Own"
@@ -55,6 +61,7 @@ def test_everything_that_a_table_says(tmp_path: Path) -> None:
         Path("/srv/vae.safetensors"),
     )
     assert (weights.dtype, weights.prediction, weights.zero_snr) == ("bf16", "v_prediction", True)
+    assert weights.cpu_dtype == "bf16"
     assert (model.title, model.description, model.licence) == ("Own", "Mine.", "Mine too.")
     assert model.price_micros == 20_000
     knobs = {knob.name: knob for knob in model.knobs}
@@ -103,6 +110,7 @@ WRONG: list[tuple[str, str]] = [
     ("[model.x]\nprice = true", "x: price is of the wrong type"),
     ("[model.x]\nprice = 0", "x: price should be between"),
     ("[model.x]\nprice = nan", "x: price should be between"),
+    ('[model.x]\ncpu_dtype = "fp16"', "x: cpu_dtype should be one of fp32, bf16"),
     ('[model.x]\ndtype = "int8"', "x: dtype should be one of fp32, bf16, fp16"),
     ('[model.x]\nprediction = "flow"', "x: prediction should be one of epsilon, v_prediction"),
     ("[model.x.parameters]\nsteps = {}", "x: there is no parameter steps"),
@@ -195,3 +203,101 @@ def test_the_documents_example_is_one(tmp_path: Path) -> None:
     [block] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     [(slug, table)] = offers.tables(written(tmp_path, block)).items()
     assert (slug, offers.model(slug, table).price_micros) == ("portraits", 10_000)
+
+
+HAS, HAS_NOT = (Cpu(frozenset({flag}), "AVX512") for flag in ("avx512_bf16", "avx512_f"))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "has"),
+    [
+        (HAS, True),
+        (HAS_NOT, False),
+        (replace(HAS, flags=frozenset({"amx_bf16", "amx_tile"})), True),
+        (replace(HAS, flags=frozenset({"bf16"})), False),  # an ARM: nobody has measured it
+        (replace(HAS, own="AVX2"), False),
+        (replace(HAS, products="AVX512_CORE"), False),
+        (replace(HAS, products="avx2"), False),
+        (replace(HAS, products="AVX512_CORE_BF16"), True),
+        (replace(HAS, products="AVX512_CORE_AMX"), True),
+    ],
+)
+def test_a_cpu_that_has_bfloat16(cpu: Cpu, has: bool) -> None:
+    assert cpu.has_bf16 is has
+    assert suited(PAYS, cpu)[0] == ("bf16" if has else "fp32")
+    assert suited(PAYS - 1, cpu)[0] == "fp32"
+
+
+def test_this_cpu_can_be_asked() -> None:
+    assert isinstance(Cpu.here().has_bf16, bool)
+    assert not Cpu.here({"ONEDNN_MAX_CPU_ISA": "AVX2"}).has_bf16
+
+
+class Added:
+    """`imaged models` on a folder of its own, on a CPU of one's choice."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        patch.setattr("imaged.engine.cpu.PAYS", 1)
+        patch.setattr("imaged.engine.load.best_device", lambda: torch.device("cpu"))
+        self.checkpoint = shutil.copytree(MICRO, folder / "copy")
+
+    def models(self, cpu: Cpu, *args: str) -> str:
+        self.patch.setattr(Cpu, "here", lambda: cpu)
+        done = CliRunner().invoke(main, ["models", *args, "--data", str(self.folder / "data")])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def add(self, cpu: Cpu, slug: str, *options: str) -> str:
+        return self.models(cpu, "add", slug, "--checkpoint", str(self.checkpoint), *options)
+
+    def sync(self, cpu: Cpu, said: str) -> str:
+        offers.tables.cache_clear()
+        return self.models(cpu, "sync", str(written(self.folder, said)))
+
+    def held(self, slug: str) -> tuple[str, str]:
+        """dtype and cpu_dtype of a model, as they are kept."""
+        database = Database(f"sqlite:///{self.folder / 'data' / 'imaged.db'}")
+        with database.read() as connection:
+            weights = models.catalogue(connection)[slug].weights
+        database.close()
+        return weights.dtype, weights.cpu_dtype
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Added:
+    return Added(tmp_path, monkeypatch)
+
+
+def test_what_suits_a_cpu_is_found_when_a_model_is_added(added: Added) -> None:
+    assert "in bf16, the VAE fp32: this CPU computes in bfloat16 itself" in added.add(HAS, "new")
+    assert added.held("new") == ("", "bf16")
+    assert "dtype on a CPU: bf16, the VAE fp32\n" in added.models(HAS_NOT, "show", "new")
+    assert "in fp32: this CPU does not compute in bfloat16" in added.add(HAS_NOT, "without")
+    assert added.held("without") == ("", "fp32")
+    assert "dtype fp32" not in added.add(HAS, "said", "--dtype", "fp32")
+    assert added.held("said") == ("fp32", "")
+    assert added.held("micro") == ("", "")
+
+
+def test_and_stays_while_the_files_are_the_same(added: Added) -> None:
+    """Also for models of before it was asked: float32 then."""
+    own = f'[model.own]\ncheckpoint = "{added.checkpoint}"\n'
+    assert "own is served from" in added.sync(HAS, own) and added.held("own") == ("", "bf16")
+    assert added.sync(HAS_NOT, own) == "own is as it was\n"
+    added.sync(HAS_NOT, f"{own}price = 0.5\n")
+    assert added.held("own") == ("", "bf16")
+    added.sync(HAS_NOT, f'{own}dtype = "fp32"\n')
+    assert added.held("own") == ("fp32", "")
+    added.sync(HAS_NOT, own)
+    assert added.held("own") == ("", "fp32")
+    database = Database(f"sqlite:///{added.folder / 'data' / 'imaged.db'}")
+    with database.write() as connection:
+        before = {k: v for k, v in models.tables(connection)["own"].items() if k != "cpu_dtype"}
+        models.add(connection, "own", before, 0.0)
+    database.close()
+    assert added.sync(HAS, own) == "own is as it was\n"
+    added.sync(HAS, f"{own}price = 0.25\n")
+    assert added.held("own") == ("", "")
+    added.sync(HAS, "[model.alias]\nprice = 0.25\n")
+    assert added.held("alias") == ("", "")

@@ -396,6 +396,7 @@ def test_all_that_was_said_of_weights_is_kept(db: Database, zero_snr: bool | Non
     said = {
         "vae": "/y",
         "dtype": "bf16",
+        "cpu_dtype": "fp32",
         "prediction": "v_prediction",
         "sha256": "0" * 64,
         "title": "Own",
@@ -409,7 +410,7 @@ def test_all_that_was_said_of_weights_is_kept(db: Database, zero_snr: bool | Non
         models.add(c, "plain", {"checkpoint": "/x"}, 0.0)
         found = models.catalogue(c)
     own, plain = found["own"], found["plain"]
-    weights = Weights(Path("/x"), Path("/y"), "bf16", "v_prediction", zero_snr, "0" * 64)
+    weights = Weights(Path("/x"), Path("/y"), "bf16", "v_prediction", zero_snr, "0" * 64, "fp32")
     assert (own.weights, plain.weights) == (weights, Weights(Path("/x")))
     assert (own.title, own.description, own.licence) == ("Own", "It is.", "None.")
     assert (own.price_micros, own.sample) == (250_000, {"prompt": "a house"})

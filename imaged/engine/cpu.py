@@ -1,0 +1,62 @@
+"""Whether this machine's CPU computes in bfloat16 itself, and for which checkpoints that pays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+#: UNet parameters from which on bfloat16 pays where the CPU has it (decision 27).
+PAYS = 50_000_000
+#: Flags of CPUs whose bfloat16 was measured. Others, of ARM among them, are taken to have none.
+FLAGS = ("avx512_bf16", "amx_bf16")
+#: Values of ONEDNN_MAX_CPU_ISA that forbid them: oneDNN then converts to float32 and back.
+OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """What of the CPU and its environment says whether products are made in bfloat16.
+
+    flags: what it has. own: the instructions that PyTorch's own kernels are limited to.
+    products: the ones that oneDNN's are; empty: all.
+    """
+
+    flags: frozenset[str]
+    own: str
+    products: str = ""
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Cpu:
+        return cls(
+            flags(), torch.backends.cpu.get_cpu_capability(), environ.get("ONEDNN_MAX_CPU_ISA", "")
+        )
+
+    @property
+    def has_bf16(self) -> bool:
+        allowed = self.own.startswith("AVX512") and self.products.upper() not in OLDER
+        return allowed and not self.flags.isdisjoint(FLAGS)
+
+
+@cache
+def flags() -> frozenset[str]:
+    """What the CPU has, as PyTorch finds it; none where PyTorch has no oneDNN to use it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return frozenset()
+    found = torch.cpu.get_capabilities().items()
+    return frozenset(name for name, value in found if value is True)
+
+
+def suited(parameters: int, cpu: Cpu) -> tuple[str, str]:
+    """The type that a CPU should hold UNet and text encoders in, for a UNet of so many parameters,
+    and why.
+    """
+    size = f"its UNet has {parameters / 1e6:.3g} M parameters"
+    if not cpu.has_bf16:
+        return "fp32", "this CPU does not compute in bfloat16 itself"
+    if parameters < PAYS:
+        return "fp32", f"{size}; bf16 pays from {PAYS / 1e6:.0f} M on"
+    return "bf16", f"this CPU computes in bfloat16 itself, and {size}"
