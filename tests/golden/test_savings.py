@@ -136,9 +136,7 @@ def test_in_bfloat16_few_values_show_another_order_of_summing(
             out = super().__call__(x, *rest)
             if len(x) == 2:
                 return out
-            seen = (
-                torch.rand(out.shape, generator=torch.Generator().manual_seed(len(x))) < 1 / 15000
-            )
+            seen = torch.rand(out.shape, generator=draw) < 1 / 15_000
             return torch.where(seen, torch.nextafter(out, out + 1), out)
 
     unet = Wider(copy.deepcopy(nets.unet).bfloat16())
