@@ -202,7 +202,7 @@ def run_all(cells: list[Cell]) -> None:
 def remarks(cells: list[Cell]) -> Iterator[str]:
     """What the table alone would hide."""
     ran = [cell for cell in cells if not cell.left_out]
-    if len(os.sched_getaffinity(0)) < max(THREADS):
+    if (os.cpu_count() or 1) < max(THREADS):
         yield "There is one core only: two threads took turns on it."
     if all(cell.torch != "AVX512" for cell in ran):
         yield "This processor has no AVX-512: nothing here says how it is there."
