@@ -19,7 +19,7 @@ import torch
 #: draws from one distribution, on either side of it: one and a half times, where luck is bad three.
 MARGIN = 4.0
 #: Of a picture's latents, which may move along few directions: one draw may happen to be small.
-DRAWS, DRAWN_MARGIN = 4, 2.0
+DRAWS, DRAWN_MARGIN = 3, 3.0
 LEAST = 2.0**-22  # where the reference is exact: two roundings of float32
 
 

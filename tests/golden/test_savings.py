@@ -110,11 +110,14 @@ def test_kept_keys_and_values_are_bounded(nets: Any) -> None:
     assert len(unet._texts) == KEPT_TEXTS
 
 
+def one_row(unet: Unet, text: Encoded) -> tuple[torch.Tensor, ...]:
+    return torch.randn(4, 16, 16), unet.times(TIMESTEPS, text, IDS)[0], unet.text(text)
+
+
 def test_a_count_of_rows_that_changes_bits_is_not_trusted(
     nets: Any, texts: tuple[Encoded, Encoded]
 ) -> None:
-    unet = Unet(nets.unet)
-    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
+    example = one_row(Unet(nets.unet), texts[0])
 
     class Wider(Unet):
         """Calls of more than two rows sum in another order: in their last bit."""
@@ -143,12 +146,14 @@ def test_layers_that_change_bits_compute_in_pairs(
         layer.plain = changing  # type: ignore[method-assign]
 
     net = copy.deepcopy(nets.unet)
+    example = one_row(Unet(net), texts[0])
+    if not agrees(Unet(net), 8, example):
+        pytest.skip("on this processor bits change by themselves")
     block = net.mid_block.attentions[0].transformer_blocks[0]
     layers = [block.ff.net[2], block.attn1.attend, net.down_blocks[0].resnets[0].conv1]
     for layer in layers:
         fickle(layer)
     unet, buckets = Unet(net, graphs=graphs), Buckets()
-    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
     assert not agrees(unet, 4, example)
     assert buckets.allow(unet, "shape", 4, example)
     assert all(layer.in_pairs for layer in layers)  # and with one thread many small ones
