@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test release full-size clean
+.PHONY: demo serve test portable release full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -50,6 +50,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade $(PIP_FLAGS) "pip>=23.2"
 	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt $(PIP_FLAGS) --editable ".[dev]"
 	@touch $(READY)
+
+portable: $(READY)  ## the tests that compare numbers, under older processors' instructions: 45 minutes
+	$(BIN)/python -m tests.portable
 
 full-size: $(READY)  ## a checkpoint of SDXL's size against diffusers: 24 GB of memory, half an hour
 	$(BIN)/python -m bench full

@@ -19,9 +19,9 @@ from imaged.prompt.compel import Structure, parse
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader
 from imaged.prompt.tokenizer import Tokenizer
+from tests.tolerance import difference, in_float64, rounding
 
 COMPEL = Reading("compel")
-TOLERANCE = 1e-5  # of the largest value
 PROMPTS = [
     "a red house by a lake",
     "a red++ house by a (blue lake)1.3",
@@ -86,18 +86,21 @@ def reference(theirs: Any) -> Any:
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p[:40])
 @torch.inference_mode()
-def test_vectors_are_its_own(prompt: str, nets: Any, reference: Any) -> None:
+def test_vectors_are_its_own(prompt: str, nets: Any, theirs: Any, reference: Any) -> None:
     negative = "a blue sky--"
     ours, other = PromptEncoder(nets).pair(prompt, negative, COMPEL)
+    with in_float64(theirs.text_encoder, theirs.text_encoder_2):
+        exact = reference(prompt, negative_prompt=negative)
     expected = reference(prompt, negative_prompt=negative)
-    for mine, their in (
-        (ours.context, expected.embeds),
-        (ours.pooled, expected.pooled_embeds),
-        (other.context, expected.negative_embeds),
-        (other.pooled, expected.negative_pooled_embeds),
+    for mine, name in (
+        (ours.context, "embeds"),
+        (ours.pooled, "pooled_embeds"),
+        (other.context, "negative_embeds"),
+        (other.pooled, "negative_pooled_embeds"),
     ):
-        assert mine.shape == their[0].shape
-        assert float((mine - their[0]).abs().max() / their.abs().max()) <= TOLERANCE
+        [their], [wide] = getattr(expected, name), getattr(exact, name)
+        assert mine.shape == their.shape and wide.dtype == torch.float64
+        assert difference(mine, their) <= rounding(their, wide)
 
 
 @torch.inference_mode()
@@ -109,8 +112,11 @@ def test_parts_have_weights(nets: Any) -> None:
         for weight in (1, 0.5, 0)
     )
     empty, _ = encoder.pair("", None, COMPEL)
-    assert torch.allclose(half, (whole + none) / 2, atol=1e-5)
-    assert torch.allclose(none[77:], empty.context, atol=1e-5)
+    with in_float64(nets.text_encoder, nets.text_encoder_2):
+        exact, _ = PromptEncoder(nets).pair("", None, COMPEL)
+    bound = rounding(empty.context, exact.context)
+    assert difference(half, (whole + none) / 2) <= bound
+    assert difference(none[77:], empty.context) <= bound
 
 
 @torch.inference_mode()

@@ -3,7 +3,9 @@
 Two hundred random crowds of mixed samplers, steps, sizes, guidance and prompts, half with one
 thread and half with two, with jobs that join and leave between calls: every picture that comes out
 is byte-equal to the same picture alone, as its final latent, for decoding is done one by one. At
-sizes and steps below what the API offers: the bits of a row are a matter of its shape.
+sizes and steps below what the API offers: the bits of a row are a matter of its shape. Which calls
+may be shared is a fact of the processor that the engine finds out (decision 13); where none may,
+nothing is shared, and that has to be equal all the same.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from imaged.engine.batching import Cost
 from imaged.engine.decode import Picture
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine
-from imaged.engine.exact import Buckets
+from imaged.engine.exact import Buckets, agrees
 from imaged.engine.load import load
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
+from imaged.engine.unet import Unet
 from imaged.params import ImageParams
 from imaged.schedulers import SCHEDULERS
 
@@ -123,8 +126,10 @@ def crowd(engine: Engine, jobs: list[ImageParams], rng: random.Random) -> dict[i
     return outcomes
 
 
-def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int, int]:
-    """(pictures that differ from themselves alone, pictures compared, calls that were shared)."""
+def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int, int, bool]:
+    """(pictures that differ from themselves alone, pictures compared, calls that were shared,
+    whether the engine found a number of rows that may be).
+    """
     engine, rng = engine_of(nets), random.Random(2)
     reference = [alone(engine, params) for params in jobs]
     shared, tick = 0, engine._denoise
@@ -147,13 +152,17 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
                 different += picture.rgb != bytes_alone
                 compared += 1
     engine.close()
-    return different, compared, shared
+    return different, compared, shared, any(engine._buckets._agree.values())
+
+
+def check_all(nets: Any) -> None:
+    different, compared, shared, may = differing(nets, CROWDS, pool(26))
+    assert different == 0 and compared > 2 * CROWDS
+    assert shared > CROWDS or not may
 
 
 def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
-    different, compared, shared = differing(nets, CROWDS, pool(26))
-    assert different == 0
-    assert compared > 2 * CROWDS and shared > CROWDS
+    check_all(nets)
 
 
 def in_bf16(nets: Any) -> Any:
@@ -222,9 +231,7 @@ def test_a_mutant_that_compares_no_places_is_seen(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_every_picture_in_a_crowd_is_itself_alone_on_a_gpu() -> None:
-    different, compared, shared = differing(load(MICRO, torch.device("cuda")), CROWDS, pool(26))
-    assert different == 0
-    assert compared > 2 * CROWDS and shared > CROWDS
+    check_all(load(MICRO, torch.device("cuda")))
 
 
 def test_sample_k_is_the_single_job_with_seed_plus_k(nets: Any) -> None:
@@ -269,8 +276,19 @@ def test_mutants_are_seen(
     mutant: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     mutant(monkeypatch)
-    different, _, shared = differing(nets, 12, pool(8))
-    assert different > 0 and shared > 0
+    different, _, shared, may = differing(nets, 12, pool(8))
+    if not may:
+        pytest.skip("no number of rows may be shared on this processor")
+    assert shared > 0
+    assert different > 0 or (mutant is unpadded and any_count_does(nets))
+
+
+def any_count_does(nets: Any) -> bool:
+    """Whether this processor gives a row the same bits with any number of rows, odd ones too."""
+    unet, [text, _] = Unet(nets.unet), PromptEncoder(nets).pair(PROMPTS[0], None)
+    times = unet.times(torch.tensor([500.0]), text, (128, 128, 0, 0, 128, 128))
+    example = (torch.randn(4, 16, 16), times[0], unet.text(text))
+    return all(agrees(unet, rows, example) for rows in (3, 5, 6, 7))
 
 
 def test_without_grouping_by_context_a_mixed_call_is_impossible(

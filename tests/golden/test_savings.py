@@ -1,8 +1,7 @@
 """What the engine computes once instead of in every call changes nothing.
 
 Reference: diffusers' own UNet, which computes everything in each call, and the text encoders
-without their cache. Tolerance: 2e-6 of the largest output, float32: other products, summed in
-another order.
+without their cache. Tolerance: what that UNet is off by, see tests/tolerance.py.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from imaged.engine.graphs import KEPT_SHAPES, Graphs
 from imaged.engine.nets.layers import Layer
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.engine.unet import Unet
+from tests.tolerance import difference, in_float64, rounding
 
-TOLERANCE = 2e-6
+SEEN = 1e-3  # of the largest output: some thousand roundings
 IDS = (192, 128, 0, 0, 192, 128)
 TIMESTEPS = torch.tensor([999.0, 500.5, 1.0])
 
@@ -36,10 +36,10 @@ def plain(theirs: Any, x: torch.Tensor, text: Encoded) -> torch.Tensor:
     out: torch.Tensor = theirs.unet(
         x,
         TIMESTEPS,
-        encoder_hidden_states=text.context.expand(rows, -1, -1),
+        encoder_hidden_states=text.context.to(x.dtype).expand(rows, -1, -1),
         added_cond_kwargs={
-            "text_embeds": text.pooled.expand(rows, -1),
-            "time_ids": torch.tensor(IDS, dtype=torch.float32).expand(rows, -1),
+            "text_embeds": text.pooled.to(x.dtype).expand(rows, -1),
+            "time_ids": torch.tensor(IDS, dtype=x.dtype).expand(rows, -1),
         },
         return_dict=False,
     )[0]
@@ -58,7 +58,9 @@ def test_kept_inputs_give_the_same_output(
 ) -> None:
     x = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(1))
     before, kept = plain(theirs, x, texts[side]), ours(Unet(nets.unet), x, texts[side])
-    assert float((kept - before).abs().max() / before.abs().max()) <= TOLERANCE
+    with in_float64(theirs.unet):
+        exact = plain(theirs, x.double(), texts[side])
+    assert difference(kept, before) <= rounding(before, exact)
 
 
 def test_recorded_calls_give_the_same_output(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
@@ -84,10 +86,10 @@ def test_recordings_are_bounded_and_outputs_are_not_overwritten() -> None:
 def test_another_text_or_time_is_seen(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
     unet, x = Unet(nets.unet), torch.randn(3, 4, 16, 16)
     one = ours(unet, x, texts[0])
-    assert float((ours(unet, x, texts[1]) - one).abs().max()) > 100 * TOLERANCE
+    assert difference(ours(unet, x, texts[1]), one) > SEEN
     times = unet.times(TIMESTEPS.flip(0), texts[0], IDS)
     other = unet(x, times, unet.crowd([unet.text(texts[0])] * 3))
-    assert float((other - one).abs().max()) > 100 * TOLERANCE
+    assert difference(other, one) > SEEN
 
 
 def test_kept_texts_are_the_encoders_own(nets: Any) -> None:
@@ -108,11 +110,14 @@ def test_kept_keys_and_values_are_bounded(nets: Any) -> None:
     assert len(unet._texts) == KEPT_TEXTS
 
 
+def one_row(unet: Unet, text: Encoded) -> tuple[torch.Tensor, ...]:
+    return torch.randn(4, 16, 16), unet.times(TIMESTEPS, text, IDS)[0], unet.text(text)
+
+
 def test_a_count_of_rows_that_changes_bits_is_not_trusted(
     nets: Any, texts: tuple[Encoded, Encoded]
 ) -> None:
-    unet = Unet(nets.unet)
-    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
+    example = one_row(Unet(nets.unet), texts[0])
 
     class Wider(Unet):
         """Calls of more than two rows sum in another order: in their last bit."""
@@ -161,12 +166,14 @@ def test_layers_that_change_bits_compute_in_pairs(
         layer.plain = changing  # type: ignore[method-assign]
 
     net = copy.deepcopy(nets.unet)
+    example = one_row(Unet(net), texts[0])
+    if not agrees(Unet(net), 8, example):
+        pytest.skip("on this processor bits change by themselves")
     block = net.mid_block.attentions[0].transformer_blocks[0]
     layers = [block.ff.net[2], block.attn1.attend, net.down_blocks[0].resnets[0].conv1]
     for layer in layers:
         fickle(layer)
     unet, buckets = Unet(net, graphs=graphs), Buckets()
-    example = (torch.randn(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0]))
     assert not agrees(unet, 4, example)
     assert buckets.allow(unet, "shape", 4, example)
     assert all(layer.in_pairs for layer in layers)  # and with one thread many small ones
