@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
-.PHONY: demo serve test full-size clean
+.PHONY: demo serve test test-slow full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -12,10 +13,13 @@ demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 serve: $(READY)  ## the API on http://127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/imaged serve
 
-test: $(READY)  ## everything that CI checks
+test: $(READY)  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not slow" && wait $$types
+
+test-slow: $(READY)  ## the other tests: full sizes, servers that are killed, training
+	$(PYTEST) -m slow
 
 # Pinned versions; torch's pin finds the CPU build where one lies at hand.
 $(READY): pyproject.toml constraints.txt
