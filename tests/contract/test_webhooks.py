@@ -16,7 +16,7 @@ import pytest
 from segmind import SegmindClient
 from segmind.webhooks import Webhooks
 
-from tests.conftest import Server, free_port, imaged
+from tests.conftest import Server, cli, free_port, imaged
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
 SUBSCRIBE, RECEIVE = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -26,7 +26,7 @@ SUBSCRIBE, RECEIVE = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 def sdk(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[SegmindClient]:
     """The vendor's client with a key that no other test uses."""
     monkeypatch.setattr(Webhooks, "base_url", f"{server.url}/webhook")
-    made = imaged("keys", "create", "--credits", "1", "--data", str(server.data))
+    made = cli("keys", "create", "--credits", "1", "--data", str(server.data))
     vendors = SegmindClient(api_key=made.stdout.strip(), base_url=f"{server.url}/v1")
     yield vendors
     vendors._client.close()  # it has no close of its own

@@ -126,7 +126,7 @@ class Service(BaseHTTPRequestHandler):
         if self.path == "/slow":  # one byte at a time: no single read takes long
             self.send_response(200)
             self.end_headers()
-            for _ in range(40):
+            for _ in range(400):
                 self.wfile.write(b" ")
                 time.sleep(0.05)
             answer = b'{"allowed": true}'
