@@ -29,7 +29,7 @@ from imaged.engine.run import Run
 from imaged.params import ImageParams
 from imaged.schedulers import SCHEDULERS
 
-CROWDS = 100  # with each number of threads
+CROWDS = 100  # with each number of threads; in the fast tests a fifth of them
 PROMPTS = (
     "a red house",
     "a [blue|red] boat by the sea, [dawn:noon:2]",
@@ -145,12 +145,14 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
     return different, compared, shared
 
 
-def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
-    different, compared, shared = differing(nets, CROWDS, pool(26))
+@pytest.mark.parametrize("crowds", [CROWDS // 5, pytest.param(CROWDS, marks=pytest.mark.slow)])
+def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int, crowds: int) -> None:
+    different, compared, shared = differing(nets, crowds, pool(26))
     assert different == 0
-    assert compared > 2 * CROWDS and shared > CROWDS
+    assert compared > 2 * crowds and shared > crowds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_every_picture_in_a_crowd_is_itself_alone_on_a_gpu() -> None:
     different, compared, shared = differing(load(MICRO, torch.device("cuda")), CROWDS, pool(26))
@@ -192,6 +194,7 @@ def test_the_crowds_mix_context_lengths(nets: Any) -> None:
     assert lengths == {77, 154}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [unpadded, shared_generator, wrong_order])
 def test_mutants_are_seen(
     nets: Any,
