@@ -9,7 +9,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -103,9 +105,9 @@ def complaints(gate: Gate, call: str, caplog: pytest.LogCaptureFixture) -> list[
     content = CALLS[call](gate)
     until(lambda: let_go(gate))
     with logged(caplog) as found:
-        for reset in (False, True):
-            for after_s in (0.0, 0.02, 0.3):
-                cut(gate, content, reset=reset, after_s=after_s)
+        ways = list(product((False, True), (0.0, 0.02, 0.3)))
+        with ThreadPoolExecutor(len(ways)) as pool:
+            list(pool.map(lambda way: cut(gate, content, reset=way[0], after_s=way[1]), ways))
         until(lambda: let_go(gate))
         time.sleep(0.2)  # for what the app still does with nobody there
         assert httpx.get(f"{gate.url}/livez").is_success

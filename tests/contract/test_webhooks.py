@@ -133,6 +133,7 @@ def test_wrong_input_is_told(server: Server) -> None:
     assert httpx.post(f"{server.url}/webhook/add", json=good).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_wrong_network_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGED_WEBHOOK_NETWORKS", "10.0.0.0/99")
     done = imaged("serve", "--data", str(tmp_path / "data"))

@@ -86,6 +86,7 @@ def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_wrong_file_of_models_ends_the_start(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('[model.x]\ncheckpoint = "/nowhere/x.safetensors"\n')
     done = imaged("serve", "--data", str(tmp_path), "--port", "1")

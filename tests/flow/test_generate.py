@@ -34,13 +34,13 @@ def generated(folder: Path, *options: str) -> list[Path]:
 
 
 def test_the_second_sample_is_made_again_alone(tmp_path: Path) -> None:
-    """By its parameters, in another process; at the fewest steps that any model takes."""
+    """By its parameters, in this process; at the fewest steps that any model takes."""
     data = ("--data", str(tmp_path))
     shutil.copy(FEW_STEPS, tmp_path / "models.toml")
     assert cli("models", "sync", *data).exit_code == 0
     _, second = generated(tmp_path, "--width", "256", "--height", "256", "--steps", "4", *data)
-    verified = imaged("verify", str(second), *data)
-    assert verified.returncode == 0 and "has the pixels" in verified.stdout, verified.stderr
+    verified = cli("verify", str(second), *data)
+    assert verified.exit_code == 0 and "has the pixels" in verified.stdout, verified.stderr
 
 
 @pytest.mark.slow

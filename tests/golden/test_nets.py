@@ -127,6 +127,7 @@ def test_what_would_be_read_wrong_is_refused(
         ours_of(source, **changed)
 
 
+@pytest.mark.slow
 def test_neither_library_is_imported_by_a_worker_that_has_loaded() -> None:
     """They take seconds, and so does torch's compiler; nobody would notice one that creeps in."""
     import subprocess

@@ -147,7 +147,10 @@ def test_every_knob(
     assert difference(ours, their_latents(theirs, params)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "Heun", "PNDM"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DPM++ 2M Karras", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Heun", "PNDM"))],
+)
 def test_a_prompt_that_changes(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:

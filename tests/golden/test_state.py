@@ -118,9 +118,8 @@ def test_mutants_are_seen(
 @pytest.mark.parametrize(
     "scheduler",
     [
-        "Heun",
         "Euler a",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("DPM++ 2M Karras", "PNDM")),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("DPM++ 2M Karras", "Heun", "PNDM")),
     ],
 )
 def test_a_draft_goes_on_as_if_never_stopped(nets: Any, scheduler: str) -> None:

@@ -220,6 +220,7 @@ def test_a_wrong_setting_is_told(setting: str, problem: str) -> None:
         check.load_check(setting)
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGED_CHECKER", "no.such.module:f")
     done = imaged("serve", "--data", str(tmp_path / "data"))
