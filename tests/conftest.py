@@ -43,6 +43,11 @@ QUICK: dict[str, Any] = {
 FEW_STEPS = Path(__file__).parent / "few_steps.toml"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks the shared server comes first: of two processes only one needs to start one."""
+    items.sort(key=lambda item: "server" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def nets() -> Any:
     """The shipped checkpoint on the CPU."""

@@ -47,21 +47,10 @@ def own(harmed: Server) -> Server:
     return harmed
 
 
-def wait_for_step(server: Server, job_id: str, step: int) -> None:
-    """Until the job is in the middle of its work."""
-
-    def reached() -> bool:
-        with server.client() as client:
-            body = client.get(f"/v2/requests/{job_id}/status").json()
-        assert body["status"] not in ("COMPLETED", "FAILED"), body
-        return bool(body.get("step", 0) >= step)
-
-    until(reached)
-
-
-def states(server: Server, job_id: str) -> list[str]:
-    """What is saved of a job under way."""
-    return Blobs(f"file://{server.data / 'files'}").states_of(job_id)
+def wait_for_calls(server: Server, job_id: str) -> None:
+    """Until the job is in the middle of its work: something of it has been saved."""
+    blobs = Blobs(f"file://{server.data / 'files'}")
+    until(lambda: blobs.states_of(job_id))
 
 
 def books(server: Server) -> list[str]:
@@ -78,13 +67,10 @@ def books(server: Server) -> list[str]:
     return wrong + [str(end) for end in ends if end[1] not in allowed]
 
 
-def interrupted(
-    server: Server, number: signal.Signals, *, saved: bool
-) -> tuple[dict[str, Any], int]:
+def interrupted(server: Server, number: signal.Signals) -> tuple[dict[str, Any], int]:
     """The end of a job whose worker got a signal in its midst, and that worker's pid."""
     job_id = server.submit(**LONG)
-    wait_for_step(server, job_id, 3)
-    until(lambda: states(server, job_id) or not saved)
+    wait_for_calls(server, job_id)
     [pid] = server.worker_pids()
     os.kill(pid, number)
     status = server.wait(job_id)
@@ -93,7 +79,7 @@ def interrupted(
 
 
 def test_killed_worker_costs_nothing(own: Server) -> None:
-    status, pid = interrupted(own, signal.SIGKILL, saved=True)
+    status, pid = interrupted(own, signal.SIGKILL)
     job_id = status["request_id"]
     log = (own.data.parent / "data.log").read_text()
     assert 0 < int(re.findall(rf"{job_id} goes on after (\d+) calls", log)[-1]) <= 50
@@ -112,7 +98,7 @@ def test_killed_everything_loses_nothing(own: Server) -> None:
     own.wait(done)
     before = fetch(own, done)
     running, waiting = own.submit(**LONG), own.submit(seed=3)
-    wait_for_step(own, running, 3)
+    wait_for_calls(own, running)
     own.kill_everything()
     own.start()
     for job_id in (running, waiting):
@@ -132,7 +118,7 @@ def fetch(server: Server, job_id: str) -> bytes:
 @pytest.mark.slow
 def test_orderly_stop_gives_jobs_back(own: Server) -> None:
     job_ids = [own.submit(num_inference_steps=100, samples=4) for _ in range(2)]
-    wait_for_step(own, job_ids[0], 1)
+    wait_for_calls(own, job_ids[0])
     own.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
     assert own.process.wait(60) == 0  # type: ignore[union-attr]
     with sqlite3.connect(f"file:{own.data / 'imaged.db'}?mode=ro", uri=True) as raw:
@@ -229,9 +215,10 @@ def test_results_expire(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stopped_worker_process_is_replaced(tmp_path: Path) -> None:
     """SIGSTOP is a hang: seen from outside, ended, and its job is made by another."""
-    server = Server(tmp_path / "data", environ={"IMAGED_LEASE_S": "3"}).start()
+    environ = {"IMAGED_LEASE_S": "3", "IMAGED_PARK_S": "0.05"}
+    server = Server(tmp_path / "data", environ=environ).start()
     try:
-        _, pid = interrupted(server, signal.SIGSTOP, saved=False)
+        _, pid = interrupted(server, signal.SIGSTOP)
         assert not Path(f"/proc/{pid}").exists() or pid not in server.worker_pids()
         assert books(server) == []
     finally:
