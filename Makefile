@@ -6,8 +6,9 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
-.PHONY: demo serve test portable release full-size clean
+.PHONY: demo serve test test-slow portable release full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -15,11 +16,14 @@ demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 serve: $(READY)  ## the API on http://127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/imaged serve
 
-test: $(READY)  ## everything that CI checks
+test: $(READY)  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && wait $$types
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not slow" && wait $$types
 	@$(BIN)/python -m bench check  # warns of figures that are of other code
+
+test-slow: $(READY)  ## the other tests: full sizes, servers that are killed, training
+	$(PYTEST) -m slow
 
 release: $(READY)  ## sdist and wheel into dist, if the documents' figures are of this code
 	@$(BIN)/python -m bench check --strict

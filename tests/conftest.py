@@ -8,11 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import click.testing
 import httpx
 import pytest
 from hypothesis import HealthCheck
@@ -37,6 +41,11 @@ QUICK: dict[str, Any] = {
     "img_height": 256,
 }
 FEW_STEPS = Path(__file__).parent / "few_steps.toml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks the shared server comes first: of two processes only one needs to start one."""
+    items.sort(key=lambda item: "server" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +77,32 @@ def theirs() -> Any:
     return pipeline
 
 
+@cache
+def schema() -> bytes:
+    """A store with the current schema and nothing in it: migrations cost more than most tests."""
+    from imaged.store.db import Database
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "imaged.db"
+        database = Database(f"sqlite:///{file}")
+        database.migrate()
+        database.close()
+        return file.read_bytes()
+
+
+def store(file: Path) -> Any:
+    """The store in this file, which has the current schema if it is new."""
+    from imaged.store.db import Database
+
+    if not file.exists():
+        file.write_bytes(schema())
+    return Database(f"sqlite:///{file}")
+
+
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Any]:
     """A fresh store with the current schema."""
-    from imaged.store.db import Database
-
-    database = Database(f"sqlite:///{tmp_path / 'imaged.db'}")
-    database.migrate()
+    database = store(tmp_path / "imaged.db")
     yield database
     database.close()
 
@@ -83,6 +111,22 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def until(true: Callable[[], object], limit_s: float = 120) -> None:
+    """Wait for a condition, however busy the machine is."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def cli(*args: str, cwd: Path | str = ".", **given: Any) -> click.testing.Result:
+    """Run the command line in this process, without the second that another takes to begin."""
+    from imaged.cli import main
+
+    with chdir(cwd):
+        return click.testing.CliRunner().invoke(main, args, **given)
 
 
 def imaged(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -126,21 +170,25 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        if ready:
-            self.wait_until_ready()
+        self.wait_until("readyz" if ready else "livez")
         return self
 
-    def wait_until_ready(self, limit_s: float = 90) -> None:
+    def wait_until(self, path: str, limit_s: float = 120) -> None:
+        """Until this path of the server's health is answered with 200."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/{path}", timeout=30).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
-            assert self.process is not None and self.process.poll() is None, self.log
+            assert self.running, self.log
             time.sleep(0.1)
-        raise AssertionError(f"not ready after {limit_s} s: {self.log}")
+        raise AssertionError(f"no {path} after {limit_s} s: {self.log}")
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     @property
     def log(self) -> str:

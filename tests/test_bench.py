@@ -274,6 +274,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, buil
     assert not build.exists()
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_in_small(build: Path) -> None:
     words = ["gpu", "--small", "--threads", str(torch.get_num_threads())]
     shown = CliRunner().invoke(main, [*words, "--only", "0", "--only", "2", "--only", "7"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Server, imaged
+from tests.conftest import Server, cli, imaged
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
@@ -115,8 +115,8 @@ def test_nothing_is_sent_home() -> None:
 def test_what_explain_is_shown_to_say() -> None:
     page = (ROOT / "docs" / "prompts-and-schedulers.md").read_text()
     [(command, shown)] = re.findall(r"```console\n\$ (imaged .*?)\n(.*?)```", page, re.DOTALL)
-    done = imaged(*shlex.split(command)[1:])
-    assert done.returncode == 0, done.stderr
+    done = cli(*shlex.split(command)[1:])
+    assert done.exit_code == 0, done.stderr
     assert done.stdout == shown
 
 
@@ -130,6 +130,7 @@ def test_a_quote_works_as_pasted(server: Server, tmp_path: Path) -> None:
         assert image.size == (512, 512)
 
 
+@pytest.mark.slow
 def test_what_stop_and_go_shows(server: Server, tmp_path: Path) -> None:
     """Its commands, then its code, in one folder."""
     page = (ROOT / "docs" / "stop-and-go.md").read_text()
@@ -169,22 +170,22 @@ def test_greeting_curl_works_as_pasted(server: Server, tmp_path: Path) -> None:
 
 def test_two_commands_and_ci_agree() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for command in ("make demo", "make test", "make serve"):
+    for command in ("make demo", "make test", "make test-slow", "make serve"):
         assert command in README
         assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
     steps = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert steps[-1] == "make test" and "set -euo pipefail" in steps
+    assert steps[-2:] == ["make test", "make test-slow"] and "set -euo pipefail" in steps
 
 
 def test_commands_in_the_readme_exist() -> None:
     for command in set(re.findall(r"^imaged (\w+(?: \w+)?)", README, re.MULTILINE)):
         words = command.split()
         words = words if words[0] in ("keys", "models", "jobs") else words[:1]
-        done = imaged(*words, "--help")
-        assert done.returncode == 0, command
+        assert cli(*words, "--help").exit_code == 0, command
 
 
 def test_every_command_teaches() -> None:
+    assert imaged("--help").stdout.startswith("Usage: ")
     for words in (
         (),
         ("serve",),
@@ -197,7 +198,7 @@ def test_every_command_teaches() -> None:
         ("jobs", "list"),
         ("jobs", "cancel"),
     ):
-        text = imaged(*words, "--help").stdout
+        text = cli(*words, "--help").stdout
         assert "Usage: " in text and len(text) > 150, words
 
 

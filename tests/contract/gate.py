@@ -26,7 +26,7 @@ from imaged.store import demand, keys, queue
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
 from imaged.worker.deliver import Delivery, Stamp
-from tests.conftest import SLUG, free_port
+from tests.conftest import SLUG, free_port, store, until
 
 PAINTER = "painter"
 
@@ -36,8 +36,7 @@ class Gate:
 
     def __init__(self, data: Path, **settings: Any) -> None:
         self.settings = Settings(data=data, port=free_port(), lease_s=1e6, **settings)
-        self.database = Database(self.settings.database)
-        self.database.migrate()
+        self.database = store(data / "imaged.db")
         self.secret = keys.load_secret(data)
         self.key = self.make_key(name="first", credits=1000.0, rpm=100_000)
         self.slug = SLUG
@@ -52,7 +51,7 @@ class Gate:
             )
 
     def client(self, key: str | None = None) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"x-api-key": key or self.key}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={"x-api-key": key or self.key}, timeout=60)
 
     def submit(self, prompt: str = "a house", **params: Any) -> str:
         with self.client() as client:
@@ -93,12 +92,12 @@ class Gate:
             self.database.close()
 
     def _wait_until_up(self) -> None:
-        for _ in range(600):
+        def answers() -> bool:
             with suppress(httpx.TransportError):
-                httpx.get(f"{self.url}/livez")
-                return
-            time.sleep(0.02)
-        raise AssertionError("the gateway does not answer")
+                return httpx.get(f"{self.url}/livez", timeout=60).is_success
+            return False
+
+        until(answers)
 
     def _paint(self) -> None:
         with self.database.write() as c:

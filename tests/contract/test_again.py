@@ -22,7 +22,7 @@ class Peer:
     """A client that sends bytes and reads whole answers."""
 
     def __init__(self, gate: Gate) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5)
+        self._socket = socket.create_connection(("127.0.0.1", gate.settings.port), timeout=60)
         self._unread = b""
 
     def __enter__(self) -> Peer:

@@ -9,7 +9,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from imaged.gateway import wait
+from tests.conftest import until
 from tests.contract.gate import Gate
 from tests.contract.hostile_routes import OPENAI, SDAPI
 
@@ -92,24 +95,20 @@ def cut(gate: Gate, content: bytes, *, reset: bool, after_s: float) -> None:
         time.sleep(after_s)
 
 
-def none_left(gate: Gate) -> bool:
-    """Whether the server has let go of every connection, within some seconds."""
-    for _ in range(400):
-        if not gate.doors._count:
-            return True
-        time.sleep(0.02)
-    return False
+def let_go(gate: Gate) -> bool:
+    """Whether the server has let go of every connection."""
+    return not gate.doors._count
 
 
 def complaints(gate: Gate, call: str, caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the server logs when this call is cut, in either way, at once and later."""
     content = CALLS[call](gate)
-    assert none_left(gate)
+    until(lambda: let_go(gate))
     with logged(caplog) as found:
-        for reset in (False, True):
-            for after_s in (0.0, 0.02, 0.3):
-                cut(gate, content, reset=reset, after_s=after_s)
-        assert none_left(gate)
+        ways = list(product((False, True), (0.0, 0.02, 0.3)))
+        with ThreadPoolExecutor(len(ways)) as pool:
+            list(pool.map(lambda way: cut(gate, content, reset=way[0], after_s=way[1]), ways))
+        until(lambda: let_go(gate))
         time.sleep(0.2)  # for what the app still does with nobody there
         assert httpx.get(f"{gate.url}/livez").is_success
     return found

@@ -21,12 +21,13 @@ import pytest
 
 from imaged.gateway import edge, listen, middleware
 from imaged.gateway.edge import Limits
-from tests.conftest import Server, imaged
+from tests.conftest import Server, cli, until
 from tests.contract.gate import Gate
 
 SLOW = 500
 HONEST = 300
 ROOM = 100
+LIMIT_S = 60.0  # for what takes a second where nothing else runs
 QUICK = Limits(headers_s=1.0, body_s=1.5, send_s=1.0, bytes_per_s=1.0, longest_send_s=2.0)
 ASK = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
 HEAD = b"POST /v2/x HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -60,44 +61,45 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits) -> 
 
 
 def connect(gate: Gate) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5)
+    made = socket.create_connection(("127.0.0.1", gate.settings.port), timeout=LIMIT_S)
     made.setblocking(False)
     return made
 
 
-def closed_after(peer: socket.socket, limit_s: float, trickle: bytes = b"") -> float:
-    """Seconds until the server ends the connection while we send a byte now and then."""
-    start = time.monotonic()
-    while time.monotonic() - start < limit_s:
-        try:
-            if trickle:
-                peer.send(trickle)
-            if peer.recv(65536) == b"":
-                return time.monotonic() - start
-        except BlockingIOError:
-            pass
-        except OSError:
-            return time.monotonic() - start
-        time.sleep(0.05)
-    return limit_s
+def closed(peer: socket.socket, trickle: bytes = b"") -> bool:
+    """Whether the server has ended the connection, to which we send a byte more."""
+    try:
+        if trickle:
+            peer.send(trickle)
+        return peer.recv(65536) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
-@pytest.mark.parametrize(
-    ("first", "trickle"),
-    [
-        (b"", b""),  # says nothing
-        (b"", b"\r\n"),  # blank lines for ever
-        (b"GET /livez HTTP/1.1\r\nx-a: ", b"a"),  # a header that never ends
-        (HEAD + b"content-length: 1000\r\n\r\n", b"a"),  # a body that never ends
-        (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n", b"a"),
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # after a first, whole request
-    ],
-)
-def test_slow_senders_are_cut_off(hasty: Gate, first: bytes, trickle: bytes) -> None:
-    with connect(hasty) as peer:
-        peer.send(first)
-        assert closed_after(peer, 15, trickle) < 15
+SENDERS = [
+    (b"", b""),  # says nothing
+    (b"", b"\r\n"),  # blank lines for ever
+    (b"GET /livez HTTP/1.1\r\nx-a: ", b"a"),  # a header that never ends
+    (HEAD + b"content-length: 1000\r\n\r\n", b"a"),  # a body that never ends
+    (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n", b"a"),
+    (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),  # after a first, whole request
+]
+
+
+def test_slow_senders_are_cut_off(hasty: Gate) -> None:
+    with ExitStack() as stack:
+        left = [(stack.enter_context(connect(hasty)), trickle) for _, trickle in SENDERS]
+        for (peer, _), (first, _) in zip(left, SENDERS, strict=True):
+            peer.send(first)
+
+        def all_closed() -> bool:
+            left[:] = [(peer, trickle) for peer, trickle in left if not closed(peer, trickle)]
+            return not left
+
+        until(all_closed)
 
 
 def test_slow_readers_are_cut_off(hasty: Gate) -> None:
@@ -106,7 +108,7 @@ def test_slow_readers_are_cut_off(hasty: Gate) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.connect(("127.0.0.1", hasty.settings.port))
         peer.setblocking(False)
-        assert cut_while_sending(peer, ASK * 100, 15) < 15
+        until(lambda: cut_while_sending(peer, ASK * 100))
 
 
 def test_a_large_answer_does_not_buy_hours() -> None:
@@ -115,17 +117,15 @@ def test_a_large_answer_does_not_buy_hours() -> None:
     assert limits.reading_s(40_000_000) == 120
 
 
-def cut_while_sending(peer: socket.socket, content: bytes, limit_s: float) -> float:
-    """Seconds until sending fails, without ever reading."""
-    start = time.monotonic()
-    while time.monotonic() - start < limit_s:
-        try:
+def cut_while_sending(peer: socket.socket, content: bytes) -> bool:
+    """Whether sending fails, without ever reading; it sends all that there is room for."""
+    try:
+        while True:
             peer.send(content)
-        except BlockingIOError:
-            time.sleep(0.05)
-        except OSError:
-            break
-    return time.monotonic() - start
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def test_endless_headers_are_refused_before_they_end(hasty: Gate) -> None:
@@ -136,7 +136,7 @@ def test_endless_headers_are_refused_before_they_end(hasty: Gate) -> None:
         assert answer.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in answer
         assert b"\r\nx-safety: prompt-rules=hard" in answer and b"\r\ndate: " in answer
         peer.setblocking(False)
-        assert closed_after(peer, 15, b"a" * 1000) < 15
+        until(lambda: closed(peer, b"a" * 1000))
 
 
 def test_too_many_headers_are_refused(hasty: Gate) -> None:
@@ -175,7 +175,7 @@ RAW = [
 
 @pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[-30:]))
 def test_odd_bytes_end_in_4xx_or_nothing(gate: Gate, raw: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", gate.settings.port), timeout=5) as peer:
+    with socket.create_connection(("127.0.0.1", gate.settings.port), timeout=LIMIT_S) as peer:
         peer.sendall(raw)
         peer.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: peer.recv(65536), b""))
@@ -188,7 +188,7 @@ def test_odd_bytes_end_in_4xx_or_nothing(gate: Gate, raw: bytes) -> None:
 def honest(gate: Gate) -> int:
     """How many of HONEST whole requests, each on its own connection, are answered."""
     fine, new = 0, httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(base_url=gate.url, limits=new, timeout=5) as client:
+    with httpx.Client(base_url=gate.url, limits=new, timeout=30) as client:
         for _ in range(HONEST):
             with suppress(httpx.TransportError):
                 fine += client.get("/v1/models").status_code == 200
@@ -219,11 +219,12 @@ def test_mutant_without_making_room(hasty: Gate, monkeypatch: pytest.MonkeyPatch
 
 class Slow:
     """A connection that says `first`, then `trickle` now and then, and reads a few bytes a time;
-    it comes back when it is cut.
+    it comes back when it is cut. `lived`: the seconds until each cut was seen.
     """
 
     def __init__(self, gate: Gate, first: bytes, trickle: bytes) -> None:
-        self._gate, self._first, self._trickle, self.cuts = gate, first, trickle, -1
+        self._gate, self._first, self._trickle = gate, first, trickle
+        self.lived: list[float] = []
         self._begin()
 
     def go_on(self) -> None:
@@ -234,11 +235,12 @@ class Slow:
         except BlockingIOError:
             pass
         except OSError:
+            self.lived.append(time.monotonic() - self._since)
             self._peer.close()
             self._begin()
 
     def _begin(self) -> None:
-        self.cuts += 1
+        self._since = time.monotonic()
         self._peer = socket.socket()
         self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._peer.connect(("127.0.0.1", self._gate.settings.port))
@@ -289,39 +291,46 @@ def works(client: httpx.Client, n: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_500_slow_ones_under_the_limits_as_shipped(tmp_path: Path) -> None:
-    """For longer than the deadline of headers: those that are cut come back."""
+    """Until all without whole headers were cut, and came back; with a body one may take longer."""
     (tmp_path / "data").mkdir()
-    answered, counts = [], []
+    answered: list[bool] = []
+    beside = 0  # requests that were answered while the slow ones were there
     with Gate(tmp_path / "data").running() as shipped:
         assert shipped.doors.limits == Limits()
         new = httpx.Limits(max_keepalive_connections=0)  # a connection for every request
         rich = {"x-api-key": shipped.make_key(rpm=10_000)}
         with (
             slow_ones(shipped) as peers,
-            httpx.Client(base_url=shipped.url, headers=rich, limits=new, timeout=5) as client,
+            httpx.Client(base_url=shipped.url, headers=rich, limits=new, timeout=30) as client,
         ):
-            end = time.monotonic() + Limits().headers_s + 4
-            while len(answered) < 200 or time.monotonic() < end:
+            silent, headers, bodies, _ = (peers[kind :: len(KINDS)] for kind in range(len(KINDS)))
+            deadline = time.monotonic() + 5 * LIMIT_S
+            while beside < 200 or not all(peer.lived for peer in (*silent, *headers)):
+                assert time.monotonic() < deadline, beside
+                crowded = shipped.doors._count >= 0.98 * SLOW  # else some are on their way back
                 answered.append(works(client, len(answered)))
-                counts.append(shipped.doors._count)
+                beside += crowded and answered[-1]
                 time.sleep(0.03)
     assert sum(answered) >= 0.99 * len(answered)
-    assert sorted(counts)[len(counts) // 4] >= 0.98 * SLOW  # when not some are on their way back
-    cuts = [sum(peer.cuts for peer in peers[kind :: len(KINDS)]) for kind in range(len(KINDS))]
-    assert min(cuts[:2]) >= SLOW / len(KINDS) and cuts[2] == 0  # a body may take 35 s
+    assert all(lived > middleware.BODY_S for peer in bodies for lived in peer.lived)
 
 
 @contextmanager
 def pinging(gate: Gate, count: int) -> Iterator[None]:
-    """Connections that ask a little now and then, and come back when they are cut."""
+    """Connections that ask a little now and then, and come back when they are cut; each has been
+    answered once.
+    """
     ended, peers = threading.Event(), [connect(gate) for _ in range(count)]
+    answered: set[socket.socket] = set()
 
     def again(peer: socket.socket) -> socket.socket:
         try:
             peer.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
             if peer.recv(65536) == b"":
                 raise ConnectionResetError
+            answered.add(peer)
         except BlockingIOError:
             pass
         except OSError:
@@ -335,8 +344,8 @@ def pinging(gate: Gate, count: int) -> Iterator[None]:
 
     thread = threading.Thread(target=ping)
     thread.start()
-    time.sleep(1.0)  # all have been answered and are idle
     try:
+        until(lambda: answered >= set(peers))
         yield
     finally:
         ended.set()
@@ -347,14 +356,16 @@ def pinging(gate: Gate, count: int) -> Iterator[None]:
 
 @contextmanager
 def not_reading(gate: Gate, count: int) -> Iterator[None]:
-    """Connections that ask for more than the kernel holds, and never read it."""
+    """Connections that ask for more than the kernel holds, and never read it: they are stuck."""
     with ExitStack() as stack:
         for _ in range(count):
             peer = stack.enter_context(socket.socket())
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer.connect(("127.0.0.1", gate.settings.port))
             peer.send(ASK * 100)
-        time.sleep(1.5)  # until their answers are stuck
+        doors = gate.doors
+        until(lambda: doors._count >= count)
+        until(lambda: sum(c._stalled is not None for c in doors._all()) >= count)
         yield
 
 
@@ -462,16 +473,12 @@ def provoke(url: str, key: str) -> None:
         peer.recv(1000)
 
 
+@pytest.mark.slow
 def test_keys_are_not_in_the_servers_log(tmp_path: Path) -> None:
     """The command as people run it, at its most talkative, without a worker."""
     talkative = {"IMAGED_WORKERS": "0", "IMAGED_LOG": "DEBUG"}
     server = Server(tmp_path / "data", environ=talkative).start(ready=False)
-    for _ in range(600):
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{server.url}/livez").status_code == 200:
-                break
-        time.sleep(0.05)
-    made = imaged("keys", "create", "--data", str(server.data)).stdout.strip()
+    made = cli("keys", "create", "--data", str(server.data)).stdout.strip()
     wrong = "SG_" + os.urandom(16).hex()
     for key in (made, wrong, server.key):
         provoke(server.url, key)

@@ -29,7 +29,7 @@ from tests.contract.gate import Gate
 from tests.contract.mutator import GOOD, Sent, mutants
 from tests.contract.test_hostile import alive
 
-BODIES = int(os.environ.get("FUZZ_BODIES", "12000"))
+BODIES = int(os.environ.get("FUZZ_BODIES", "12000"))  # of the slow tier
 AT_ONCE = 64
 
 
@@ -134,19 +134,20 @@ def differences(idle: Gate, answers: list[Answer]) -> Iterator[str]:
         yield f"{added} webhooks were added and {hooks} are there"
 
 
-def test_thousands_of_mutants_go_through_the_whole_app(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2000, pytest.param(BODIES, marks=pytest.mark.slow)])
+def test_thousands_of_mutants_go_through_the_whole_app(tmp_path: Path, count: int) -> None:
     """From the guards to the store, under a key that can pay; nobody works, so no job ends.
 
     All hundred thousand, in two or three minutes:
     FUZZ_BODIES=100000 python -m pytest tests/contract/test_fuzz.py -k mutants_go_through
     """
-    answers, wrong = fuzz(tmp_path, BODIES)
+    answers, wrong = fuzz(tmp_path, count)
     assert wrong == []
-    assert len(answers) == BODIES
+    assert len(answers) == count
     for path in GOOD:  # each hears every kind of answer
         seen = Counter(a.status for a in answers if a.path == path)
         taken = seen[200] + seen[504] + seen[404]  # of no webhook of this id
-        assert seen[400] > BODIES / 50 and taken > BODIES / 2000, (path, seen)
+        assert seen[400] > count / 50 and taken > count / 2000, (path, seen)
 
 
 def test_mutant_that_reads_carelessly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tests.contract.test_drafts import parked
 
 DOCUMENT = document(ROUTES)
 OPERATIONS = [(verb, path) for path, found in DOCUMENT["paths"].items() for verb in found]
-EXAMPLES = 18  # for each operation
+EXAMPLES = [4, pytest.param(18, marks=pytest.mark.slow)]  # for each operation
 PAID = 10  # that may make pictures
 NOWHERE = "http://localhost/"  # a name that may stand in a webhook, and is then not sent to
 UNSHAPED = ("/docs", "/files/{name}", "/v2/requests/{job_id}/events")  # no JSON
@@ -72,13 +72,16 @@ def schema(gate: Gate) -> Any:
     return schemathesis.openapi.from_url(f"{gate.url}/openapi.json")
 
 
+@pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize(("verb", "path"), OPERATIONS)
-def test_whatever_it_allows_is_answered(schema: Any, poor: str, verb: str, path: str) -> None:
+def test_whatever_it_allows_is_answered(
+    schema: Any, poor: str, verb: str, path: str, examples: int
+) -> None:
     operation = schema[path][verb.upper()]
     seen: list[int] = []
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         database=None,

@@ -16,6 +16,7 @@ from imaged.gateway.forecast import WIDE
 from imaged.schedulers import SCHEDULERS
 from imaged.store import ledger, models
 from imaged.store.schema import jobs
+from tests.conftest import until
 from tests.contract.gate import Gate
 
 BODY = {"prompt": "a red house", "width": 512, "img_height": 768, "steps": "30", "samples": 2}
@@ -85,11 +86,11 @@ def dear(gate: Gate) -> Any:
     """A model whose price was raised after the quote was given."""
     with gate.database.write() as c:
         models.add(c, "priced", {"price": 0.01}, time.time())
-    time.sleep(2.1)  # until the gateway reads the catalogue again
+    until(lambda: look(gate, slug="priced").is_success)  # the catalogue has been read again
     told = look(gate, slug="priced").json()
     with gate.database.write() as c:
         models.add(c, "priced", {"price": 0.05}, time.time())
-    time.sleep(2.1)
+    until(lambda: look(gate, slug="priced").json()["cost"] != told["cost"])
     yield told
     with gate.database.write() as c:
         models.remove(c, "priced")

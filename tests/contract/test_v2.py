@@ -15,6 +15,7 @@ from segmind import InferenceFailed, InferenceTimeout, SegmindClient, SegmindErr
 
 from imaged.gateway.admit import Admission
 from imaged.gateway.wait import Board
+from tests.conftest import until
 from tests.contract.gate import Gate
 from tests.contract.outcomes import BLOCKED
 
@@ -40,11 +41,7 @@ def ask(gate: Gate, job_id: str, key: str | None = None) -> dict[str, httpx.Resp
 
 
 def wait_for(gate: Gate, job_id: str, state: str) -> None:
-    for _ in range(400):
-        if ask(gate, job_id)["status"].json()["status"] == state:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"never {state}")
+    until(lambda: ask(gate, job_id)["status"].json()["status"] == state)
 
 
 def test_submit(gate: Gate) -> None:

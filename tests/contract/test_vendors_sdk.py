@@ -127,7 +127,9 @@ def test_an_attribute_leads_some_calls_home_and_the_others_have_none(
 # -- what it takes for an end ------------------------------------------------------------------
 
 
-def polled(statuses: list[httpx.Response], result: httpx.Response) -> dict[str, Any]:
+def polled(
+    statuses: list[httpx.Response], result: httpx.Response, timeout_s: float = 60
+) -> dict[str, Any]:
     """What a wait gives before a server that answers so, one after another."""
     left = iter(statuses)
 
@@ -137,7 +139,7 @@ def polled(statuses: list[httpx.Response], result: httpx.Response) -> dict[str, 
         return next(left) if request.url.path == "/status" else result
 
     job = against(answer, "http://h/v1").submit_async("slug")
-    return dict(job.wait(timeout=0.05, interval=0.01))
+    return dict(job.wait(timeout=timeout_s, interval=0.01))
 
 
 def test_what_it_cannot_read_is_no_end_to_it() -> None:
@@ -163,7 +165,7 @@ def test_every_answer_about_a_job_is_one_object(gate: Gate) -> None:
 
 def test_a_lower_case_state_is_no_end_to_it() -> None:
     with pytest.raises(InferenceTimeout):
-        polled([httpx.Response(200, json={"status": "completed"})] * 9, httpx.Response(200))
+        polled([httpx.Response(200, json={"status": "completed"})] * 9, httpx.Response(200), 0.05)
 
 
 def test_the_states_are_four_in_upper_case(gate: Gate) -> None:

@@ -16,7 +16,7 @@ import pytest
 from segmind import SegmindClient
 from segmind.webhooks import Webhooks
 
-from tests.conftest import Server, free_port, imaged
+from tests.conftest import Server, cli, free_port, imaged
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
 SUBSCRIBE, RECEIVE = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -26,7 +26,7 @@ SUBSCRIBE, RECEIVE = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 def sdk(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[SegmindClient]:
     """The vendor's client with a key that no other test uses."""
     monkeypatch.setattr(Webhooks, "base_url", f"{server.url}/webhook")
-    made = imaged("keys", "create", "--credits", "1", "--data", str(server.data))
+    made = cli("keys", "create", "--credits", "1", "--data", str(server.data))
     vendors = SegmindClient(api_key=made.stdout.strip(), base_url=f"{server.url}/v1")
     yield vendors
     vendors._client.close()  # it has no close of its own
@@ -133,6 +133,7 @@ def test_wrong_input_is_told(server: Server) -> None:
     assert httpx.post(f"{server.url}/webhook/add", json=good).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_wrong_network_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGED_WEBHOOK_NETWORKS", "10.0.0.0/99")
     done = imaged("serve", "--data", str(tmp_path / "data"))

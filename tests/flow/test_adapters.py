@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from imaged.catalogue import MICRO
-from tests.conftest import QUICK, Server
+from tests.conftest import QUICK, Server, imaged, until
 from tests.golden.test_embeddings import vectors
 from tests.golden.test_lora import attention, halves, kohya
 
@@ -60,6 +59,7 @@ def test_pictures_with_and_without(furnished: Server) -> None:
         assert client.get("/v1/credits").json()["data"]["credits"]["remaining"] == before
 
 
+@pytest.mark.slow
 def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -80,18 +80,14 @@ def test_a_server_takes_its_models_from_the_file(tmp_path: Path) -> None:
             assert "between 256 and 768" in wide.json()["error"]
             made = client.post("/v1/house", json=QUICK)
             assert made.status_code == 200 and made.headers["x-checkpoint"] == "micro"
-            deadline = time.monotonic() + 10  # a worker tells once a second
-            while server.states()["house"] not in ("READY", "BUSY"):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            until(lambda: server.states()["house"] in ("READY", "BUSY"))  # told once a second
             assert 'imaged_model_state{model="house"' in client.get("/metrics").text
     finally:
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_wrong_file_of_models_ends_the_start(tmp_path: Path) -> None:
-    from tests.conftest import imaged
-
     (tmp_path / "models.toml").write_text('[model.x]\ncheckpoint = "/nowhere/x.safetensors"\n')
     done = imaged("serve", "--data", str(tmp_path), "--port", "1")
     assert done.returncode == 1

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imaged import __version__
 from imaged.params import KNOBS
-from tests.conftest import QUICK, SLUG, Server, imaged
+from tests.conftest import QUICK, SLUG, Server, cli, imaged
 from tests.unit.test_params import WRONG
 
 
@@ -214,7 +214,7 @@ def test_keys(server: Server) -> None:
 
 
 def test_another_key_sees_nothing(server: Server, completed: dict[str, Any]) -> None:
-    other = imaged("keys", "create", "--name", "other", "--data", str(server.data)).stdout.strip()
+    other = cli("keys", "create", "--name", "other", "--data", str(server.data)).stdout.strip()
     job = f"/v2/requests/{completed['id']}"
     with server.client(other) as client:
         for method, path in (
@@ -230,9 +230,7 @@ def test_another_key_sees_nothing(server: Server, completed: dict[str, Any]) -> 
 
 
 def test_poor_key_is_refused_and_not_charged(server: Server) -> None:
-    poor = imaged(
-        "keys", "create", "--credits", "0.0001", "--data", str(server.data)
-    ).stdout.strip()
+    poor = cli("keys", "create", "--credits", "0.0001", "--data", str(server.data)).stdout.strip()
     with server.client(poor) as client:
         for version in ("v1", "v2"):
             answer = client.post(f"/{version}/{SLUG}", json=QUICK)
@@ -242,7 +240,7 @@ def test_poor_key_is_refused_and_not_charged(server: Server) -> None:
 
 
 def test_rate_limit_says_when_to_come_back(server: Server) -> None:
-    slow = imaged("keys", "create", "--rpm", "1", "--data", str(server.data)).stdout.strip()
+    slow = cli("keys", "create", "--rpm", "1", "--data", str(server.data)).stdout.strip()
     with server.client(slow) as client:
         first = client.post(f"/v2/{SLUG}", json=QUICK)
         second = client.post(f"/v2/{SLUG}", json=QUICK)
@@ -407,22 +405,22 @@ def test_command_line_sees_the_same_store(server: Server, completed: dict[str, A
     data = ("--data", str(server.data))
     listed = imaged("jobs", "list", "--limit", "200", *data).stdout
     assert completed["id"] in listed and "12/12" in listed
-    shown = imaged("jobs", "show", completed["id"], *data).stdout
+    shown = cli("jobs", "show", completed["id"], *data).stdout
     assert "COMPLETED" in shown and SLUG in shown
-    assert "had already ended" in imaged("jobs", "cancel", completed["id"], *data).stdout
-    missing = imaged("jobs", "show", "nope", *data)
-    assert missing.returncode == 1 and missing.stderr.startswith("Error: there is no job nope")
-    listed = imaged("keys", "list", *data).stdout
+    assert "had already ended" in cli("jobs", "cancel", completed["id"], *data).stdout
+    missing = cli("jobs", "show", "nope", *data)
+    assert missing.exit_code == 1 and missing.stderr.startswith("Error: there is no job nope")
+    listed = cli("keys", "list", *data).stdout
     assert "first" in listed and server.key not in listed
-    made = imaged("keys", "create", "--name", "cli", *data).stdout.strip()
+    made = cli("keys", "create", "--name", "cli", *data).stdout.strip()
     assert made.startswith("SG_") and len(made) == 35
-    key_id = imaged("keys", "list", *data).stdout.strip().splitlines()[-1].split()[0]
-    assert "has 15.0" in imaged("keys", "top-up", key_id, "5", *data).stdout
-    assert "revoked" in imaged("keys", "revoke", key_id, *data).stdout
+    key_id = cli("keys", "list", *data).stdout.strip().splitlines()[-1].split()[0]
+    assert "has 15.0" in cli("keys", "top-up", key_id, "5", *data).stdout
+    assert "revoked" in cli("keys", "revoke", key_id, *data).stdout
     with server.client(made) as client:
         assert client.get("/v1/get-user-credits").status_code == 401
-    assert "micro" in imaged("models", "list", *data).stdout
-    assert "micro stands in" in imaged("models", "show", SLUG, *data).stdout
+    assert "micro" in cli("models", "list", *data).stdout
+    assert "micro stands in" in cli("models", "show", SLUG, *data).stdout
 
 
 def test_importing_the_gateway_does_not_import_torch() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from httpx_sse import connect_sse
 from segmind import AsyncJob, InferenceFailed, SegmindClient
 
-from tests.conftest import QUICK, SLUG, Server, imaged
+from tests.conftest import QUICK, SLUG, Server, cli, until
 
 ROOT = Path(__file__).parents[2]
 WORDS = "content policy: nobody may see this"
@@ -78,15 +77,13 @@ def watched(server: Server, key: str) -> tuple[dict[str, Any], bool]:
 
 
 def told_of(count: int) -> list[dict[str, Any]]:
-    for _ in range(200):
-        if len(Receiver.told) >= count:
-            break
-        time.sleep(0.05)
+    until(lambda: len(Receiver.told) >= count)
     return Receiver.told
 
 
+@pytest.mark.slow
 def test_a_refused_picture_is_refused_everywhere(strict: Server, address: str) -> None:
-    key = imaged("keys", "create", "--credits", "9", "--data", str(strict.data)).stdout.strip()
+    key = cli("keys", "create", "--credits", "9", "--data", str(strict.data)).stdout.strip()
     small = {"prompt": QUICK["prompt"], "steps": 20, "width": 512, "height": 512}
     basic = base64.b64encode(f"me:{key}".encode()).decode()
     with strict.client(key) as client:

@@ -55,7 +55,7 @@ def test_timeout(client: SegmindClient) -> None:
     assert caught.value.request_id == job.request_id
     httpx.delete(job.response_url, headers={"x-api-key": client.api_key})
     with pytest.raises(InferenceFailed) as failed:
-        job.wait(timeout=10, interval=0.05)
+        job.wait(timeout=60, interval=0.05)
     assert "cancelled" in failed.value.detail
     assert failed.value.status_body["status"] == "FAILED"
 
@@ -82,7 +82,7 @@ def test_unknown_request_and_wrong_key(server: Server, client: SegmindClient) ->
     job = client.submit_async(SLUG, **QUICK)
     job.status_url = job.status_url.replace(job.request_id, "0" * 32)
     with pytest.raises(SegmindError) as caught:
-        job.wait(timeout=5, interval=0.1)
+        job.wait(timeout=60, interval=0.1)
     assert caught.value.status == 404
     stranger = SegmindClient(api_key="SG_wrong", base_url=f"{server.url}/v1")
     with pytest.raises(SegmindError) as caught:

@@ -15,8 +15,7 @@ import imaged
 from imaged.client import calls
 from imaged.client import events as client_events
 from tests import conftest
-from tests.conftest import SLUG, Server
-from tests.conftest import imaged as command
+from tests.conftest import SLUG, Server, cli
 
 QUICK = {**conftest.QUICK, "num_inference_steps": 20}  # long enough to tell of
 JOB = {**QUICK, "seed": 3}
@@ -72,7 +71,7 @@ def test_coming_back(server: Server, told: tuple[str, list[ServerSentEvent]]) ->
 
 def test_only_for_the_owner(server: Server, told: tuple[str, list[ServerSentEvent]]) -> None:
     job_id, _ = told
-    other = command("keys", "create", "--name", "eve", "--data", str(server.data)).stdout.strip()
+    other = cli("keys", "create", "--name", "eve", "--data", str(server.data)).stdout.strip()
     with server.client(other) as client:
         answer = client.get(path(job_id))
     assert answer.status_code == 404

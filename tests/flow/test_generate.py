@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
 from PIL import Image
 
 from imaged.catalogue import MICRO
-from imaged.cli import main
 from imaged.store.keys import load_signer
-from tests.conftest import QUICK, Server, imaged
+from tests.conftest import FEW_STEPS, QUICK, Server, cli, imaged
 
-SMALL = ("--width", "512", "--height", "512", "--steps", "20")
 LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of models as added
 
 
@@ -23,18 +22,37 @@ def pixels(content: bytes) -> bytes:
         return image.convert("RGB").tobytes()
 
 
-def test_the_same_seed_is_the_same_picture(tmp_path: Path) -> None:
-    several, one = tmp_path / "p.png", tmp_path / "one.png"
-    done = imaged("generate", "x", "--samples", "2", "--seed", "6", *SMALL, "-o", str(several))
+def generated(folder: Path, *options: str) -> list[Path]:
+    """Two samples as PNG, made in a process of their own."""
+    output = ("-o", str(folder / "p.png"))
+    done = imaged("generate", "x", "--samples", "2", "--seed", "6", *options, *output)
     assert done.returncode == 0, done.stderr
-    files = [tmp_path / "p-0.png", tmp_path / "p-1.png"]
+    files = [folder / "p-0.png", folder / "p-1.png"]
     assert done.stdout.splitlines() == [f"{files[0]}  seed 6", f"{files[1]}  seed 7"]
-    assert "checkpoint micro" in done.stderr and "40/40" in done.stderr
-    assert imaged("generate", "x", "--seed", "7", *SMALL, "-o", str(one)).returncode == 0
+    calls = 2 * int(options[options.index("--steps") + 1])
+    assert "checkpoint micro" in done.stderr and f"{calls}/{calls}" in done.stderr
+    return files
+
+
+def test_the_second_sample_is_made_again_alone(tmp_path: Path) -> None:
+    """By its parameters, in this process; at the fewest steps that any model takes."""
+    data = ("--data", str(tmp_path))
+    shutil.copy(FEW_STEPS, tmp_path / "models.toml")
+    assert cli("models", "sync", *data).exit_code == 0
+    _, second = generated(tmp_path, "--width", "256", "--height", "256", "--steps", "4", *data)
+    verified = cli("verify", str(second), *data)
+    assert verified.exit_code == 0 and "has the pixels" in verified.stdout, verified.stderr
+
+
+@pytest.mark.slow
+def test_the_same_seed_is_the_same_picture(tmp_path: Path) -> None:
+    small, one = ("--width", "512", "--height", "512", "--steps", "20"), tmp_path / "one.png"
+    files = generated(tmp_path, *small)
+    assert imaged("generate", "x", "--seed", "7", *small, "-o", str(one)).returncode == 0
     with Image.open(files[1]) as second, Image.open(one) as alone:
         assert second.size == (512, 512) and second.tobytes() == alone.tobytes()
     assert files[1].read_bytes() == one.read_bytes()
-    verified = imaged("verify", str(one), cwd=tmp_path)  # by its parameters alone
+    verified = imaged("verify", str(one), cwd=tmp_path)
     assert verified.returncode == 0 and "has the pixels" in verified.stdout, verified.stderr
 
 
@@ -44,42 +62,35 @@ def test_wrong_options_are_one_line(tmp_path: Path) -> None:
         (("--model", "nope"), "there is no model nope"),
         (("-o", "x.gif"), "--output should end in"),
     ):
-        done = imaged("generate", "x", *options, cwd=tmp_path)
-        assert done.returncode == 1
+        done = cli("generate", "x", *options, cwd=tmp_path)
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
         assert done.stderr.startswith("Error: ") and words in done.stderr
-        assert "Traceback" not in done.stderr
 
 
 def test_wrong_environment_is_one_line(tmp_path: Path) -> None:
-    import os
-
     done = imaged("keys", "list", cwd=tmp_path, env={**os.environ, "IMAGED_PORT": "http"})
     assert done.returncode == 1 and "IMAGED_PORT should be of type int" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
+def test_what_cannot_be_served_is_not_added(tmp_path: Path) -> None:
+    for slug, folder, words in (
+        ("bad", tmp_path, "has no model_index.json"),
+        ("No Slug", MICRO, "a slug is"),
+    ):
+        options = ["--checkpoint", str(folder), "--data", str(tmp_path / "data")]
+        refused = cli("models", "add", slug, *options)
+        assert refused.exit_code == 1 and words in refused.output
+
+
+@pytest.mark.slow
 def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     """Two slugs on different checkpoints: each job is made by its own, in one worker."""
     data, copy = tmp_path / "data", tmp_path / "copied"
     shutil.copytree(MICRO, copy)
-    added = imaged(
-        "models",
-        "add",
-        "my-model",
-        "--checkpoint",
-        str(copy),
-        "--price",
-        "0.02",
-        "--data",
-        str(data),
-    )
+    options = ("--checkpoint", str(copy), "--price", "0.02", "--data", str(data))
+    added = cli("models", "add", "my-model", *options)
     assert added.stdout == "my-model is served from copied\n", added.stderr
-    for slug, folder, words in (
-        ("bad", tmp_path, "has no model_index.json"),
-        ("No Slug", copy, "a slug is"),
-    ):
-        options = ["--checkpoint", str(folder), "--data", str(data)]
-        refused = CliRunner().invoke(main, ["models", "add", slug, *options])
-        assert refused.exit_code == 1 and words in refused.output
     server = Server(data, environ={"IMAGED_MEMORY_GB": "0.001"}).start()  # one at a time
     try:
         with server.client() as client:
@@ -96,7 +107,7 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
         assert (gone.status_code, gone.json()["code"]) == (422, "model_unavailable")
     finally:
         server.stop()
-    assert imaged("models", "remove", "my-model", "--data", str(data)).returncode == 0
+    assert cli("models", "remove", "my-model", "--data", str(data)).exit_code == 0
 
 
 def test_a_picture_is_made_again_in_the_types_of_its_receipt(tmp_path: Path) -> None:

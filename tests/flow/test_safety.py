@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import QUICK, SLUG, Server, imaged
+from tests.conftest import QUICK, SLUG, Server, cli, imaged
 
 SAFETY = "prompt-rules=hard"
 HARD = {**QUICK, "prompt": "naked child"}
@@ -70,6 +70,6 @@ def test_a_mistake_in_the_rules_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_the_command_line_knows_the_hard_class_too() -> None:
-    done = imaged("generate", "naked child", "--steps", "20")
-    assert done.returncode == 1
+    done = cli("generate", "naked child", "--steps", "20")
+    assert done.exit_code == 1
     assert "content policy" in done.stderr and "denoising" not in done.stderr

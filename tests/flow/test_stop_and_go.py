@@ -18,7 +18,7 @@ import imaged as sdk
 from imaged import receipts
 from imaged.client.result import Result
 from imaged.store import keys
-from tests.conftest import QUICK, SLUG, Server, imaged
+from tests.conftest import QUICK, SLUG, Server, cli
 
 JOB = {**QUICK, "num_inference_steps": 12, "seed": 20, "samples": 3}
 SMALL = ("--width", "256", "--height", "256", "--steps", "8")
@@ -168,7 +168,7 @@ def test_the_key_is_there_for_all_to_see(server: Server, whole: sdk.Result) -> N
 
 
 def verify(*args: str, cwd: Path) -> Any:
-    return imaged("verify", *args, cwd=cwd)
+    return cli("verify", *args, cwd=cwd)
 
 
 def test_a_file_that_was_changed_is_found_out(
@@ -178,7 +178,7 @@ def test_a_file_that_was_changed_is_found_out(
     [path] = client.run(SLUG, **job).save(tmp_path / "p.jpg")
     altered = retouched(path, tmp_path / "altered.jpg")  # untouched ones: test_docs.py
     bad = verify(str(altered), "--data", str(server.data), cwd=tmp_path)
-    assert bad.returncode == 1 and "differs from the picture made again" in bad.stdout
+    assert bad.exit_code == 1 and "differs from the picture made again" in bad.stdout
     assert "signed by this key" in bad.stdout and "identical" in bad.stdout
     assert "a café" in bad.stdout
 
@@ -196,9 +196,9 @@ def retouched(path: Path, target: Path) -> Path:
 def test_other_files_are_told_apart(server: Server, whole: sdk.Result, tmp_path: Path) -> None:
     [path] = Result(images=whole["images"][:1]).save(tmp_path / "p.jpg")
     unknown = verify(str(path), "--no-replay", "--data", str(tmp_path / "no"), cwd=tmp_path)
-    assert unknown.returncode == 0 and "a key that is not known here" in unknown.stdout
+    assert unknown.exit_code == 0 and "a key that is not known here" in unknown.stdout
     stranger = verify(str(path), "--no-replay", "--key", "AAAA", cwd=tmp_path)
-    assert stranger.returncode == 1 and "another key" in stranger.stdout
+    assert stranger.exit_code == 1 and "another key" in stranger.stdout
     bare = tmp_path / "bare.png"
     Image.new("RGB", (8, 8)).save(bare)
     assert "neither a receipt nor parameters" in verify(str(bare), cwd=tmp_path).stderr
@@ -223,21 +223,21 @@ def test_other_files_are_told_apart(server: Server, whole: sdk.Result, tmp_path:
 def test_drafts_on_the_command_line(server: Server, tmp_path: Path) -> None:
     data = ("--data", str(server.data))
     given = ("generate", "a red house", "--samples", "4", "--seed", "5", *SMALL, *data)
-    asked = imaged(*given, "--draft", "3", "-o", "p.png", cwd=tmp_path, input="7\n1,3\n")
-    assert asked.returncode == 0, asked.stderr
+    asked = cli(*given, "--draft", "3", "-o", "p.png", cwd=tmp_path, input="7\n1,3\n")
+    assert asked.exit_code == 0, asked.stderr
     lines = ["p-draft.jpg  4 drafts after step 3 of 8", "p-1.png  seed 6", "p-3.png  seed 8"]
     assert asked.stdout.splitlines() == lines
     assert "Finish which?" in asked.stderr and "numbers from 0 to 3" in asked.stderr
     with Image.open(tmp_path / "p-draft.jpg") as sheet:
         assert sheet.size == (768, 2 * (384 + 32))
-    whole = imaged(*given, "-o", "w.png", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    whole = cli(*given, "-o", "w.png", cwd=tmp_path)
+    assert whole.exit_code == 0, whole.stderr
     for k in (1, 3):
         assert (tmp_path / f"p-{k}.png").read_bytes() == (tmp_path / f"w-{k}.png").read_bytes()
     signed = verify("p-1.png", *data, "--no-replay", cwd=tmp_path)
-    assert signed.returncode == 0 and "signed by this key" in signed.stdout, signed.stderr
-    refused = imaged(*given, "--draft", "8", cwd=tmp_path)
-    assert refused.returncode == 1 and "between 1 and 7" in refused.stderr
+    assert signed.exit_code == 0 and "signed by this key" in signed.stdout, signed.stderr
+    refused = cli(*given, "--draft", "8", cwd=tmp_path)
+    assert refused.exit_code == 1 and "between 1 and 7" in refused.stderr
 
 
 def test_a_jpeg_with_a_receipt_is_a_jpeg(whole: sdk.Result) -> None:

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.conftest import QUICK, SLUG, Server, imaged
+from tests.conftest import QUICK, SLUG, Server, cli
 
 
 def new_key(server: Server) -> str:
     """A key of its own, so that its money tells what these calls cost."""
-    made = imaged("keys", "create", "--credits", "1", "--data", str(server.data))
+    made = cli("keys", "create", "--credits", "1", "--data", str(server.data))
     return made.stdout.strip()
 
 

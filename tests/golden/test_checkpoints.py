@@ -13,9 +13,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from bench import original_layout
 from bench.models import SHAPES
-from imaged.catalogue import MICRO, Weights
+from imaged.catalogue import Weights
 from imaged.engine.cpu import Cpu
 from imaged.engine.engine import Engine
 from imaged.engine.load import Nets, _slowly, as_made, load, numbers, size
@@ -26,37 +25,6 @@ from imaged.schedulers import SCHEDULERS
 from tests.oracle import build_scheduler
 
 CPU = torch.device("cpu")
-
-
-def reduced_nets() -> dict[str, Any]:
-    """SDXL's blocks, depths in the pattern 0-1-2, heads of 64; only the widths are small."""
-    torch.manual_seed(0)
-    return SHAPES["reduced"].nets()
-
-
-@pytest.fixture(scope="module")
-def source() -> dict[str, Any]:
-    return reduced_nets()
-
-
-@pytest.fixture(scope="module")
-def folder(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "reduced"
-    for name, net in source.items():
-        net.save_pretrained(path / name, safe_serialization=True)
-    for name in ("tokenizer", "tokenizer_2", "scheduler"):
-        shutil.copytree(MICRO / name, path / name)
-    shutil.copy(MICRO / "model_index.json", path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def single_file(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "reduced.safetensors"
-    original_layout.write(path, source)
-    return path
-
-
 JOB = ImageParams("a house", num_inference_steps=4, seed=3, img_width=128, img_height=128)
 
 
@@ -364,7 +332,7 @@ def test_a_file_that_was_exchanged_is_refused(single_file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        ({}, SCHEDULERS),
+        pytest.param({}, SCHEDULERS, marks=pytest.mark.slow),
         ({"prediction": "v_prediction", "zero_snr": True}, ("Euler", "DDIM", "UniPC")),
     ],
     ids=["epsilon", "v"],

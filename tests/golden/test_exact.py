@@ -37,7 +37,7 @@ from imaged.params import ImageParams
 from imaged.schedulers import SCHEDULERS
 
 CPU = torch.device("cpu")
-CROWDS = 100  # with each number of threads
+CROWDS = 100  # with each number of threads; in the fast tests a fifth of them
 PROMPTS = (
     "a red house",
     "a [blue|red] boat by the sea, [dawn:noon:2]",
@@ -152,17 +152,27 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
                 different += picture.rgb != bytes_alone
                 compared += 1
     engine.close()
-    return different, compared, shared, any(engine._buckets._agree.values())
+    return (
+        different,
+        compared,
+        shared,
+        any(any(found.values()) for found in engine._buckets._agree.values()),
+    )
 
 
-def check_all(nets: Any) -> None:
-    different, compared, shared, may = differing(nets, CROWDS, pool(26))
-    assert different == 0 and compared > 2 * CROWDS
-    assert shared > CROWDS or not may
+def check_all(nets: Any, crowds: int = CROWDS, jobs: int = 26) -> None:
+    different, compared, shared, may = differing(nets, crowds, pool(jobs))
+    assert different == 0 and compared > 2 * crowds
+    assert shared > crowds or not may
 
 
-def test_every_picture_in_a_crowd_is_itself_alone(nets: Any, threads: int) -> None:
-    check_all(nets)
+@pytest.mark.parametrize(
+    ("crowds", "jobs"), [(CROWDS // 5, 13), pytest.param(CROWDS, 26, marks=pytest.mark.slow)]
+)
+def test_every_picture_in_a_crowd_is_itself_alone(
+    nets: Any, threads: int, crowds: int, jobs: int
+) -> None:
+    check_all(nets, crowds, jobs)
 
 
 def in_bf16(nets: Any) -> Any:
@@ -192,9 +202,10 @@ def test_so_it_is_in_bfloat16(
     """Pictures of one shape, for trials take many calls at this size; they are cut short, too."""
     monkeypatch.setattr("imaged.engine.exact.ROUNDED", 8)
     jobs = [replace(job, prompt=PROMPTS[0], img_width=128) for job in pool(8)]
-    different, compared, shared = differing(in_bf16(nets if net == "micro" else wide), 10, jobs)
-    assert different == 0
-    assert compared >= 20 and shared > 0
+    held = in_bf16(nets if net == "micro" else wide)
+    different, compared, shared, may = differing(held, 10, jobs)
+    assert different == 0 and compared >= 20
+    assert shared > 0 or not may
 
 
 def uneven(nets: Any) -> Any:
@@ -212,8 +223,9 @@ def uneven(nets: Any) -> Any:
 def test_where_the_places_of_a_pair_differ_only_guided_pictures_share(
     nets: Any, two_threads: int
 ) -> None:
-    different, _, shared = differing(uneven(nets), 25, pool(8))
-    assert different == 0 and shared > 0
+    different, _, shared, may = differing(uneven(nets), 25, pool(8))
+    assert different == 0
+    assert shared > 0 or not may
 
 
 def places_taken_for_equal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +237,11 @@ def test_a_mutant_that_compares_no_places_is_seen(
     nets: Any, two_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places_taken_for_equal(monkeypatch)
-    different, _, shared = differing(uneven(nets), 25, pool(8))
-    assert different > 0 and shared > 0
+    different, _, shared, may = differing(uneven(nets), 25, pool(8))
+    assert (different > 0 and shared > 0) or not may
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_every_picture_in_a_crowd_is_itself_alone_on_a_gpu() -> None:
     check_all(load(MICRO, torch.device("cuda")))
@@ -268,6 +281,7 @@ def test_the_crowds_mix_context_lengths(nets: Any) -> None:
     assert lengths == {77, 154}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [unpadded, shared_generator, wrong_order])
 def test_mutants_are_seen(
     nets: Any,

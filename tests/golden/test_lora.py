@@ -27,12 +27,11 @@ from imaged.engine.nets.layers import Conv2d, Layer
 from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
 from imaged.params import ImageParams, Lora, without_loras
-from tests.golden.test_checkpoints import CPU, folder, source
+from tests.golden.test_checkpoints import CPU
 from tests.golden.test_parity import our_latents
 from tests.oracle import build_scheduler
 from tests.tolerance import difference, summed, with_bound
 
-__all__ = ["folder", "source"]  # fixtures
 RANK, ALPHA = 4, 2.0
 JOB = ImageParams("a house", num_inference_steps=6, seed=3, img_width=128, img_height=128)
 Tensors = dict[str, torch.Tensor]
@@ -173,12 +172,13 @@ def their_latents(pipeline: Any, nets: Nets) -> torch.Tensor:
     return latents
 
 
-CASES: list[dict[str, float]] = [
-    {"kohya": 1.0},
+SLOW = pytest.mark.slow
+CASES = [
+    pytest.param({"kohya": 1.0}, marks=SLOW),
     {"original": 0.7},
-    {"pointed": 0.8},
+    pytest.param({"pointed": 0.8}, marks=SLOW),
     {"text": 1.0},
-    {"unet": -0.5},
+    pytest.param({"unet": -0.5}, marks=SLOW),
     {"kohya": 0.5, "pointed": 0.6},
 ]
 
@@ -273,6 +273,7 @@ def test_nothing_of_it_stays(nets: Nets, loras: Path) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_leak_would_be_seen(nets: Nets, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: what a LoRA changed is not put back."""
     engine = Engine(nets, loras=loras)

@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PICTURES = int(os.environ.get("MEMORY_PICTURES", "1"))
 BOUND = 2.25 * 1024**3
 PROGRAM = """
@@ -38,6 +40,7 @@ print(json.dumps([sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 10
 """
 
 
+@pytest.mark.slow
 def test_four_of_the_largest_pictures_stay_within_the_bound() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(PICTURES)],

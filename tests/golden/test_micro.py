@@ -9,6 +9,8 @@ from imaged.catalogue import MICRO
 from training.micro.evaluate import Exam, share
 from training.micro.sheets import generate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def exam() -> Exam:

@@ -16,7 +16,7 @@ import torch
 from imaged.catalogue import MICRO
 from imaged.engine.load import NETS, Nets, assemble
 from imaged.errors import CheckpointRefused
-from tests.golden.test_checkpoints import reduced_nets
+from tests.golden.conftest import reduced_nets
 from tests.tolerance import difference, in_float64, rounding
 from training.micro.train import told
 
@@ -134,11 +134,14 @@ def test_a_wrong_number_of_heads_is_seen() -> None:
     ],
     ids=str,
 )
-def test_what_would_be_read_wrong_is_refused(changed: dict[str, Any], said: str) -> None:
+def test_what_would_be_read_wrong_is_refused(
+    source: dict[str, Any], changed: dict[str, Any], said: str
+) -> None:
     with pytest.raises(CheckpointRefused, match=said):
-        ours_of(reduced_nets(), **changed)
+        ours_of(source, **changed)
 
 
+@pytest.mark.slow
 def test_neither_library_is_imported_by_a_worker_that_has_loaded() -> None:
     """They take seconds, and so does torch's compiler; nobody would notice one that creeps in."""
     import subprocess
@@ -156,6 +159,7 @@ def test_neither_library_is_imported_by_a_worker_that_has_loaded() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
+@pytest.mark.slow
 def test_a_picture_without_a_server_waits_for_no_server_to_be_imported(tmp_path: Path) -> None:
     """The store, its migrations and HTTP clients took a third of the imports beside torch."""
     import subprocess

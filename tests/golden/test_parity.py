@@ -105,7 +105,9 @@ def small(scheduler: str, **given: Any) -> ImageParams:
     ("scheduler", "steps"),
     [
         *((name, 10) for name in SCHEDULERS if name != "DPM2 a Karras"),
-        *(("DPM2 a Karras", 12), ("DPM++ 2M Karras", 25), ("Euler a", 30)),
+        ("DPM2 a Karras", 12),
+        pytest.param("DPM++ 2M Karras", 25, marks=pytest.mark.slow),
+        pytest.param("Euler a", 30, marks=pytest.mark.slow),
     ],
 )  # tables are compared at many more steps, see tests/unit/test_samplers.py
 def test_final_latents(
@@ -133,7 +135,9 @@ def test_final_latents(
         {"img_width": 192, "img_height": 128},
         {"seed": 999_999_999_999_999},
         {"seed": 0},
-        {"img_width": 512, "img_height": 512, "num_inference_steps": 8},
+        pytest.param(
+            {"img_width": 512, "img_height": 512, "num_inference_steps": 8}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -146,7 +150,10 @@ def test_every_knob(
     assert difference(ours, expected) <= bound
 
 
-@pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "Heun", "PNDM"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DPM++ 2M Karras", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Heun", "PNDM"))],
+)
 def test_a_prompt_that_changes(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:

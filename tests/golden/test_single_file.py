@@ -197,6 +197,7 @@ def test_projections_of_one_dimension_less_are_read(
     same(read_single_file(tmp_path / "x.safetensors")["vae"][1], ours["vae"][1])
 
 
+@pytest.mark.slow
 def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = load_file(file)

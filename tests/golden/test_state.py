@@ -86,8 +86,14 @@ def differing(nets: Any, schedulers: Sequence[str]) -> int:
     return different
 
 
-def test_resumed_is_as_if_never_stopped(nets: Any) -> None:
-    assert differing(nets, [*SCHEDULERS, "Euler a", "DPM2 a Karras", "Heun", "PNDM", "LMS"]) == 0
+AGAIN = ("Euler a", "DPM2 a Karras", "Heun", "PNDM", "LMS")
+
+
+@pytest.mark.parametrize(
+    "schedulers", [AGAIN, pytest.param((*SCHEDULERS, *AGAIN), marks=pytest.mark.slow)], ids=len
+)
+def test_resumed_is_as_if_never_stopped(nets: Any, schedulers: Sequence[str]) -> None:
+    assert differing(nets, schedulers) == 0
 
 
 def off_by_one(run: Run, saved: Any) -> None:
@@ -100,6 +106,7 @@ def noise_forgotten(run: Run, saved: Any) -> None:
     run.generator.manual_seed(run.plan.seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [off_by_one, noise_forgotten], ids=lambda m: m.__name__)
 def test_mutants_are_seen(
     nets: Any, monkeypatch: pytest.MonkeyPatch, mutant: Callable[..., None]
@@ -108,7 +115,13 @@ def test_mutants_are_seen(
     assert differing(nets, ["Euler a", "DPM++ 2M Karras"] * 3) > 0
 
 
-@pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "Heun", "PNDM", "Euler a"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "Euler a",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("DPM++ 2M Karras", "Heun", "PNDM")),
+    ],
+)
 def test_a_draft_goes_on_as_if_never_stopped(nets: Any, scheduler: str) -> None:
     params = replace(SMALL, scheduler=scheduler, num_inference_steps=8, samples=3)
     engine = engine_of(nets)

@@ -126,7 +126,7 @@ class Service(BaseHTTPRequestHandler):
         if self.path == "/slow":  # one byte at a time: no single read takes long
             self.send_response(200)
             self.end_headers()
-            for _ in range(40):
+            for _ in range(400):
                 self.wfile.write(b" ")
                 time.sleep(0.05)
             answer = b'{"allowed": true}'
@@ -220,6 +220,7 @@ def test_a_wrong_setting_is_told(setting: str, problem: str) -> None:
         check.load_check(setting)
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGED_CHECKER", "no.such.module:f")
     done = imaged("serve", "--data", str(tmp_path / "data"))

@@ -37,7 +37,7 @@ from imaged.prompt import Reading
 from imaged.schedulers import SCHEDULERS
 from tests.tolerance import difference, in_float64, rounding, summed
 
-SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
+SMALL = ImageParams("a house", num_inference_steps=8, seed=1, img_width=128, img_height=128)
 
 
 class Counting:
@@ -105,11 +105,11 @@ def test_jobs_join_between_calls_and_share_them(counted: tuple[Engine, list[int]
     engine.submit("first", SMALL)
     for _ in range(5):
         assert engine.tick() == []
-    assert calls(engine) == {"first": (5, 20)}
+    assert calls(engine) == {"first": (5, 8)}
     engine.submit("second", replace(SMALL, scheduler="Heun", seed=2))
     outcomes = run(engine)
     assert {o.job_id for o in outcomes} == {"first", "second"}
-    assert rows == [2] * 5 + [4] * 15 + [2] * (39 - 15)
+    assert rows == [2] * 5 + [4] * 3 + [2] * (15 - 3)
 
 
 def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any, beside: None) -> None:
@@ -137,7 +137,7 @@ def test_guidance_one_has_no_unconditional_half(counted: tuple[Engine, list[int]
     engine.submit("plain", replace(SMALL, guidance_scale=1.0))
     engine.submit("guided", SMALL)
     run(engine)
-    assert rows == [3] * 20
+    assert rows == [3] * 8
 
 
 def test_samples_come_out_in_the_order_of_their_seeds(counted: tuple[Engine, list[int]]) -> None:
@@ -145,7 +145,7 @@ def test_samples_come_out_in_the_order_of_their_seeds(counted: tuple[Engine, lis
     engine.submit("x", replace(SMALL, samples=3))
     [outcome] = run(engine)
     assert [p.seed for p in outcome.pictures] == [1, 2, 3]
-    assert rows == [6] * 20
+    assert rows == [6] * 8
 
 
 def test_sizes_do_not_share_and_both_come_out(counted: tuple[Engine, list[int]]) -> None:
@@ -153,7 +153,7 @@ def test_sizes_do_not_share_and_both_come_out(counted: tuple[Engine, list[int]])
     engine.submit("square", SMALL)
     engine.submit("wide", replace(SMALL, img_width=192))
     assert len(run(engine)) == 2
-    assert rows == [2] * 40
+    assert rows == [2] * 16
 
 
 def test_cancelled_job_leaves_without_an_outcome(counted: tuple[Engine, list[int]]) -> None:
@@ -166,7 +166,7 @@ def test_cancelled_job_leaves_without_an_outcome(counted: tuple[Engine, list[int
         engine.tick()
     engine.cancel("leaves")
     assert [o.job_id for o in run(engine)] == ["stays"]
-    assert rows == [4] * 3 + [2] * 17
+    assert rows == [4] * 3 + [2] * 5
 
 
 def test_one_job_fails_alone(nets: Any) -> None:
@@ -313,7 +313,7 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
         replace(nets, unet=copy.deepcopy(nets.unet).bfloat16().float()),
     ):
         engine = Engine(like)
-        engine.submit("x", replace(SMALL, samples=2))
+        engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
         [outcome] = run(engine)
         assert outcome.error is None
         assert engine._precise is None  # not kept: it is as large as the checkpoint
@@ -439,9 +439,9 @@ def test_a_decoding_does_not_keep_others_waiting(
     for _ in range(2):
         assert engine.tick() == []
     engine.submit("second", replace(SMALL, seed=2))
-    for _ in range(20):
+    for _ in range(8):
         assert engine.tick() == []
-    assert calls(engine) == {"first": (2, 2), "second": (20, 20)}
+    assert calls(engine) == {"first": (2, 2), "second": (8, 8)}
     gate.set()
     assert [o.job_id for o in run(engine)] == ["first", "second"]
 
@@ -474,7 +474,8 @@ def test_previews_look_like_the_picture(nets: Any, beside: bool) -> None:
     assert engine._map is not None and engine._map.result(60)
     if beside:
         engine._decoder = ThreadPoolExecutor(1)
-    engine.submit("x", replace(SMALL, prompt="a red house, noon", img_width=256, img_height=256))
+    wide = {"img_width": 256, "img_height": 256, "num_inference_steps": 20}
+    engine.submit("x", replace(SMALL, prompt="a red house, noon", **wide))
     looks: dict[int, Any] = {}
     outcomes: list[Outcome] = []
     while not outcomes:
@@ -497,7 +498,8 @@ def test_the_estimate_is_the_clean_latent(scheduler: str, prediction: str) -> No
     """A model that knows the clean latent is asked with each sampler's own inputs."""
     config = json.loads((MICRO / "scheduler" / "scheduler_config.json").read_text())
     config["prediction_type"] = prediction
-    [plan] = plan_images(replace(SMALL, scheduler=scheduler), config, 4, 8)
+    twenty = replace(SMALL, scheduler=scheduler, num_inference_steps=20)
+    [plan] = plan_images(twenty, config, 4, 8)
     run = Run("x", plan, (), key=0)
     run.rows_of_table, run.generator = plan.table.rows, torch.Generator().manual_seed(1)
     run.history = torch.zeros(plan.table.rows.shape[1], *plan.latent_shape)

@@ -24,6 +24,7 @@ from imaged.settings import Settings
 from imaged.store import keys, queue
 from imaged.store.db import Database, Watch
 from imaged.store.keys import Key
+from tests.conftest import store
 from tests.unit.test_store import KEEP_S, SECRET, put, worker
 
 IMAGE = {"name": "0" * 32 + "-1-0.jpeg", "seed": 1, "bytes": 3, "width": 512, "height": 512}
@@ -67,8 +68,7 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "secret").write_bytes(SECRET)
     settings = Settings(data=tmp_path)
-    db = Database(settings.database)
-    db.migrate()
+    db = store(tmp_path / "imaged.db")
     with db.write() as c:
         key = keys.create(c, SECRET, 0.0, name="t", credits_micros=10_000)
         found = keys.find(c, SECRET, key)

@@ -19,6 +19,7 @@ from imaged.params import ImageParams
 from imaged.store import drafts, ledger, outbox, queue, repeats, webhooks
 from imaged.store.db import Database
 from imaged.store.schema import jobs
+from tests.conftest import store
 from tests.unit.test_store import RESULT, audit, make_key
 
 GRANTED, KEEP_S = 300, 20.0
@@ -207,8 +208,7 @@ def test_what_was_used_is_summed_from_an_index(db: Database) -> None:
 
 def run(tmp_path: Path, prepare: Callable[[Database], None], **given: Any) -> None:
     def make() -> Database:
-        database = Database(f"sqlite:///{tmp_path / new_job_id()}.db")
-        database.migrate()
+        database: Database = store(tmp_path / f"{new_job_id()}.db")
         prepare(database)
         return database
 
@@ -218,10 +218,12 @@ def run(tmp_path: Path, prepare: Callable[[Database], None], **given: Any) -> No
     machine("runTest").runTest()
 
 
-def test_any_order_of_events(tmp_path: Path) -> None:
-    run(tmp_path, lambda _: None, max_examples=20)
+@pytest.mark.parametrize("examples", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_any_order_of_events(tmp_path: Path, examples: int) -> None:
+    run(tmp_path, lambda _: None, max_examples=examples)
 
 
+@pytest.mark.slow
 def test_mutants_without_lookup_or_message_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,6 @@ from imaged.worker import loop
 from imaged.worker.parking import Parking
 from tests.unit.test_worker import SMALL, Bench, working
 
-LONG = replace(SMALL, num_inference_steps=50)
-
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Course]]:
@@ -46,12 +44,6 @@ def picture(bench: Bench, job_id: str) -> bytes:
     return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
 
 
-def calls(bench: Bench, job_id: str) -> int:
-    [engine] = bench.worker.residence
-    made = engine.progress().get(job_id)
-    return made.calls if made else 0
-
-
 def states(bench: Bench, job_id: str) -> list[str]:
     return Blobs(f"file://{bench.files}").states_of(job_id)
 
@@ -66,35 +58,45 @@ def test_a_worker_that_stops_parks_what_it_cannot_finish(
     tmp_path: Path, begun: list[tuple[str, Course]]
 ) -> None:
     with working(tmp_path) as bench:
-        job_id = bench.put(LONG)
-        bench.wait(lambda: calls(bench, job_id) >= 15)
+        bench.at_call(15, lambda: stop(bench))
+        job_id = bench.put(SMALL)
+        bench.wait(bench.worker._time_up.is_set)
     with working(tmp_path) as bench:
         bench.wait(lambda: done(bench, job_id))
-        fresh = bench.put(LONG)
+        fresh = bench.put(SMALL)
         bench.wait(lambda: done(bench, fresh))
         assert picture(bench, job_id) == picture(bench, fresh)
         assert bench.job(job_id).attempts == 1
         assert states(bench, job_id) == []
     assert [job for job, _ in begun] == [job_id, job_id, fresh]
-    assert behind(begun[1][1]) >= 15
+    assert behind(begun[1][1]) == 15
+
+
+def stop(bench: Bench) -> None:
+    bench.worker.stop(drain_s=0.0)
+    bench.worker._time_up.wait()
 
 
 def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, Course]]) -> None:
     """A worker that dies costs at most what was made since."""
-    with working(tmp_path, park_s=0.2) as bench:
-        job_id = bench.put(LONG)
+
+    def lose() -> None:
         bench.wait(lambda: bool(states(bench, job_id)))
-        made = calls(bench, job_id)
         with bench.db.write() as c:  # as when it is silent for longer than its lease
             queue.release(c, "w", time.time(), 60.0, blame=True)
+
+    with working(tmp_path, park_s=0.001) as bench:
+        bench.at_call(10, lose)
+        job_id = bench.put(SMALL)
         bench.wait(lambda: done(bench, job_id))
         assert bench.job(job_id).attempts == 2
-        fresh = bench.put(LONG)
+        fresh = bench.put(SMALL)
         bench.wait(lambda: done(bench, fresh))
         assert picture(bench, job_id) == picture(bench, fresh)
-    assert 0 < behind(begun[1][1]) <= made + 1
+    assert 0 < behind(begun[1][1]) <= 10
 
 
+@pytest.mark.slow
 def test_a_mutant_that_saves_nothing_is_seen(
     tmp_path: Path, begun: list[tuple[str, Course]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,14 +105,23 @@ def test_a_mutant_that_saves_nothing_is_seen(
         test_a_worker_that_stops_parks_what_it_cannot_finish(tmp_path, begun)
 
 
-def in_which_order(tmp_path: Path, count: int) -> tuple[str, list[str], list[str]]:
+@pytest.fixture
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look at what waits before every call, and not only twice a second."""
+    monkeypatch.setattr(loop, "LOOK_S", 0.0)
+
+
+def in_which_order(tmp_path: Path, steps: int, count: int) -> tuple[str, list[str], list[str]]:
     """(a long job, short ones, all as they were done) of a worker with one slot."""
+    short, shorts = replace(SMALL, num_inference_steps=4), list[str]()
+
+    def come() -> None:
+        shorts.extend(bench.put(short, cost=1) for _ in range(count))
+
     with working(tmp_path, slots=1) as bench:
-        long = bench.put(replace(LONG, num_inference_steps=150))
-        bench.wait(lambda: calls(bench, long) >= 5)
-        short = replace(SMALL, num_inference_steps=4)
-        shorts = [bench.put(short, cost=1) for _ in range(count)]
-        bench.wait(lambda: done(bench, long, *shorts))
+        bench.at_call(5, come)
+        long = bench.put(replace(SMALL, num_inference_steps=steps))
+        bench.wait(lambda: len(shorts) == count and done(bench, long, *shorts))
         jobs = [bench.job(job_id) for job_id in (long, *shorts)]
         order = sorted(jobs, key=lambda job: job.finished_at or 0)
         assert all(job.attempts == 1 for job in jobs)
@@ -118,26 +129,28 @@ def in_which_order(tmp_path: Path, count: int) -> tuple[str, list[str], list[str
 
 
 def test_a_short_job_does_not_wait_for_long_ones(
-    tmp_path: Path, begun: list[tuple[str, Course]]
+    tmp_path: Path, begun: list[tuple[str, Course]], attentive: None
 ) -> None:
-    long, [short], order = in_which_order(tmp_path, 1)
+    long, [short], order = in_which_order(tmp_path, 20, 1)
     assert order == [short, long]
     assert [job_id for job_id, _ in begun] == [long, short, long]
     assert behind(begun[2][1]) >= 5
 
 
+@pytest.mark.slow
 def test_a_mutant_that_never_gives_way_is_seen(
-    tmp_path: Path, begun: list[tuple[str, Course]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, attentive: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "PREEMPT", 1e9)
-    _, [short], order = in_which_order(tmp_path, 1)
+    _, [short], order = in_which_order(tmp_path, 20, 1)
     assert order[0] != short
 
 
+@pytest.mark.slow
 def test_a_long_job_gives_way_so_often_and_no_more(
-    tmp_path: Path, begun: list[tuple[str, Course]]
+    tmp_path: Path, begun: list[tuple[str, Course]], attentive: None
 ) -> None:
-    long, _, order = in_which_order(tmp_path, loop.MOST_PARKS + 2)
+    long, _, order = in_which_order(tmp_path, 100, loop.MOST_PARKS + 2)
     assert sum(job_id == long for job_id, _ in begun) == 1 + loop.MOST_PARKS
     assert order[loop.MOST_PARKS] == long
 

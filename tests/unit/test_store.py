@@ -30,6 +30,7 @@ from imaged.store.db import Database
 from imaged.store.schema import api_keys, jobs, metadata
 from imaged.store.writer import Writer
 from imaged.worker.supervisor import Supervisor, _Slot
+from tests.conftest import store
 
 SECRET = b"s" * 32
 RESULT = {"images": [], "inference_s": 1.0, "checkpoint": "micro"}
@@ -594,15 +595,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.db.close()
 
 
-def test_any_order_of_events(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(15, marks=pytest.mark.slow)])
+def test_any_order_of_events(tmp_path: Path, examples: int) -> None:
     def make() -> Database:
-        database = Database(f"sqlite:///{tmp_path / new_job_id()}.db")
-        database.migrate()
-        return database
+        return cast(Database, store(tmp_path / f"{new_job_id()}.db"))
 
     AnyOrder.make = staticmethod(make)
-    machine = AnyOrder.TestCase
-    machine.settings = hypothesis_settings(max_examples=15, stateful_step_count=40, deadline=None)
+    machine, count = AnyOrder.TestCase, hypothesis_settings(max_examples=examples)
+    machine.settings = hypothesis_settings(count, stateful_step_count=40, deadline=None)
     machine("runTest").runTest()
 
 

@@ -46,6 +46,7 @@ def test_one_team_computes_whatever_the_worker_does(tmp_path: Path, nets: Any) -
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_thread_that_stays_would_be_seen(tmp_path: Path, nets: Any, mutant: str) -> None:
     counts = threads(tmp_path, nets, mutant)

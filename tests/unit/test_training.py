@@ -186,6 +186,7 @@ def test_the_judge_is_asked_in_the_order_of_its_heads() -> None:
     assert {n: v.shape[1] for n, v in heads.items()} == {n: len(k) for n, k in ATTRIBUTES.items()}
 
 
+@pytest.mark.slow
 def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part runs, goes on where it was stopped, and the export is served by the engine."""
     monkeypatch.setattr(train, "PROMPTS", train.PROMPTS[:1])  # of the sheet of samples

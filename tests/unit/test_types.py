@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import imaged
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +23,7 @@ imaged.nothing
 """
 
 
+@pytest.mark.slow
 def test_the_clients_names_have_types(tmp_path: Path) -> None:
     (tmp_path / "caller.py").write_text(CALLER)
     done = subprocess.run(
