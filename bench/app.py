@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from bench.code import ROOT, Tree
+from bench.company import Company
 
 BUILD = ROOT / "build" / "bench"
 #: Each in the file of its name.
@@ -42,6 +43,7 @@ class Effort:
     threads: int
     quick: bool  # to see that it runs: its figures never enter the document
     tree: Tree = field(default_factory=Tree, repr=False)  # as it was before
+    company: Company = field(default_factory=Company, repr=False)  # since then
 
     def choose(self, normal: int, quick: int) -> int:
         return quick if self.quick else normal

@@ -23,7 +23,8 @@ LEFT_OUT = {
 SHARED = {"agree", "ceiling", "models", "original_layout", "policies", "rounds", "servers"}
 SHARED |= {"peer", "peer_async", "peer_lock", "peer_polls", "peer_script"}
 #: Files of `bench` that measure nothing.
-SHOWING = {"__init__", "__main__", "all", "app", "check", "code", "figures", "report", "sigmas"}
+SHOWING = {"__init__", "__main__", "all", "app", "check", "code", "company", "figures", "report"}
+SHOWING |= {"sigmas"}
 TOPS = ("imaged", "bench")
 DIGITS = 12
 

@@ -18,6 +18,7 @@ import click
 from bench import app
 from bench.app import Effort
 from bench.code import Code, Tree
+from bench.company import LOUD
 from bench.rounds import Better, Pair, Spread, against_targets, verdict
 
 COLUMNS = ("what", "unit", "imaged", "peer", "peer's", "ratio", "quartiles", "target", "verdict")
@@ -141,6 +142,10 @@ def publish(
     code = Tree().code(name)
     if code.digest != effort.tree.code(name).digest:
         raise click.ClickException(f"{name}: the code changed while it was measured")
+    others = effort.company.share()
+    ceilings = {**ceilings, "taken by other processes, % of the CPU": 100 * others}
+    if others > LOUD:
+        click.echo(f"warning: others took {others:.0%} of the CPU: measure again alone", err=True)
     command = " ".join(["python -m bench", *sys.argv[1:]])
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     around = {**machine(device), "threads": str(effort.threads)}

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from bench import all as whole
 from bench import app, check
 from bench.code import LEFT_OUT, SHARED, SHOWING, Code, Tree, counts
+from bench.company import Company
 from bench.report import NOT_MEASURED, Place, fill, places
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +191,24 @@ def test_code_that_changes_while_it_is_measured_has_no_figures(
     with pytest.raises(Exception, match="the code changed while it was measured"):
         publish("single", effort, [], {})
     assert not (tmp_path / "build").exists()
+
+
+def test_what_others_took_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    company = Company()
+    burn = "import time\nwhile time.process_time() < 1.0: pass\nprint('burnt', flush=True); input()"
+    command = [sys.executable, "-c", burn]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as busy:
+        assert busy.stdout is not None and busy.stdout.readline() == "burnt\n"
+        assert company.others_s() > 0.5  # another's, as long as it was not waited for
+        busy.communicate("\n")
+    monkeypatch.setattr(
+        "bench.company._machine", iter([(100, 900), (130, 950), (130, 950)]).__next__
+    )
+    monkeypatch.setattr("bench.company._ours", iter([7, 27, 27]).__next__)
+    company = Company()
+    assert company.share() == 10 / 50
 
 
 @pytest.fixture
