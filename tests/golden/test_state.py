@@ -7,6 +7,7 @@ for decoding is done one by one.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -94,6 +95,12 @@ AGAIN = ("Euler a", "DPM2 a Karras", "Heun", "PNDM", "LMS")
 )
 def test_resumed_is_as_if_never_stopped(nets: Any, schedulers: Sequence[str]) -> None:
     assert differing(nets, schedulers) == 0
+
+
+def test_in_bfloat16_too(nets: Any) -> None:
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    halves = replace(nets, **{p: copy.deepcopy(getattr(nets, p)).bfloat16() for p in parts})
+    assert differing(halves, ["Euler a", "DPM++ 2M Karras", "Heun", "PNDM"]) == 0
 
 
 def off_by_one(run: Run, saved: Any) -> None:
