@@ -32,7 +32,7 @@ PEER = "one at a time"
     help="Checkpoint; may be given twice.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(4, 10_000), default=40, show_default=True, help="In one trace."
+    "--jobs", type=click.IntRange(4, 10_000), default=30, show_default=True, help="In one trace."
 )
 @effort_options()
 def waiting(names: tuple[str, ...], jobs: int, effort: Effort) -> None:
