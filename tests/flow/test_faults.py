@@ -165,6 +165,9 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
     shutil.copytree(MICRO, own.data / "deadly")
     options = ("--checkpoint", str(own.data / "deadly"), "--data", str(own.data))
     assert cli("models", "add", "deadly", *options).exit_code == 0
+    config = own.data / "deadly" / "unet" / "config.json"
+    config.unlink()
+    os.mkfifo(config)  # whoever reads it waits: loading takes until somebody ends it
 
     def ask() -> str:
         with own.client() as client:
