@@ -64,6 +64,7 @@ def session(text: str, server: Server, folder: Path) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_readme_code_runs_as_pasted(server: Server, tmp_path: Path) -> None:
     text, code = README.split("## Your own checkpoint")  # from there on with files of one's own
     assert not re.findall(r"```(?:bash|python)", code)

@@ -108,7 +108,7 @@ def test_every_file_of_the_benchmarks_is_thought_of() -> None:
     for path in (ROOT / "bench").glob("*.py"):
         mine = path.stem in LEFT_OUT or path.stem.startswith(tuple(o for o in own if o[-1] == "_"))
         assert mine + (path.stem in SHARED) + (path.stem in SHOWING) == 1, path.name
-    assert set(whole.PARTS) | {"full", "gpu"} == set(LEFT_OUT)
+    assert set(whole.PARTS) | {"full", "bf16", "gpu"} == set(LEFT_OUT)
 
 
 def test_a_changed_file_makes_figures_stale(copy: Path) -> None:
@@ -238,7 +238,7 @@ def test_all_runs_each_part_and_the_report(replaced: Callable[..., Result], tmp_
     assert ran(tmp_path) == [*(f"{part} --threads 2" for part in parts), "report"]
     assert "== 7 of 7: recovery done after 0 min " in shown.output
     assert "== all of it took 0 min " in shown.output
-    assert "left out: full, gpu, polls" in shown.output
+    assert "left out: full, bf16, gpu, polls" in shown.output
 
 
 def test_a_part_that_fails_leaves_the_others_alone(

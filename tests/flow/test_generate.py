@@ -110,6 +110,7 @@ def test_an_added_checkpoint_is_served(tmp_path: Path) -> None:
     assert cli("models", "remove", "my-model", "--data", str(data)).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_again_in_the_types_of_its_receipt(tmp_path: Path) -> None:
     """Also when its model is held in others by now."""
     data, toml = tmp_path / "data", tmp_path / "own.toml"

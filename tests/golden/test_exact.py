@@ -195,7 +195,7 @@ def wide() -> Any:
     return replace(nets, unet=unet.to(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("net", ["micro", "wide"])
+@pytest.mark.parametrize("net", ["micro", pytest.param("wide", marks=pytest.mark.slow)])
 def test_so_it_is_in_bfloat16(
     nets: Any, wide: Any, threads: int, net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +233,7 @@ def places_taken_for_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Buckets, "allow", lambda *given: allow(*given[:5]))
 
 
+@pytest.mark.slow
 def test_a_mutant_that_compares_no_places_is_seen(
     nets: Any, two_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

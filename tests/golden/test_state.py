@@ -97,6 +97,7 @@ def test_resumed_is_as_if_never_stopped(nets: Any, schedulers: Sequence[str]) ->
     assert differing(nets, schedulers) == 0
 
 
+@pytest.mark.slow
 def test_in_bfloat16_too(nets: Any) -> None:
     parts = ("unet", "text_encoder", "text_encoder_2")
     halves = replace(nets, **{p: copy.deepcopy(getattr(nets, p)).bfloat16() for p in parts})

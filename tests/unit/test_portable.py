@@ -56,6 +56,7 @@ def test_what_a_processor_lacks_is_told(says: Says, monkeypatch: pytest.MonkeyPa
     assert [cell.kernels for cell in planned() if not cell.left_out] == ["own", "own"]
 
 
+@pytest.mark.slow
 def test_a_cell_counts_what_pytest_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
