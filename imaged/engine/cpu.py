@@ -1,4 +1,4 @@
-"""Whether this machine's CPU computes in bfloat16 itself, and for which checkpoints that pays."""
+"""Whether this machine's CPU computes in bfloat16 itself, and for which checkpoints it should."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-#: UNet parameters from which on bfloat16 pays where the CPU has it (decision 27).
+#: UNet parameters from which on bfloat16 is worth its other pictures (decision 27).
 PAYS = 50_000_000
 #: Flags of CPUs whose bfloat16 was measured. Others, of ARM among them, are taken to have none.
 FLAGS = ("avx512_bf16", "amx_bf16")
@@ -58,5 +58,5 @@ def suited(parameters: int, cpu: Cpu) -> tuple[str, str]:
     if not cpu.has_bf16:
         return "fp32", "this CPU does not compute in bfloat16 itself"
     if parameters < PAYS:
-        return "fp32", f"{size}; bf16 pays from {PAYS / 1e6:.0f} M on"
+        return "fp32", f"{size}, and bf16 saves time worth it from {PAYS / 1e6:.0f} M on"
     return "bf16", f"this CPU computes in bfloat16 itself, and {size}"
