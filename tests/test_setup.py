@@ -161,7 +161,7 @@ def test_the_wheel_serves_by_itself(wheel: Path, tmp_path: Path) -> None:
             stderr=log,
         )
     try:
-        server.wait_until("/readyz")
+        server.wait_until("readyz")
         body = {"prompt": "a red house", "img_width": 256, "img_height": 256, "base64": False}
         with server.client() as client:
             answer = client.post("/v1/sdxl-lightning", json=body)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from imaged.engine.graphs import Graphs
-from imaged.engine.nets.layers import Layer, Pair
+from imaged.engine.nets.layers import Conv2d, Layer, Pair
 from imaged.engine.nets.unet import UNetModel
 from imaged.engine.prompt.encode import Encoded
 
@@ -36,6 +36,9 @@ class Unet:
         self.changed = False  # whether LoRAs are in use, which recorded calls know nothing of
         self._attentions = net.cross_attentions()
         self._projections = [block.time_emb_proj for block in net.resnets()]
+        for layer in net.modules():
+            if isinstance(layer, Conv2d):
+                layer.packs = True
         self._texts: OrderedDict[int, tuple[Encoded, torch.Tensor]] = OrderedDict()
         self._crowds: OrderedDict[tuple[int, ...], tuple[Any, torch.Tensor]] = OrderedDict()
 

@@ -14,10 +14,10 @@ import torch
 
 from imaged.engine.exact import Buckets, agrees
 from imaged.engine.graphs import KEPT_SHAPES, Graphs
-from imaged.engine.nets.layers import Layer
+from imaged.engine.nets.layers import Conv2d, Layer, _packs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.engine.unet import Unet
-from tests.tolerance import difference, in_float64, rounding
+from tests.tolerance import difference, in_float64, rounding, summed
 
 SEEN = 1e-3  # of the largest output: some thousand roundings
 IDS = (192, 128, 0, 0, 192, 128)
@@ -178,3 +178,44 @@ def test_layers_that_change_bits_compute_in_pairs(
     assert buckets.allow(unet, "shape", 4, example)
     assert all(layer.in_pairs for layer in layers)  # and with one thread many small ones
     assert agrees(unet, 8, example)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride"), [(16, 16, 1), (64, 32, 1), (32, 64, 2), (4, 48, 1), (48, 4, 1)]
+)
+def test_a_packed_weight_gives_the_same_in_any_size(inputs: int, outputs: int, stride: int) -> None:
+    torch.manual_seed(inputs)
+    layer = Conv2d(inputs, outputs, 3, stride, padding=1).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for packs in (False, True, True):
+            layer.packs = packs
+            for rows, size in (
+                (2, (8, 8)),
+                (2, (16, 24)),
+                (8, (8, 8)),
+                (3, (17, 13)),
+                (2, (64, 64)),
+            ):
+                x = torch.randn(rows, inputs, *size).to(memory_format=torch.channels_last)
+                found = layer.double()(x.double())
+                assert difference(layer.float()(x), found.float()) <= summed(9 * inputs)
+                assert layer.packs is packs
+
+
+@pytest.mark.skipif(not _packs(), reason="this PyTorch has no operators for packed weights")
+def test_a_weight_that_has_changed_is_heard(nets: Any) -> None:
+    """By a copy at once, and where it is said: whoever makes an engine says it."""
+    layer, x = Conv2d(8, 8, 3, padding=1), torch.randn(2, 8, 8, 8)
+    with torch.inference_mode():
+        layer.packs = True
+        before = layer(x)
+        other = copy.deepcopy(layer)
+        for changed in (other, layer):
+            changed.weight.data = -changed.weight.data
+            changed.bias.data = -changed.bias.data
+        assert torch.allclose(other(x), -before, atol=1e-5)
+        assert not torch.allclose(layer(x), -before, atol=1e-5)  # the mutant: nobody has said it
+        layer.packs = True
+        assert torch.allclose(layer(x), -before, atol=1e-5)
+    layers = [m for m in Unet(copy.deepcopy(nets.unet)).net.modules() if isinstance(m, Conv2d)]
+    assert {m.packs for m in layers if m.kernel_size == (3, 3)} == {True}
