@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,20 @@ def test_a_picture_is_made_again_in_the_types_of_its_receipt(tmp_path: Path) -> 
         assert "replay            identical" in again.stdout
     first, second = ((tmp_path / f"{dtype}.png").read_bytes() for dtype in ("bf16", "fp32"))
     assert pixels(first) != pixels(second)
+
+
+@pytest.mark.slow
+def test_the_process_says_how_it_ended(tmp_path: Path) -> None:
+    """It does not wait until torch is taken apart, and loses nothing of what it had to say."""
+    size = ("--width", "512", "--height", "512", "--steps", "20", "--seed", "6")
+    path = tmp_path / "x.png"
+    done = imaged("generate", "x", *size, "-o", str(path))
+    assert (done.returncode, done.stdout) == (0, f"{path}  seed 6\n")
+    other = imaged("generate", "x", *size[:-1], "5", "-o", str(tmp_path / "y.png"))
+    (tmp_path / "y.png").write_bytes(b"none")
+    failed = imaged("verify", str(tmp_path / "y.png"))
+    assert other.returncode == 0 and failed.returncode != 0 and failed.stderr
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "imaged", "generate", "x", *size, "-o", str(path)]
+        lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert lost.returncode != 0 and lost.stderr  # the line with the file's name was not written
