@@ -21,8 +21,9 @@ def run() -> NoReturn:
         if end.code or "torch" not in sys.modules or any(map(_works, threading.enumerate())):
             raise
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # whoever began this process may have closed it
+            stream.flush()
     os._exit(0)
 
 

@@ -90,7 +90,11 @@ def _alone(settings: Settings) -> Iterator[None]:
     if settings.database_url:  # a store that is made for several
         yield
         return
-    with (settings.data / "lock").open("a+") as file:
+    try:
+        file = (settings.data / "lock").open("a+")
+    except OSError as error:
+        raise CommandError(f"{settings.data / 'lock'} cannot be opened: {error.strerror}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -110,12 +110,13 @@ def _replay(
     from imaged.aliases import widened
     from imaged.catalogue import DEFAULT_SLUG
     from imaged.cli.generate import open_engine, run
-    from imaged.engine.load import as_made
+    from imaged.engine.load import as_made, best_device
     from imaged.params import ImageParams, read_params
     from imaged.worker.deliver import Stamp, facts_of
 
     model = find_model(slug or DEFAULT_SLUG, settings.data)
-    if receipt:
+    of_cpu = receipt.get("device", "").startswith("CPU ")
+    if receipt and of_cpu == (best_device().type == "cpu"):  # elsewhere bits differ anyway
         model = replace(model, weights=as_made(model.weights, receipt["dtype"]))
     usual = {k: v for k, v in receipts.request_of(ImageParams(""), -1).items() if k != "prompt"}
     params, _ = read_params({**usual, **fields, "samples": 1}, widened(model.knobs))

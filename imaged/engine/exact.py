@@ -30,6 +30,9 @@ ENOUGH = 10_000  # values that have to be equal: a few could agree by luck
 #: So many times as many in bfloat16 and float16: their rounding hides what a sum in another order
 #: changes, but for one value in 15,000 to 50,000 (of float32's every second or fourth shows it).
 ROUNDED = 32
+#: Seconds. The loop stands still for a trial; one that would take longer is not made, and pictures
+#: of its shape go alone: where a call takes seconds, sharing it gains little.
+LONGEST_S, SOON_S = 30.0, 1.0
 
 
 class Buckets:
@@ -76,9 +79,10 @@ class Buckets:
             return
         self.tried = True
         try:
-            self._agree[unet][shape, bucket] = agrees(unet, bucket, example) or (
-                unet.settle(*_noises(bucket, example)) and agrees(unet, bucket, example)
-            )
+            found = agrees(unet, bucket, example)
+            if found is False and unet.settle(*_noises(bucket, example)):
+                found = agrees(unet, bucket, example)
+            self._agree[unet][shape, bucket] = bool(found)
         except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
@@ -91,23 +95,30 @@ def fit(rows: int) -> int:
 
 
 @torch.inference_mode()
-def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool:
+def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | None:
     """Whether a call of `rows` rows gives the bits of calls of two, and one of two rows the bits of
-    itself with its rows exchanged, on noise like the example.
+    itself with its rows exchanged, on noise like the example. None if that takes too long to say.
     """
-    compared, enough = 0, ENOUGH * (1 if unet.dtype == torch.float32 else ROUNDED)
-    while compared < enough:
-        batch = _noises(rows, example, seed=rows + compared)
-        whole = unet(*batch)
-        if rows == ALONE:
-            again = unet(*(part.flip(0) for part in batch)).flip(0)
-        else:
-            starts = range(0, rows, ALONE)
-            again = torch.cat([unet(*(part[at : at + ALONE] for part in batch)) for at in starts])
-        if not torch.equal(whole, again):
+    enough = ENOUGH * (1 if unet.dtype == torch.float32 else ROUNDED)
+    batches = -(-enough // (rows * example[0].numel()))
+    began = time.monotonic()
+    for n in range(batches):
+        batch, pairs = _noises(rows, example, seed=rows + n), list[torch.Tensor]()
+        for at in range(0, rows, ALONE):
+            pair = [part[at : at + ALONE] for part in batch]
+            pairs.append(unet(*pair))
+            behind = n + (at + ALONE) / (2 * rows)  # batches; the whole takes as long as its pairs
+            if _too_long(time.monotonic() - began, behind / batches):
+                return None
+        whole = unet(*(part.flip(0) for part in batch)).flip(0) if rows == ALONE else unet(*batch)
+        if not torch.equal(whole, torch.cat(pairs)):
             return False
-        compared += whole.numel()
     return True
+
+
+def _too_long(seconds: float, share: float) -> bool:
+    """Whether a trial will be, of which this share took so long."""
+    return seconds > SOON_S and seconds / share > LONGEST_S
 
 
 def _noises(rows: int, example: tuple[torch.Tensor, ...], seed: int = 0) -> list[torch.Tensor]:

@@ -59,6 +59,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     for family, *_, address in dict.fromkeys(found):
         try:
             bound.append(socket.create_server(address, family=family, backlog=BACKLOG))
+            bound[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise CommandError(_unbound(error, host, port)) from None

@@ -47,7 +47,7 @@ class Lookout:
         read, is heard too.
         """
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not self._waiting:
+        if self._task is None or self._task.done():
             self._begin()
         self._waiting[woken] = job_id, moved
         self._new.add(job_id)
@@ -72,6 +72,7 @@ class Lookout:
             asyncio.get_running_loop().remove_reader(hint)
         if self._task is not None:
             self._task.cancel()
+            self._task = None
 
     def _hear(self) -> None:
         self._kept.watch.hear()

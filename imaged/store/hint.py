@@ -16,8 +16,11 @@ def listen(path: Path) -> int | None:
     """A file descriptor that can be read once the file was written to; None where there is none."""
     if not sys.platform.startswith("linux"):
         return None
-    libc = ctypes.CDLL(None)
-    descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    try:
+        libc = ctypes.CDLL(None)
+        descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    except (OSError, AttributeError):  # a Python without a C library to call
+        return None
     if descriptor < 0:  # this user has too many of them
         return None
     if libc.inotify_add_watch(descriptor, os.fsencode(path), MODIFIED) < 0:

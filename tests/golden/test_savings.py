@@ -219,3 +219,22 @@ def test_a_weight_that_has_changed_is_heard(nets: Any) -> None:
         assert torch.allclose(layer(x), -before, atol=1e-5)
     layers = [m for m in Unet(copy.deepcopy(nets.unet)).net.modules() if isinstance(m, Conv2d)]
     assert {m.packs for m in layers if m.kernel_size == (3, 3)} == {True}
+
+
+def test_a_trial_that_would_take_too_long_is_given_up(
+    nets: Any, texts: tuple[Encoded, Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one call of two rows, and no layer is looked at for it; it is not tried again."""
+    unet, calls = Unet(nets.unet), list[int]()
+    example = torch.zeros(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0])
+    call = unet._call
+    monkeypatch.setattr(unet, "_call", lambda x, *rest: calls.append(len(x)) or call(x, *rest))
+    monkeypatch.setattr(unet, "settle", lambda *_: pytest.fail("that takes longer still"))
+    monkeypatch.setattr("imaged.engine.exact.LONGEST_S", 0.0)
+    monkeypatch.setattr("imaged.engine.exact.SOON_S", 0.0)
+    buckets = Buckets()
+    assert agrees(unet, 4, example) is None
+    assert not buckets.allow(unet, "shape", 4, example)
+    buckets.tried = False
+    assert not buckets.allow(unet, "shape", 4, example)
+    assert calls == [2, 2]

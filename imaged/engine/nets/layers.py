@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 LowRank = tuple[torch.Tensor, torch.Tensor, float]  # down, up, scale: see lora.py
 
 ALONE = 2  # rows of a guided picture alone
+MOST_NUMBERS = 1_000_000  # of a weight that is packed
 MOST_CELLS = 32 * 32  # with more, a weight's way to its order is short beside the call
 
 
@@ -51,7 +53,7 @@ class Linear(Layer, nn.Linear):
 class Conv2d(Layer, nn.Conv2d):
     """With `packs` its weight is kept, for small pictures on a CPU, in the order in which oneDNN
     computes: else every call brings it there anew, for small nets a tenth of the time. The same
-    bits. To be said again when the weight has changed.
+    bits, for two rows and more. To be said again when the weight has changed.
     """
 
     _packed: torch.Tensor | None = None
@@ -63,8 +65,11 @@ class Conv2d(Layer, nn.Conv2d):
 
     @packs.setter
     def packs(self, wanted: bool) -> None:
-        """Not of one cell, which is a product of matrices, nor where there are no operators."""
-        weight, able = self.weight, self.kernel_size != (1, 1) and _packs()
+        """Not of one cell, which is a product of matrices, nor large ones: of large nets it would
+        be a tenth of their memory, for nothing.
+        """
+        weight = self.weight
+        able = self.kernel_size != (1, 1) and weight.numel() <= MOST_NUMBERS and _packs()
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32
         self._packed, self._packed_for = None, torch.Size() if wanted and able and plain else None
 
@@ -96,10 +101,13 @@ class Conv2d(Layer, nn.Conv2d):
 
 @cache
 def _packs() -> bool:
-    """Whether this PyTorch can: the operators are its compiler's, and not public."""
+    """Whether this PyTorch can: the operators are its compiler's, and not public; on x86, where
+    they were tried.
+    """
     names = ("_reorder_convolution_weight", "_convolution_pointwise")
     has = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return has and x86 and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 class Attend(Layer):
