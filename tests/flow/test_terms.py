@@ -48,7 +48,7 @@ def test_a_job_that_would_wait_too_long_fails_and_costs_nothing(server: Server) 
     with server.client(new_key(server)) as client:
         before = [server.submit(num_inference_steps=100, samples=4) for _ in range(5)]
         url = f"/v2/{SLUG}"
-        answer = client.post(url, json=QUICK, headers={"cancel-after": "0.01"})
+        answer = client.post(url, json=QUICK, headers={"cancel-after": "0.000001"})
         status = server_status(client, answer.json()["request_id"])
         assert (status.status_code, status.json()["code"]) == (422, "queue_timeout")
         assert spent_or_held(client) == 0
