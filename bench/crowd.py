@@ -25,7 +25,7 @@ CLIENTS = 8
 SAMPLERS = ("Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "UniPC")
 STEPS = (20, 25, 30, 40)
 TARGETS = {"thin": 3.0, "wide": 1.3}
-PICTURES = {"thin": 2 * CLIENTS, "wide": CLIENTS}  # of each side in each round
+PICTURES = 2 * CLIENTS  # of each side in each round
 Draw = Callable[[ImageParams], bytes]
 
 
@@ -35,12 +35,12 @@ Draw = Callable[[ImageParams], bytes]
 @click.option(
     "--pictures",
     type=click.IntRange(2, 10_000),
-    help="Of each side in each round  [default: two a client with thin, one with wide]",
+    default=PICTURES,
+    show_default=True,
+    help="Of each side in each round.",
 )
 @effort_options()
-def crowd(
-    names: tuple[str, ...], diffusers: Path | None, pictures: int | None, effort: Effort
-) -> None:
+def crowd(names: tuple[str, ...], diffusers: Path | None, pictures: int, effort: Effort) -> None:
     """Pictures a second at eight clients: our server against two others.
 
     Each client sends its next request when the last is answered: 512 px, 20 to 40 steps, five
@@ -59,7 +59,7 @@ def crowd(
     rows: list[Row] = []
     agreed: dict[str, float] = {}
     for name in names:
-        more, levels = _measure(name, diffusers, pictures or PICTURES[name], effort)
+        more, levels = _measure(name, diffusers, pictures, effort)
         rows += more
         agreed.update({f"{name}: {what}": figure for what, figure in levels.items()})
     publish("crowd", effort, rows, found, agreed)

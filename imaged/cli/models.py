@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ import click
 
 from imaged import offers
 from imaged.catalogue import DTYPES, MICRO, MICROS, PREDICTIONS, Model
-from imaged.cli.app import Dollars, data_option, find_model, main, store
+from imaged.cli.app import Dollars, data_option, find_model, main, make_folder, store
 from imaged.errors import CommandError
+from imaged.settings import Settings
 
 #: What of a table belongs to its files: it stays where a models.toml names no checkpoint.
 OF_FILES = ("checkpoint", "vae", "dtype", "cpu_dtype", "prediction", "zero_snr")
@@ -128,11 +130,11 @@ def models_add(
     paths = {"checkpoint": checkpoint, "vae": vae}
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
-    with store(data) as (_, db):  # before what takes long: it may be that nothing can be kept
-        entry = _checked(slug, _suited(slug, {**offers.shipped(slug), **given}))
-        with db.write() as connection:
-            model = table.add(connection, slug, entry, time.time())
-            loads.forget(connection, model.weights)
+    make_folder(Settings.from_env(os.environ, data=data))  # before what takes long
+    entry = _checked(slug, _suited(slug, {**offers.shipped(slug), **given}))
+    with store(data) as (_, db), db.write() as connection:
+        model = table.add(connection, slug, entry, time.time())
+        loads.forget(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 
@@ -159,10 +161,11 @@ def models_sync(file: Path | None, data: Path | None) -> None:
             before = dict(known.get(slug, {}))
             kept = {k: v for k, v in before.items() if k in OF_FILES and "checkpoint" not in said}
             entry = {**offers.shipped(slug), **kept, **said}
+            digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
             same = slug in known and _of_files(before) == _of_files(entry)
+            same = same and wanted in ("", digest)
             if same and "cpu_dtype" in before:
                 entry.setdefault("cpu_dtype", before["cpu_dtype"])
-            digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
             if before == entry and digest and wanted in ("", digest):
                 click.echo(f"{slug} is as it was")
                 continue
