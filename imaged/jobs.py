@@ -53,6 +53,8 @@ class Terms:
     cancel_after_s: float | None = None  # from submit: who still waits then has waited in vain
     quoted_micros: int | None = None  # a price that was promised; else the model's
     draft_steps: int = 0  # after which all pictures rest; 0: they do not
+    #: Of a picture that is made again, kind of device and types of numbers, as in "cpu float32".
+    made_in: str | None = None
 
 
 NO_TERMS = Terms()
@@ -107,6 +109,7 @@ class Job:
     preview_call: int = 0  # the call after which the newest preview was made; 0: there is none
     remaining_micros: int | None = None  # the key's free credits when the job ended
     draft: Draft | None = None
+    made_in: str | None = None  # see Terms
 
     @property
     def stand(self) -> Stand:

@@ -85,6 +85,11 @@ def read(receipt: object) -> dict[str, Any]:
     return dict(receipt)
 
 
+def made_in(receipt: Mapping[str, Any]) -> str:
+    """Kind of device and types of numbers: what may be chosen when it is made again."""
+    return f"{'cpu' if receipt['device'].startswith('CPU ') else 'cuda'} {receipt['dtype']}"
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What made two pictures of the same request, where that differs."""
     return [

@@ -115,9 +115,9 @@ def _replay(
     from imaged.worker.deliver import Stamp, facts_of
 
     model = find_model(slug or DEFAULT_SLUG, settings.data)
-    of_cpu = receipt.get("device", "").startswith("CPU ")
-    if receipt and of_cpu == (best_device().type == "cpu"):  # elsewhere bits differ anyway
-        model = replace(model, weights=as_made(model.weights, receipt["dtype"]))
+    if receipt:
+        weights = as_made(model.weights, receipts.made_in(receipt), best_device())
+        model = replace(model, weights=weights)
     usual = {k: v for k, v in receipts.request_of(ImageParams(""), -1).items() if k != "prompt"}
     params, _ = read_params({**usual, **fields, "samples": 1}, widened(model.knobs))
     if params.seed < 0:

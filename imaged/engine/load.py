@@ -233,12 +233,19 @@ def _dtypes(weights: Weights, device: torch.device) -> tuple[torch.dtype, torch.
     return dtype, _vae_dtype(dtype)
 
 
-def as_made(weights: Weights, dtypes: str) -> Weights:
-    """The same weights in the types that a receipt names; a CPU can hold them in any of these."""
-    if dtypes == "bfloat16 and float32":
-        return replace(weights, dtype="", cpu_dtype="bf16")
-    kinds = {str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()}
-    return replace(weights, dtype=kinds.get(dtypes.split(" and ")[0], weights.dtype))
+def as_made(weights: Weights, made_in: str, device: torch.device) -> Weights:
+    """The same weights in the types of a picture that was made on this kind of device (as in
+    receipts.made_in); on another its bits are others anyway, and they stay as they are.
+    """
+    kind, _, dtypes = made_in.partition(" ")
+    if kind != device.type:
+        return weights
+    mixed = replace(weights, dtype="", cpu_dtype="bf16")
+    for made in (weights, mixed, *(replace(weights, dtype=name) for name in DTYPES)):
+        names = dict.fromkeys(str(held).removeprefix("torch.") for held in _dtypes(made, device))
+        if " and ".join(names) == dtypes:
+            return made
+    return weights
 
 
 def _vae_dtype(dtype: torch.dtype) -> torch.dtype:

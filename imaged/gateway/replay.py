@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -38,7 +39,10 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
     params, unknown = understood(request, {**receipt["request"], "samples": 1}, knobs)
     if unknown:
         raise BadParameter(FIELD, f"asks for what is not known here: {unknown[0]}")
-    admitted = await gateway.admission.admit(key, model, params, read_terms(request.headers))
+    terms = read_terms(request.headers)
+    if ours:  # nobody else says in which types a checkpoint is to be loaded here
+        terms = replace(terms, made_in=receipts.made_in(receipt))
+    admitted = await gateway.admission.admit(key, model, params, terms)
     job = await gateway.board.settled(
         key, admitted.job_id, gateway.settings.wait_s, request.receive
     )

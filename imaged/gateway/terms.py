@@ -46,6 +46,8 @@ def fingerprint(secret: bytes, slug: str, params: ImageParams, terms: Terms = NO
     asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != usual[n]}
     if terms.draft_steps:
         asked["draft"] = terms.draft_steps
+    if terms.made_in:
+        asked["made_in"] = terms.made_in
     text = json.dumps([slug, asked], sort_keys=True)
     return hmac.new(secret, b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
 

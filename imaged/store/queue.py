@@ -79,6 +79,7 @@ def put(
             fingerprint=terms.fingerprint,
             cancel_at=terms.cancel_after_s and now + terms.cancel_after_s,
             draft=asdict(Draft(terms.draft_steps)) if terms.draft_steps else sa.null(),
+            made_in=terms.made_in,
         )
     )
     return Placed(job_id, share)

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 from imaged.catalogue import Model, Weights
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, best_device, load, memory, size
+from imaged.engine.load import Nets, as_made, best_device, load, memory, size
 from imaged.engine.outcome import Outcome, Progress
 from imaged.errors import CheckpointRefused
 from imaged.jobs import Held, Job
@@ -222,6 +223,8 @@ class Worker:
 
     def start(self, job: Job, model: Model) -> None:
         """Hand a claimed job to its engine, or have its checkpoint loaded."""
+        if job.made_in:
+            model = replace(model, weights=as_made(model.weights, job.made_in, best_device()))
         self._models[job.id] = model
         if not self._submit(job):
             self.residence.ask(model.weights)
@@ -246,7 +249,7 @@ class Worker:
         now = time.time()
         with self.db.read() as connection:
             others = demand.states(connection, now - self.settings.lease_s, self.id)
-        if others.get(model.slug, "UNAVAILABLE") == "UNAVAILABLE":
+        if job.made_in or others.get(model.slug, "UNAVAILABLE") == "UNAVAILABLE":
             self.delivery.fail(job, unavailable())
             return
         self._give_back(job, begun=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imaged import receipts
-from imaged.store import keys
+from imaged.store import keys, queue
 from tests.contract.gate import Gate
 
 NAMES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "dtype", "determinism")
@@ -50,6 +51,20 @@ def test_a_mutant_that_ignores_a_cause_is_seen(
     monkeypatch.setattr(receipts, "CAUSES", tuple(c for c in receipts.CAUSES if c != name))
     with pytest.raises(ValueError):
         shown(gate)
+
+
+def test_only_our_own_receipts_say_in_which_types(gate: Gate) -> None:
+    """Whoever signs their own could have this server load a checkpoint in any of them."""
+    receipt = receipt_of(gate)
+    theirs = receipts.sign({n: receipt[n] for n in receipts.FACTS}, Ed25519PrivateKey.generate())
+    said = []
+    for sent in (receipt, theirs):
+        with gate.client() as client:
+            answer = client.post("/v2/replay", json={"receipt": sent}).json()
+        assert answer["signed_here"] is (sent is receipt)
+        with gate.database.read() as c:
+            said.append(queue.read(c, [answer["request_id"]])[answer["request_id"]].made_in)
+    assert said == [receipts.made_in(receipt), None]
 
 
 def test_another_picture_is_another(gate: Gate) -> None:

@@ -288,10 +288,13 @@ def test_what_was_found_to_suit_a_cpu_is_kept(
 def test_a_receipts_types_are_loaded_again(
     single_file: Path, dtypes: str, unet: torch.dtype, vae: torch.dtype
 ) -> None:
-    """Whatever the model is held in by now."""
-    for now in ({}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}):
-        again = as_made(Weights(single_file, **now), dtypes)
+    """Whatever the model is held in by now; a model that has them already is not loaded twice."""
+    for now in ({}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}, {"cpu_dtype": "fp32"}):
+        weights = Weights(single_file, **now)
+        again = as_made(weights, f"cpu {dtypes}", CPU)
         assert held(again) == (unet, vae)
+        assert (again == weights) is (held(weights) == (unet, vae))
+        assert as_made(weights, f"cuda {dtypes}", CPU) == weights
 
 
 def test_a_vae_that_overflows_in_half_precision_makes_no_black_picture(

@@ -262,6 +262,23 @@ def test_results_say_what_made_them(bench: Bench) -> None:
     assert result["device"].startswith("CPU ") and result["engine"]
 
 
+def test_a_picture_is_made_again_in_its_own_types(bench: Bench) -> None:
+    """Beside those of its model, whose checkpoint stays."""
+    tiny, mixed = replace(SMALL, num_inference_steps=4), "bfloat16 and float32"
+    terms = [NO_TERMS, Terms(made_in=f"cpu {mixed}"), Terms(made_in="cpu float32"), NO_TERMS]
+    results = []
+    for asked in terms:
+        job_id = bench.put(tiny, terms=asked)
+        bench.wait(lambda job_id=job_id: bench.job(job_id).state is State.COMPLETED)
+        result = bench.job(job_id).result
+        assert result is not None
+        results.append(result)
+    assert [result["dtype"] for result in results] == ["float32", mixed, "float32", "float32"]
+    made = [result["images"][0]["receipt"]["picture"] for result in results]
+    assert made[0] == made[2] == made[3] != made[1]
+    assert len(list(bench.worker.residence)) == 2
+
+
 def test_a_full_disk_fails_its_job_for_nothing_and_the_worker_goes_on(bench: Bench) -> None:
     job_id = new_job_id()
     folder = bench.files / job_id[:2]
