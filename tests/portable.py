@@ -166,6 +166,20 @@ class Cell:
 COLUMNS = ["kernels", "threads", "torch says", "oneDNN says", "passed", "failed", "skipped", "min"]
 
 
+def _superfluous(cell: Cell, own: Cell) -> str:
+    """Why this cell need not or cannot be run on this processor, "" if it has to be."""
+    if cell.kernels == "AVX2" and own.torch == "DEFAULT":
+        return "this processor has no AVX2"
+    if (cell.torch, cell.onednn) != SAID[cell.kernels]:
+        raise SystemExit(
+            f"{cell.name}: told {TOLD[cell.kernels]}, torch says {cell.torch} and oneDNN"
+            f" {cell.onednn}: this cell would not test what it says"
+        )
+    if (cell.torch, cell.onednn, cell.bits) == (own.torch, own.onednn, own.bits):
+        return "these are this processor's own, see there"
+    return ""
+
+
 def planned() -> list[Cell]:
     """All cells, those left out among them: which kernels there are is asked of this processor."""
     cells = [Cell(kernels, threads) for threads in THREADS for kernels in TOLD]
@@ -175,21 +189,10 @@ def planned() -> list[Cell]:
             cell.left_out = f"this processor is {platform.machine()}"
         else:
             cell.probe()
-    own = next(cell for cell in cells if cell.kernels == "own")
-    for cell in cells:
-        if (
-            cell.left_out
-            or cell.kernels == "own"
-            or (cell.torch, cell.onednn) == SAID[cell.kernels]
-        ):
-            continue
-        if cell.kernels == "AVX2" and own.torch == "DEFAULT":
-            cell.left_out = "this processor has no AVX2"
-        else:
-            raise SystemExit(
-                f"{cell.name}: told {TOLD[cell.kernels]}, torch says {cell.torch} and oneDNN"
-                f" {cell.onednn}: this cell would not test what it says"
-            )
+    for own in [cell for cell in cells if cell.kernels == "own"]:
+        for cell in cells:
+            if cell.threads == own.threads and cell is not own and not cell.left_out:
+                cell.left_out = _superfluous(cell, own)
     return cells
 
 

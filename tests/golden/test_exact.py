@@ -195,7 +195,16 @@ def wide() -> Any:
     return replace(nets, unet=unet.to(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("net", ["micro", pytest.param("wide", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("threads", "net"),
+    [
+        (2, "micro"),
+        pytest.param(1, "micro", marks=pytest.mark.slow),
+        pytest.param(1, "wide", marks=pytest.mark.slow),
+        pytest.param(2, "wide", marks=pytest.mark.slow),
+    ],
+    indirect=["threads"],
+)
 def test_so_it_is_in_bfloat16(
     nets: Any, wide: Any, threads: int, net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,27 @@ def test_what_a_processor_lacks_is_told(says: Says, monkeypatch: pytest.MonkeyPa
     assert [cell.kernels for cell in planned() if not cell.left_out] == ["own", "own"]
 
 
+def test_what_is_the_processors_own_is_not_run_twice(
+    says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says({**portable.SAID, "own": portable.SAID["AVX2"]})
+    assert not any(cell.left_out for cell in planned()), "the bits of MKL and torch may differ"
+    monkeypatch.setattr(Cell, "probe", alike(Cell.probe))
+    cells = planned()
+    assert [cell.name for cell in cells if cell.left_out] == ["AVX2-1", "AVX2-2"]
+    assert "not run: these are this processor's own" in table(cells)
+
+
+def alike(probe: Callable[[Cell], None]) -> Callable[[Cell], None]:
+    """A probe that finds the bits of all kernels alike."""
+
+    def probed(cell: Cell) -> None:
+        probe(cell)
+        cell.bits = dict.fromkeys(cell.bits, 1)
+
+    return probed
+
+
 @pytest.mark.slow
 def test_a_cell_counts_what_pytest_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
