@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVED = {"cli", "client"}
+#: Of `cli` also what serves.
+SERVING = {"imaged/cli/app.py", "imaged/cli/models.py", "imaged/cli/serve.py"}
 CALLED = {"cli", "client", "gateway", "store", "worker"}
 #: Each benchmark, with the folders of `imaged` that do not count for it.
 LEFT_OUT = {
@@ -26,6 +28,7 @@ SHARED |= {"peer", "peer_async", "peer_lock", "peer_polls", "peer_script"}
 SHOWING = {"__init__", "__main__", "all", "app", "check", "code", "company", "figures", "report"}
 SHOWING |= {"sigmas"}
 TOPS = ("imaged", "bench")
+PINS, PINNED = "constraints.txt", "torch=="  # of its lines that one
 DIGITS = 12
 
 
@@ -45,12 +48,21 @@ class Tree:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
-        found = sorted(path for top in TOPS for path in (root / top).rglob("*"))
         self._files = {
             path.relative_to(root).as_posix(): _digest(path.read_bytes())
-            for path in found
+            for path in self._found()
             if path.is_file() and path.suffix != ".pyc"
         }
+        if (root / PINS).exists():
+            lines = (root / PINS).read_text().splitlines()
+            self._files[PINS] = " ".join(line for line in lines if line.startswith(PINNED))
+
+    def _found(self) -> list[Path]:
+        """All files that may count; what git ignores counts no more than it is committed."""
+        known = self._names("ls-files", "--cached", "--others", "--exclude-standard")
+        if known:
+            return sorted(self._root / name for name in known)
+        return sorted(path for top in TOPS for path in (self._root / top).rglob("*"))
 
     def code(self, benchmark: str) -> Code:
         """What a benchmark would measure now."""
@@ -76,13 +88,13 @@ class Tree:
 
     @cached_property
     def _uncommitted(self) -> list[str]:
-        return self._names("status", "--porcelain", "--untracked-files=all", cut=3)
+        return self._names("status", "--porcelain", "--untracked-files=all", "--no-renames", cut=3)
 
     def _since(self, commit: str) -> list[str]:
-        return self._names("diff", "--name-only", commit) if commit else []
+        return self._names("diff", "--name-only", "--no-renames", commit) if commit else []
 
     def _names(self, *words: str, cut: int = 0) -> list[str]:
-        answer = self._git(*words, "--no-renames", "-z", "--", *TOPS)
+        answer = self._git(*words, "-z", "--", *TOPS, PINS)
         return [name[cut:] for name in answer.split("\0") if name]
 
     def _git(self, *words: str) -> str:
@@ -101,11 +113,14 @@ class Tree:
 def counts(benchmark: str, path: str) -> bool:
     """Whether a file's content may change what the benchmark (or a section of it) finds."""
     name = benchmark.split("-")[0]
+    if path == PINS:
+        return True
     top, *between, file = PurePosixPath(path).parts
     if file.endswith(".md"):
         return False
     if top == "imaged":
-        return not between or between[0] not in LEFT_OUT[name]
+        serves = path in SERVING and LEFT_OUT[name] == SERVED
+        return serves or not between or between[0] not in LEFT_OUT[name]
     stem = file.removesuffix(".py")
     return top == "bench" and (stem in SHARED or stem == name or stem.startswith(f"{name}_"))
 

@@ -62,8 +62,8 @@ def report() -> None:
     """Write the figures in build/bench into the documents and draw their plot.
 
     Only the places between the marks are touched. A place without new figures keeps what it has:
-    figures with --quick, or of too few rounds, are none. Each notes the code that it was measured
-    on; where that has changed since, it says so.
+    figures with --quick, of too few rounds, or of older code than it has, are none. Each notes the
+    code that it was measured on; where that has changed since, it says so.
     """
     tree = Tree()
     for document in DOCUMENTS:
@@ -81,7 +81,7 @@ def fill(text: str, found: Mapping[str, Figures], folder: Path, tree: Tree) -> s
     def place(match: re.Match[str]) -> str:
         held = Place.of(match)
         figures = found.get(held.name)
-        if figures is None or not counts(figures):
+        if figures is None or not counts(figures) or _worse(figures.code, held, tree):
             return held.text(tree)
         body = section(figures)
         if figures.curve:
@@ -90,6 +90,12 @@ def fill(text: str, found: Mapping[str, Figures], folder: Path, tree: Tree) -> s
         return Place(held.name, body, figures.code).text(tree)
 
     return PLACE.sub(place, text)
+
+
+def _worse(code: Code, held: Place, tree: Tree) -> bool:
+    """Whether figures of this code are of other code than the tree's, and the held ones are not."""
+    current = held.measured and not tree.stale(held.name, held.code)
+    return current and bool(tree.stale(held.name, code))
 
 
 def counts(figures: Figures) -> bool:

@@ -35,10 +35,13 @@ def main() -> None:
         [sys.executable, "-m", "imaged", "serve", "--data", str(DATA), "--port", str(port)],
         stdout=log,
         stderr=log,
+        env={**os.environ, "IMAGED_DRAIN_S": "1"},  # nobody waits for a picture given up
     )
     try:
         wait_until_ready(server, url)
         make_picture(url)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)

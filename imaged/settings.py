@@ -10,6 +10,8 @@ from typing import Any
 
 from imaged.errors import CommandError
 
+MOST_WORKERS = 64
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,6 +74,10 @@ class Settings:
             raise CommandError('IMAGED_GRAPHS should be "on" or "off"')
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
+        if not 0 <= settings.workers <= MOST_WORKERS:
+            raise CommandError(f"IMAGED_WORKERS should be between 0 and {MOST_WORKERS}")
+        if not settings.host:
+            raise CommandError("IMAGED_HOST should not be empty; 0.0.0.0 lets other machines in")
         return settings
 
     @property

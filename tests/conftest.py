@@ -130,7 +130,8 @@ def cli(*args: str, cwd: Path | str = ".", **given: Any) -> click.testing.Result
 
 
 def imaged(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a person would."""
+    """Run the command line as a person would, where 8000 may be taken."""
+    kwargs["env"] = {"IMAGED_PORT": str(free_port()), **kwargs.get("env", os.environ)}
     return subprocess.run(
         [sys.executable, "-m", "imaged", *args],
         capture_output=True,

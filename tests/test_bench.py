@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from bench import app, figures, policies, report
 from bench.app import COMMANDS, main
-from bench.code import Tree
+from bench.code import Code, Tree
 from bench.figures import Figures, Row
 from bench.gpu_steps import flops
 from bench.models import SHAPES
@@ -243,6 +243,15 @@ def test_figures_of_few_rounds_never_enter_the_document(
     text = report.fill(DOCUMENT, {"single": figures}, tmp_path, Tree())
     assert "\nold\n" in text and not list(tmp_path.rglob("*.png"))
     assert report.counts(replace(figures, quick=False, rounds=9))
+
+
+def test_old_figures_never_replace_current_ones(tmp_path: Path) -> None:
+    """As of a build folder that lay about while somebody else measured anew."""
+    old = replace(sample(), code=Code("0" * 12, "1" * 12), measured_at="long ago")
+    before = report.fill(DOCUMENT, {"single": sample()}, tmp_path, Tree())
+    assert report.fill(before, {"single": old}, tmp_path, Tree()) == before
+    first = report.fill(DOCUMENT, {"single": old}, tmp_path, Tree())
+    assert "long ago" in first  # better than none, and it is said
 
 
 def test_the_document_has_a_place_for_every_benchmark() -> None:

@@ -86,6 +86,10 @@ def told(root: Path, name: str) -> str:
         ("single", ENGINE, True),
         ("single", GATEWAY, True),
         ("single", CLIENT, False),
+        ("single", "imaged/cli/serve.py", True),
+        ("single", "imaged/cli/verify.py", False),
+        ("waiting", "imaged/cli/serve.py", False),
+        ("waiting", "constraints.txt", True),
         ("single", "bench/single.py", True),
         ("single", "bench/crowd.py", False),
         ("single", "bench/rounds.py", True),
@@ -122,6 +126,24 @@ def test_a_changed_file_makes_figures_stale(copy: Path) -> None:
     (copy / "imaged" / "engine" / "more.py").write_text("")
     assert told(copy, "waiting").startswith("measured on code that has changed since: ")
     assert checked(copy).returncode == 0  # a warning, never more
+
+
+def test_what_git_ignores_counts_as_little_as_it_is_committed(copy: Path) -> None:
+    before = Tree(copy).code("single")
+    (copy / ".gitignore").write_text("junk*\n")
+    (copy / "imaged" / "junk.py").write_text("x = 1\n")
+    assert Tree(copy).code("single") == before and before.commit
+
+
+def test_another_torch_makes_figures_stale(copy: Path) -> None:
+    pins = copy / "constraints.txt"
+    pins.write_text("numpy==1.0\ntorch==2.0\n")
+    commit(copy)
+    measure(copy, "single")
+    pins.write_text("numpy==2.0\ntorch==2.0\n")
+    assert told(copy, "single") == ""
+    pins.write_text("numpy==2.0\ntorch==2.1\n")
+    assert told(copy, "single") == "measured on code that has changed since: constraints.txt"
 
 
 def test_the_check_is_quick() -> None:

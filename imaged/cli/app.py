@@ -107,8 +107,7 @@ def make_folder(settings: Settings) -> None:
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
         if not settings.database_url:
-            with tempfile.TemporaryFile(dir=settings.data):  # rights alone do not tell
-                pass
+            _try_to_write(settings.data)
     except OSError as error:
         raise CommandError(
             f"the data folder {settings.data} cannot be written: {error.strerror}; choose another "
@@ -116,16 +115,42 @@ def make_folder(settings: Settings) -> None:
         ) from None
 
 
-def refuse_unwritable(path: Path, option: str) -> None:
-    """Raise CommandError now if a file could not be written there later."""
-    if not path.parent.is_dir():
-        raise CommandError(f"{option}: there is no folder {path.parent}")
-    fresh = not path.exists()
+def make_files_folder(settings: Settings) -> None:
+    """The folder of the pictures likewise, with the folders in it, whoever made them."""
+    from imaged.store.blobs import Blobs
+
+    folder = Path(settings.blobs.removeprefix("file://"))
     try:
-        with path.open("ab"):  # tried, as rights alone do not tell
-            pass
+        folder = Blobs(settings.blobs).folder
+        for each in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+            folder = each
+            _try_to_write(folder)
+    except OSError as error:
+        raise CommandError(
+            f"pictures cannot be kept in {folder}: {error.strerror}; is it another user's?"
+        ) from None
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError if no file can be made there: rights alone do not tell."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Raise CommandError now if a file could not be written there later. It is tried, as rights
+    alone do not tell; but not with a pipe or a device, whose reader would hear of it.
+    """
+    real = Path(os.path.realpath(path))  # a link stays one
+    try:
+        if not path.parent.is_dir():
+            raise CommandError(f"{option}: there is no folder {path.parent}")
+        fresh = not real.exists()
+        if fresh or real.is_file() or real.is_dir():
+            with real.open("ab"):
+                pass
         if fresh:
-            path.unlink()
+            real.unlink()
     except OSError as error:
         raise CommandError(f"{option}: {path} cannot be written: {error.strerror}") from None
 

@@ -86,6 +86,8 @@ def generate(
     With --draft the steps are those of the whole picture: one that is finished is the same, byte
     for byte, as one that never stopped.
     """
+    if finish is not None and draft is None:
+        raise CommandError("--finish goes with --draft")
     chosen = find_model(model, data)
     params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
     steps = params.num_inference_steps
@@ -96,8 +98,8 @@ def generate(
     rules = Rules.load(Settings.from_env(os.environ).rules)
     if any(rules.judge(text) for text in params.said()):
         raise CommandError(REFUSAL)
+    check_output(output, params, drafts=bool(rest_at))
     sheet = _sheet_path(output, params.seed) if rest_at else None
-    check_output(output, params, sheet)
     settings = Settings.from_env(os.environ, data=data)
     engine = open_engine(chosen, settings)
     if sheet is None:
@@ -121,13 +123,13 @@ def _rest_at(draft: int, steps: int) -> int:
     return read_draft({"draft": {"steps": draft}}, steps)
 
 
-def check_output(output: Path | None, params: ImageParams, sheet: Path | None) -> None:
+def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> None:
     """Raise CommandError now if a file of this job could not be written later."""
     if output is not None and output.suffix.lower() not in ENDINGS:
         raise CommandError("--output should end in .jpg, .jpeg or .png")
     seeds = range(params.seed, params.seed + params.samples)
     paths = [_output_path(output, seed, params) for seed in seeds]
-    for path in paths if sheet is None else [sheet, *paths]:
+    for path in [_sheet_path(output, params.seed), *paths] if drafts else paths:
         refuse_unwritable(path, "--output")
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import click
 
 from imaged.catalogue import DEFAULT_SLUG, MICROS
-from imaged.cli.app import data_option, main, make_folder, store
+from imaged.cli.app import data_option, main, make_files_folder, make_folder, store
 from imaged.errors import CommandError
-from imaged.settings import Settings
+from imaged.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:
     from imaged.store.db import Database
@@ -36,7 +36,7 @@ FIRST_CREDITS_USD = 100.0
 @click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
 @click.option(
     "--workers",
-    type=click.IntRange(0, 64),
+    type=click.IntRange(0, MOST_WORKERS),
     help="Worker processes; 0 for a gateway alone  [default: 1]",
 )
 @data_option
@@ -52,9 +52,10 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
+    sockets = listen.bind(given.host, given.port)  # before anything is said or made
     make_folder(given)
     with _alone(given):
-        sockets = listen.bind(given.host, given.port)  # before anything is said or made
+        make_files_folder(given)
         _sync(given)
         with store(given.data) as (_, db):
             load_check(given.checker)  # before any worker: a wrong setting ends the start here
@@ -67,6 +68,11 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
                 if not server.started:
                     raise CommandError("the gateway could not start")
             finally:
+                click.echo(
+                    f"stopping: what is under way has {given.drain_s:.0f} s to end, then it is "
+                    "saved for the next start; Ctrl-C again leaves at once",
+                    err=True,
+                )
                 supervisor.stop(grace_s=given.drain_s + 10)
 
 
@@ -91,7 +97,7 @@ def _alone(settings: Settings) -> Iterator[None]:
         yield
         return
     try:
-        file = (settings.data / "lock").open("a+")
+        file = (settings.data / "lock").open("a+", errors="replace")
     except OSError as error:
         raise CommandError(f"{settings.data / 'lock'} cannot be opened: {error.strerror}") from None
     with file:
@@ -148,6 +154,8 @@ def _greet(settings: Settings, key: str | None) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = settings.public_url or f"http://{host}:{settings.port}"
     shown = f"$(cat {settings.data / 'first-key'})" if key else "YOUR_KEY"
+    if not settings.workers:
+        click.echo("No worker here: jobs wait until `imaged worker` runs on the same store.\n")
     click.echo(
         f"imaged serves {DEFAULT_SLUG} at {url}   (Ctrl-C stops it)\n"
         + (f"API key: in {settings.data / 'first-key'}\n" if key else "")

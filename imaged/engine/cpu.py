@@ -13,7 +13,8 @@ import torch
 PAYS = 50_000_000
 #: Flags of CPUs whose bfloat16 was measured. Others, of ARM among them, are taken to have none.
 FLAGS = ("avx512_bf16", "amx_bf16")
-#: Values of ONEDNN_MAX_CPU_ISA that forbid them: oneDNN then converts to float32 and back.
+#: Values of ONEDNN_MAX_CPU_ISA, or DNNL_MAX_CPU_ISA, that forbid them: oneDNN then converts to
+#: float32 and back.
 OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
@@ -32,7 +33,9 @@ class Cpu:
     @classmethod
     def here(cls, environ: Mapping[str, str] = os.environ) -> Cpu:
         return cls(
-            flags(), torch.backends.cpu.get_cpu_capability(), environ.get("ONEDNN_MAX_CPU_ISA", "")
+            flags(),
+            torch.backends.cpu.get_cpu_capability(),
+            environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA", ""),
         )
 
     @property

@@ -77,7 +77,7 @@ class Watch:
             self._connection = db.engine.raw_connection()
             self._raw = self._connection.dbapi_connection
             self._version()  # with that, the log is there
-            self.hint = hint.listen(Path(f"{db.engine.url.database}-wal"))
+            self.hint = hint.listen(Path(f"{os.path.realpath(str(db.engine.url.database))}-wal"))
         if self.hint is not None:
             weakref.finalize(self, os.close, self.hint)
 

@@ -50,4 +50,6 @@ def add(connection: sa.Connection, slug: str, table: Mapping[str, Any], now: flo
 
 def remove(connection: sa.Connection, slug: str) -> None:
     if not connection.execute(models.delete().where(models.c.slug == slug)).rowcount:
-        raise CommandError(f"no model {slug} was added; see: imaged models list")
+        own = slug in offers.built_in()
+        why = "it comes with imaged" if own else "see: imaged models list"
+        raise CommandError(f"no model {slug} was added; {why}")

@@ -73,10 +73,8 @@ class Delivery:
         try:
             images = self._keep(job, outcome, files)
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            log.error("job %s: no room for its pictures: %s", job.id, error)
-            self.fail(job, JobFailed("storage_full", "the server has no room for more pictures"))
+            log.error("job %s: its pictures cannot be kept: %s", job.id, error)
+            self.fail(job, _unkept(error))
             return
         for image, receipt in zip(images, receipts, strict=True):
             image.update({"receipt": receipt} if receipt else {})
@@ -184,6 +182,13 @@ class Delivery:
     def _drop(self, images: list[dict[str, Any]]) -> None:
         for image in images:
             self._blobs.delete(str(image["name"]))
+
+
+def _unkept(error: OSError) -> JobFailed:
+    """What becomes of a job whose files could not be written."""
+    if error.errno in NO_ROOM:
+        return JobFailed("storage_full", "the server has no room for more pictures")
+    return JobFailed("storage_failed", "the server could not keep the picture")
 
 
 def _size(picture: Picture) -> dict[str, int]:

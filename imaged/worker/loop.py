@@ -6,13 +6,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from imaged.catalogue import Model, Weights
-from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, as_made, best_device, load, memory, size
+from imaged.engine.load import Nets, as_made, best_device, load
 from imaged.engine.outcome import Outcome, Progress
 from imaged.errors import CheckpointRefused
 from imaged.jobs import Held, Job
@@ -24,7 +23,7 @@ from imaged.worker.deliver import Delivery, Stamp
 from imaged.worker.encode import encode_preview
 from imaged.worker.parking import Parking
 from imaged.worker.pulse import Pulse
-from imaged.worker.residence import Residence, unavailable
+from imaged.worker.residence import on_best_device, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,8 @@ class Worker:
         self._parking = Parking(Blobs(settings.blobs), settings.park_s)
         self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
         self._offered: Mapping[str, Model] = {}
-        self.residence = _residence(settings, self._load)
+        self._deadly: Collection[str] = ()  # weights that end workers, as text
+        self.residence = on_best_device(settings, self._load)
 
     def run(self) -> None:
         """Until told to stop, and then until the work in hand is done or time is up."""
@@ -101,7 +101,8 @@ class Worker:
         """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
         with self.db.read() as connection:
             self._offered = models.catalogue(connection)
-            self._shun(loads.deadly(connection, time.time()))
+            self._deadly = loads.deadly(connection, time.time())
+        self._shun(self._offered.values())
         self.residence.ask(model.weights)
         self.pulse.models = self._states()
         while self.residence.state(model.weights) == "STARTING":
@@ -148,14 +149,16 @@ class Worker:
             self._waiting = waiting = demand.fairest(connection, self._offered, now)
             elsewhere = demand.states(connection, now - self.settings.lease_s, self.id)
             self._elsewhere = elsewhere
-            deadly = loads.deadly(connection, now)
-        self._shun(deadly)
+            self._deadly = loads.deadly(connection, now)
+        self._shun(self._offered.values())
         self._look_at = now + LOOK_S if waiting else math.inf
         if room <= 0:
             return []
         here = [w.model for w in waiting if self._state(w.model) in HERE]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
-        if self._impatient([w for w in wanted if elsewhere.get(w.model) not in HERE], now):
+        late = [w.since for w in wanted if elsewhere.get(w.model) not in HERE]
+        late += [self._held[id].created_at for id in self._arriving]  # in types that nobody has
+        if self._impatient(late, now):
             here = []  # enough of these: what is under way ends, then there is room
         jobs = self._claim(here, room, now)
         if not jobs:
@@ -198,17 +201,16 @@ class Worker:
             return other == "UNAVAILABLE" or (refused is None and late)
         return other not in HERE or waiting.since < now - DEFER_S
 
-    def _shun(self, deadly: Collection[str]) -> None:
+    def _shun(self, offered: Iterable[Model]) -> None:
         """Refuse the weights that end workers, without trying them."""
-        for model in self._offered.values():
-            weights = model.weights
+        for weights in [model.weights for model in offered]:
             known = self.residence.refusal(weights) or self.residence.engine(weights)
-            if known is None and str(weights) in deadly:
+            if known is None and str(weights) in self._deadly:
                 self.residence.refuse(weights, CheckpointRefused(DEADLY))
 
-    def _impatient(self, wanted: list[demand.Waiting], now: float) -> bool:
-        """Whether one of these has waited for long; not again just after one has come."""
-        since = min((w.since for w in wanted), default=now)
+    def _impatient(self, waiting_since: list[float], now: float) -> bool:
+        """Whether one of these has waited for long; not again just after a checkpoint came."""
+        since = min(waiting_since, default=now)
         late = max(since, self.residence.changed_at) < now - self.settings.patience_s
         return late and not self.residence.loading
 
@@ -222,12 +224,12 @@ class Worker:
         return self.residence.fits(self._offered[slug].weights)
 
     def start(self, job: Job, model: Model) -> None:
-        """Hand a claimed job to its engine, or have its checkpoint loaded."""
+        """Hand a claimed job to its engine, if that is here; else its checkpoint is to arrive."""
         if job.made_in:
             model = replace(model, weights=as_made(model.weights, job.made_in, best_device()))
+            self._shun([model])
         self._models[job.id] = model
         if not self._submit(job):
-            self.residence.ask(model.weights)
             self._arriving.add(job.id)
 
     def arrive(self) -> None:
@@ -380,28 +382,6 @@ class Worker:
         self.pulse.models = self._states()
         made = {id: p for engine in self.residence for id, p in engine.progress().items()}
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
-
-
-def _residence(settings: Settings, load: Callable[[Weights], Nets]) -> Residence:
-    """Checkpoints on this worker's share of the best device."""
-    device = best_device()
-
-    def make(nets: Nets) -> Engine:
-        return Engine(
-            nets,
-            exact=settings.determinism == "exact",
-            graphs=settings.graphs == "on",
-            loras=settings.loras_folder,
-            embeddings=settings.embeddings_folder,
-            previews=not settings.checker,  # nothing is shown that was not checked
-        )
-
-    def measure(weights: Weights) -> int:
-        return size(weights, device)
-
-    share = memory(device) // (2 * max(1, settings.workers))
-    budget = int(settings.memory_gb * 1e9) or share
-    return Residence(load, measure, make, budget=budget, idle_s=settings.idle_s)
 
 
 def _may_be_parked(job: Job) -> bool:

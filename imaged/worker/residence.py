@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from imaged.catalogue import Weights
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets
+from imaged.engine.load import Nets, best_device, memory, size
 from imaged.errors import CheckpointRefused, ImagedError, JobFailed
+from imaged.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -184,3 +185,25 @@ def _settled(future: Future[Nets], wait_s: float) -> None:
 def unavailable() -> JobFailed:
     """What becomes of the jobs of a checkpoint that was refused."""
     return JobFailed("model_unavailable", "the model's checkpoint could not be loaded")
+
+
+def on_best_device(settings: Settings, load: Callable[[Weights], Nets]) -> Residence:
+    """Checkpoints on this worker's share of the best device."""
+    device = best_device()
+
+    def make(nets: Nets) -> Engine:
+        return Engine(
+            nets,
+            exact=settings.determinism == "exact",
+            graphs=settings.graphs == "on",
+            loras=settings.loras_folder,
+            embeddings=settings.embeddings_folder,
+            previews=not settings.checker,  # nothing is shown that was not checked
+        )
+
+    def measure(weights: Weights) -> int:
+        return size(weights, device)
+
+    share = memory(device) // (2 * max(1, settings.workers))
+    budget = int(settings.memory_gb * 1e9) or share
+    return Residence(load, measure, make, budget=budget, idle_s=settings.idle_s)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from imaged.cli.app import refuse_unwritable
 from imaged.cli.serve import _alone
 from imaged.errors import CommandError
 from imaged.settings import Settings
-from tests.conftest import Server, imaged
+from tests.conftest import Server, free_port, imaged
 
 PR_CAPBSET_DROP, OVERRIDE, READ_SEARCH = 24, 1, 2
 
@@ -44,7 +45,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         for host in ("127.0.0.1", "localhost"):
             said = refused("serve", "--data", str(data), "--port", str(port), "--host", host)
             assert said.startswith(f"Error: port {port} of {host} is in use")
-    assert not (data / "imaged.db").exists() and not (data / "first-key").exists()
+    assert not data.exists()
 
 
 @pytest.mark.parametrize(
@@ -93,10 +94,25 @@ def test_a_folder_that_cannot_be_written(
 
 def test_a_second_server_on_the_same_folder(server: Server) -> None:
     assert server.process is not None
-    said = refused("serve", "--data", str(server.data), "--port", "1")
+    said = refused("serve", "--data", str(server.data), "--port", str(free_port()))
     assert said.startswith(f"Error: another server (process {server.process.pid}) serves the data")
     listed = imaged("keys", "list", "--data", str(server.data))  # other commands share it
     assert listed.returncode == 0 and "first" in listed.stdout
+
+
+def test_a_folder_of_pictures_that_is_anothers(tmp_path: Path) -> None:
+    """As after one start by another user, to whom the folders in it belong."""
+    (tmp_path / "data/files").mkdir(parents=True)
+    inner = closed(tmp_path / "data/files/0a")
+    line = refused("serve", "--data", str(tmp_path / "data"), "--port", str(free_port()))
+    assert line.startswith(f"Error: pictures cannot be kept in {inner}: Permission denied")
+
+
+def test_numbers_and_names_that_cannot_be(tmp_path: Path) -> None:
+    for name, value in (("WORKERS", "-1"), ("HOST", ""), ("PORT", "0")):
+        said = refused("serve", env={**os.environ, f"IMAGED_{name}": value}, cwd=tmp_path)
+        assert said.startswith(f"Error: IMAGED_{name} should")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_is_of_servers_with_a_store_of_their_own(tmp_path: Path) -> None:
@@ -121,9 +137,14 @@ def test_a_picture_that_could_not_be_written_is_not_made(tmp_path: Path) -> None
     a_file(tmp_path / "p-1.png").chmod(0o444)
     a_file(tmp_path / "d-draft.jpg").chmod(0o444)
     denied = "cannot be written: Permission denied"
+    (tmp_path / "link.jpg").symlink_to("missing/x.jpg")
+    (tmp_path / "blind").mkdir(mode=0)  # nobody may look into it
     for options, said in (
         (("-o", "missing/x.jpg"), "there is no folder missing"),
         (("-o", "folder.jpg"), "folder.jpg cannot be written: Is a directory"),
+        (("-o", "link.jpg"), "link.jpg cannot be written: No such file or directory"),
+        (("-o", "blind/in/x.jpg"), f"blind/in/x.jpg {denied}"),
+        (("-o", "n" * 300 + ".jpg"), f"{'n' * 300}.jpg cannot be written: File name too long"),
         (("-o", "shut/x.jpg"), f"shut/x.jpg {denied}"),
         (("-o", "p.png", "--samples", "2"), f"p-1.png {denied}"),
         (("-o", "d.png", "--draft", "5", "--finish", "none"), f"d-draft.jpg {denied}"),
@@ -132,7 +153,21 @@ def test_a_picture_that_could_not_be_written_is_not_made(tmp_path: Path) -> None
         assert line == f"Error: --output: {said}"  # and not a word of a checkpoint before
     assert denied in refused("generate", "x", "--seed", "7", cwd=shut)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"shut", "folder.jpg", "p-1.png", "d-draft.jpg"}  # trying leaves nothing
+    # trying leaves nothing
+    assert left == {"shut", "blind", "folder.jpg", "link.jpg", "p-1.png", "d-draft.jpg"}
+    for drafts in ((), ("--draft", "5")):
+        for name in ("", "/"):
+            line = refused("generate", "x", "-o", name, *drafts, cwd=tmp_path)
+            assert line == "Error: --output should end in .jpg, .jpeg or .png"
+
+
+def test_trying_keeps_links_and_pipes(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "latest.jpg", tmp_path / "pipe.jpg"
+    link.symlink_to("there.jpg")
+    os.mkfifo(pipe)
+    for path in (link, pipe):
+        refuse_unwritable(path, "--output")  # a pipe without a reader would have waited
+    assert link.is_symlink() and not (tmp_path / "there.jpg").exists()
 
 
 def test_a_checkpoint_is_not_loaded_for_nothing(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from imaged.catalogue import DEFAULT_SLUG, MICRO, Model, Weights
-from imaged.engine.load import load, size
+from imaged.engine.load import as_made, load, size
 from imaged.engine.outcome import Outcome
-from imaged.jobs import State
-from imaged.store import demand, queue
+from imaged.jobs import State, Terms
+from imaged.store import demand, loads, queue
 from imaged.worker import loop, residence
 from tests.unit.test_worker import SMALL as OF_TWENTY_STEPS
 from tests.unit.test_worker import Bench, working
@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 MICRO_GB = size(Weights(MICRO), CPU) / 1e9
 SMALL = replace(OF_TWENTY_STEPS, num_inference_steps=6)
 LONG = replace(SMALL, num_inference_steps=12)
+IN_BF16 = Terms(made_in="cpu bfloat16 and float32")  # of a receipt
 
 
 def copies(folder: Path, *slugs: str) -> list[Model]:
@@ -131,12 +132,12 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of the jobs are past patience soon; each checkpoint that comes stays for a while."""
-    loads = 0
+    loaded = 0
     loading = loop.load
 
     def counted(weights: Weights) -> Any:
-        nonlocal loads
-        loads += 1
+        nonlocal loaded
+        loaded += 1
         return loading(weights)
 
     monkeypatch.setattr(loop, "load", counted)
@@ -144,7 +145,50 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
     with working(tmp_path, other, memory_gb=1.5 * MICRO_GB, patience_s=1.5) as bench:
         jobs = [bench.put(SMALL, model=("other", DEFAULT_SLUG)[n % 2]) for n in range(16)]
         bench.wait(lambda: all(done(bench, job) for job in jobs))
-    assert loads <= 8
+    assert loaded <= 8
+
+
+@pytest.mark.parametrize("patience_s", [0.1, 60.0])
+def test_the_types_of_a_receipt_take_their_turn(tmp_path: Path, patience_s: float) -> None:
+    """They are loaded only once there is room; patience ends the stream for the others."""
+    held: list[int] = []
+    with working(tmp_path, memory_gb=1.1 * MICRO_GB, patience_s=patience_s) as bench:
+        tick = bench.worker.tick
+
+        def noted() -> list[Outcome]:
+            held.append(sum(one.size for one in bench.worker.residence._residents.values()))
+            return tick()
+
+        bench.worker.tick = noted  # type: ignore[method-assign]
+        stream = [bench.put(LONG)]
+        bench.wait(lambda: bench.job(stream[0]).state is State.PROCESSING)
+        again = bench.put(SMALL, terms=IN_BF16)
+
+        def served() -> bool:
+            queued = sum(bench.job(job).state is State.QUEUED for job in stream)
+            if not queued and (patience_s < 1 or len(stream) < 3):
+                stream.append(bench.put(LONG))
+            return done(bench, again)
+
+        bench.wait(served)
+        bench.wait(lambda: all(done(bench, job) for job in stream))
+    assert max(held) <= 1.1 * MICRO_GB * 1e9
+    result = bench.job(again).result
+    assert result is not None and result["dtype"] == "bfloat16 and float32"
+
+
+def test_types_that_end_workers_are_left_alone(tmp_path: Path) -> None:
+    with working(tmp_path) as bench:
+        deadly = as_made(bench.model.weights, str(IN_BF16.made_in), CPU)
+        with bench.db.write() as c:
+            for n in range(loads.DEATHS):
+                loads.begin(c, f"dead{n}", deadly, time.time())
+        again = bench.put(SMALL, terms=IN_BF16)
+        bench.wait(lambda: bench.job(again).state is State.FAILED)
+        assert bench.job(again).reason == "model_unavailable"
+        assert bench.kinds(again) == ["reserve", "release"]
+        own = bench.put(SMALL)
+        bench.wait(lambda: done(bench, own))
 
 
 def test_the_longest_unused_leaves_first(tmp_path: Path) -> None:

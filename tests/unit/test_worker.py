@@ -279,19 +279,31 @@ def test_a_picture_is_made_again_in_its_own_types(bench: Bench) -> None:
     assert len(list(bench.worker.residence)) == 2
 
 
-def test_a_full_disk_fails_its_job_for_nothing_and_the_worker_goes_on(bench: Bench) -> None:
+def test_a_full_disk_fails_its_job_for_nothing_and_the_worker_goes_on(tmp_path: Path) -> None:
+    """Nothing is saved on the way, however slow it is: that would be written there first."""
+    with working(tmp_path, park_s=0.0) as bench:
+        job_id = new_job_id()
+        folder = bench.files / job_id[:2]
+        folder.mkdir(parents=True)
+        second = folder / f"{job_id}-1-1.{os.getpid()}.part"
+        second.symlink_to("/dev/full")  # what is written there finds no room
+        bench.put(replace(SMALL, samples=2), job_id)
+        bench.wait(lambda: bench.job(job_id).state is State.FAILED)
+        assert bench.job(job_id).reason == "storage_full"
+        assert bench.kinds(job_id) == ["reserve", "release"]
+        assert not list(folder.iterdir())
+        after = bench.put(SMALL)
+        bench.wait(lambda: bench.job(after).state is State.COMPLETED)
+
+
+def test_a_folder_of_another_user_fails_its_job_likewise(bench: Bench) -> None:
     job_id = new_job_id()
-    folder = bench.files / job_id[:2]
-    folder.mkdir(parents=True)
-    second = folder / f"{job_id}-1-1.{os.getpid()}.part"
-    second.symlink_to("/dev/full")  # what is written there finds no room
-    bench.put(replace(SMALL, samples=2), job_id)
+    bench.files.mkdir(exist_ok=True)
+    (bench.files / job_id[:2]).write_text("in the way, for root too")
+    bench.put(SMALL, job_id)
     bench.wait(lambda: bench.job(job_id).state is State.FAILED)
-    assert bench.job(job_id).reason == "storage_full"
+    assert bench.job(job_id).reason == "storage_failed"
     assert bench.kinds(job_id) == ["reserve", "release"]
-    assert not list(folder.iterdir())
-    after = bench.put(SMALL)
-    bench.wait(lambda: bench.job(after).state is State.COMPLETED)
 
 
 def test_a_job_can_be_looked_at_while_it_runs(bench: Bench) -> None:
