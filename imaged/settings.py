@@ -121,5 +121,5 @@ def _cast(name: str, default: Any, text: str) -> Any:
     try:
         return type(default)(text) if not isinstance(default, Path) else Path(text)
     except ValueError:
-        kind = type(default).__name__
-        raise CommandError(f"IMAGED_{name.upper()} should be of type {kind}") from None
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise CommandError(f"IMAGED_{name.upper()} should be {kind}") from None

@@ -88,11 +88,17 @@ def main() -> None:
 
 
 @contextmanager
-def store(data: Path | None) -> Iterator[tuple[Settings, Database]]:
-    """The store of the given or configured data folder, with its schema brought up to date."""
+def store(data: Path | None, *, new: bool = True) -> Iterator[tuple[Settings, Database]]:
+    """The store of the given or configured data folder, with its schema brought up to date. Only
+    if it may be `new` is one made; else there is nothing in it to be asked for.
+    """
     from imaged.store.db import Database
 
     settings = Settings.from_env(os.environ, data=data)
+    if not new and not kept(settings):
+        raise CommandError(
+            f"nothing is kept in {settings.data}; --data or IMAGED_DATA says where it is"
+        )
     make_folder(settings)
     db = Database(settings.database)
     db.migrate()
@@ -100,6 +106,11 @@ def store(data: Path | None) -> Iterator[tuple[Settings, Database]]:
         yield settings, db
     finally:
         db.close()
+
+
+def kept(settings: Settings) -> bool:
+    """Whether there is a store already."""
+    return bool(settings.database_url) or (settings.data / "imaged.db").exists()
 
 
 def make_folder(settings: Settings) -> None:
@@ -159,7 +170,7 @@ def find_model(slug: str, data: Path | None) -> Model:
     """A model of the catalogue; the built-in ones need no data folder."""
     settings = Settings.from_env(os.environ, data=data)
     offered = dict(offers.built_in())
-    if (settings.data / "imaged.db").exists() or settings.database_url:
+    if kept(settings):
         from imaged.store import models
 
         with store(data) as (_, db), db.read() as connection:

@@ -12,8 +12,8 @@ import click
 
 from imaged.catalogue import DEFAULT_SLUG, price_micros
 from imaged.cli.app import data_option, find_model, main
-from imaged.cli.generate import knob_options
-from imaged.params import ImageParams, read_params
+from imaged.cli.generate import knob_options, read_options
+from imaged.params import ImageParams
 from imaged.settings import Settings
 
 WIDE, HIGH = 72, 15  # of the plot, in characters
@@ -35,7 +35,7 @@ def explain(prompt: str, model: str, as_json: bool, data: Path | None, **given: 
     from imaged.explain import Explainer, reports, warnings
 
     chosen = find_model(model, data)
-    params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
+    params = read_options(prompt, given, chosen)
     params.said()  # refuses prompts that change too often
     folder = Settings.from_env(os.environ, data=data).embeddings_folder
     explainer = Explainer.of(chosen.weights, folder)

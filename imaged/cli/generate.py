@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 
 from imaged.catalogue import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main, refuse_unwritable
-from imaged.errors import CommandError
+from imaged.errors import BadParameter, CommandError
 from imaged.gateway.rules import REFUSAL, Rules
 from imaged.params import KNOBS, ImageParams, Knob, read_params
 from imaged.settings import Settings
@@ -27,19 +27,34 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png")
 
 
+#: What fields of the API are called here, where that is not their own name.
+SHORT = {
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "img_width": "width",
+    "img_height": "height",
+}
+
+
 def knob_option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A command-line option from a knob; values are checked by the knob, as in the API."""
-    names = {
-        "negative_prompt": "negative",
-        "num_inference_steps": "steps",
-        "guidance_scale": "guidance",
-        "img_width": "width",
-        "img_height": "height",
-    }
     shown = "" if knob.default is None else f", default {knob.default}"
     text = f"{knob.text.rstrip('.')} ({knob.allowed}{shown})."
-    flag = f"--{names.get(knob.name, knob.name)}"
-    return click.option(flag, knob.name, metavar=knob.kind.upper(), help=text)
+    return click.option(_flag(knob.name), knob.name, metavar=knob.kind.upper(), help=text)
+
+
+def _flag(name: str) -> str:
+    return f"--{SHORT.get(name, name)}"
+
+
+def read_options(prompt: str, given: Mapping[str, Any], model: Model) -> ImageParams:
+    """The options' values, checked as the API's fields are; raises CommandError."""
+    try:
+        return read_params({"prompt": prompt, **given}, model.knobs)[0]
+    except BadParameter as error:
+        shown = error.field if error.field == "prompt" else _flag(error.field)
+        raise CommandError(shown + error.detail.removeprefix(error.field)) from None
 
 
 def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +104,7 @@ def generate(
     if finish is not None and draft is None:
         raise CommandError("--finish goes with --draft")
     chosen = find_model(model, data)
-    params, _ = read_params({"prompt": prompt, **given}, chosen.knobs)
+    params = read_options(prompt, given, chosen)
     steps = params.num_inference_steps
     rest_at = 0 if draft is None else _rest_at(draft, steps)
     wanted = None if finish is None else read_choice(finish, params.samples)
@@ -101,6 +116,7 @@ def generate(
     check_output(output, params, drafts=bool(rest_at))
     sheet = _sheet_path(output, params.seed) if rest_at else None
     settings = Settings.from_env(os.environ, data=data)
+    _check_loras(params, settings)
     engine = open_engine(chosen, settings)
     if sheet is None:
         write(run(engine, params), params, chosen, output, engine, settings)
@@ -109,7 +125,8 @@ def generate(
 
     drafted = run(engine, params, Course(draft=rest_at))
     write_sheet(drafted.pictures, sheet)
-    click.echo(f"{sheet}  {params.samples} drafts after step {rest_at} of {steps}")
+    many = "drafts" if params.samples > 1 else "draft"
+    click.echo(f"{sheet}  {params.samples} {many} after step {rest_at} of {steps}")
     samples = ask(params.samples) if wanted is None else wanted
     if samples:
         states = dict(enumerate(drafted.states))
@@ -118,9 +135,9 @@ def generate(
 
 
 def _rest_at(draft: int, steps: int) -> int:
-    from imaged.gateway.drafts import read_draft
-
-    return read_draft({"draft": {"steps": draft}}, steps)
+    if not 1 <= draft < steps:
+        raise CommandError(f"--draft should be a whole number between 1 and {steps - 1}")
+    return draft
 
 
 def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> None:
@@ -131,6 +148,17 @@ def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> N
     paths = [_output_path(output, seed, params) for seed in seeds]
     for path in [_sheet_path(output, params.seed), *paths] if drafts else paths:
         refuse_unwritable(path, "--output")
+
+
+def _check_loras(params: ImageParams, settings: Settings) -> None:
+    """Raise CommandError now if one is not there."""
+    there = settings.lora_names()
+    for lora in params.all_loras:
+        if lora.name not in there:
+            raise CommandError(
+                f"there is no LoRA {lora.name} in {settings.loras_folder}; there are: "
+                + (", ".join(there) or "none")
+            )
 
 
 def ask(count: int) -> Sequence[int]:
@@ -151,7 +179,8 @@ def read_choice(text: str, count: int) -> Sequence[int]:
         return range(count if word == "all" else 0)
     parts = word.replace(",", " ").split()
     if not parts or any(not p.isdecimal() or int(p) >= count for p in parts):
-        raise CommandError(f"--finish should be numbers from 0 to {count - 1}, all or none")
+        numbers = f"numbers from 0 to {count - 1}" if count > 1 else "0"
+        raise CommandError(f"--finish should be {numbers}, all or none")
     return sorted({int(part) for part in parts})
 
 
@@ -186,9 +215,9 @@ def run(engine: Engine, params: ImageParams, course: Course | None = None) -> Ou
             if progress := engine.progress().get("cli"):
                 bar.total = progress.total
                 bar.update(progress.calls - bar.n)
+        if outcomes[0].error is not None:
+            raise outcomes[0].error
         bar.update((bar.total or bar.n) - bar.n)
-    if outcomes[0].error is not None:
-        raise outcomes[0].error
     return outcomes[0]
 
 

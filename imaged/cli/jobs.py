@@ -26,7 +26,7 @@ def jobs_list(limit: int, data: Path | None) -> None:
     """The newest jobs."""
     from imaged.store import queue
 
-    with store(data) as (_, db), db.read() as connection:
+    with store(data, new=False) as (_, db), db.read() as connection:
         found = queue.newest(connection, limit)
     click.echo(f"{'id':<32}  {'state':<10} {'calls':>9} {'key':>4} {'submitted':<19}  model")
     for job in found:
@@ -54,7 +54,7 @@ def jobs_cancel(job_id: str, data: Path | None) -> None:
     from imaged.store import queue
 
     _job(job_id, data)
-    with store(data) as (settings, db), db.write() as connection:
+    with store(data, new=False) as (settings, db), db.write() as connection:
         ended = queue.cancel(connection, job_id, time.time(), settings.retention_s)
     click.echo(f"{job_id} is cancelled" if ended else f"{job_id} had already ended")
 
@@ -62,7 +62,7 @@ def jobs_cancel(job_id: str, data: Path | None) -> None:
 def _job(job_id: str, data: Path | None) -> Job:
     from imaged.store import queue
 
-    with store(data) as (_, db), db.read() as connection:
+    with store(data, new=False) as (_, db), db.read() as connection:
         job = queue.read(connection, [job_id]).get(job_id)
     if job is None:
         raise CommandError(f"there is no job {job_id}; see: imaged jobs list")

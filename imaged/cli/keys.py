@@ -9,6 +9,7 @@ import click
 
 from imaged.catalogue import MICROS
 from imaged.cli.app import ROW_ID, Dollars, data_option, main, store
+from imaged.errors import CommandError
 
 
 @main.group()
@@ -40,8 +41,12 @@ def keys_create(
 ) -> None:
     """Make a key and print it. It is shown this once."""
     from imaged.store import keys as table
+    from imaged.store.models import catalogue
 
     with store(data) as (settings, db), db.write() as connection:
+        offered = catalogue(connection)
+        if unknown := [slug for slug in models if slug not in offered]:
+            raise CommandError(f"there is no model {unknown[0]}; there are: {', '.join(offered)}")
         secret = table.load_secret(settings.data)
         key = table.create(
             connection,
@@ -61,7 +66,7 @@ def keys_list(data: Path | None) -> None:
     """All keys, with what is left on each."""
     from imaged.store import keys as table
 
-    with store(data) as (_, db), db.read() as connection:
+    with store(data, new=False) as (_, db), db.read() as connection:
         rows = table.rows(connection)
     click.echo(
         f"{'id':>4}  {'key':<12} {'name':<16} {'credits':>12} {'reserved':>12} {'rpm':>8}  state"
@@ -84,7 +89,7 @@ def keys_revoke(key_id: int, data: Path | None) -> None:
     """Refuse a key from now on (its id is in `keys list`)."""
     from imaged.store import keys as table
 
-    with store(data) as (_, db), db.write() as connection:
+    with store(data, new=False) as (_, db), db.write() as connection:
         table.revoke(connection, key_id, time.time())
     click.echo(f"key {key_id} is revoked")
 
@@ -97,7 +102,7 @@ def keys_top_up(key_id: int, credits_usd: float, data: Path | None) -> None:
     """Give a key more credits, in US dollars."""
     from imaged.store import ledger
 
-    with store(data) as (_, db), db.write() as connection:
+    with store(data, new=False) as (_, db), db.write() as connection:
         ledger.grant(connection, key_id, round(credits_usd * MICROS), time.time())
         free = ledger.free(connection, key_id)
     click.echo(f"key {key_id} has {free / MICROS:.6f} credits")

@@ -13,7 +13,7 @@ import click
 
 from imaged import offers
 from imaged.catalogue import DTYPES, MICRO, MICROS, PREDICTIONS, Model
-from imaged.cli.app import Dollars, data_option, find_model, main, make_folder, store
+from imaged.cli.app import Dollars, data_option, find_model, kept, main, make_folder, store
 from imaged.errors import CommandError
 from imaged.settings import Settings
 
@@ -34,9 +34,11 @@ def models_list(data: Path | None) -> None:
     from imaged.store import demand
     from imaged.store import models as table
 
-    with store(data) as (settings, db), db.read() as connection:
-        offered = table.catalogue(connection)
-        states = demand.states(connection, time.time() - settings.lease_s)
+    offered, states = dict(offers.built_in()), dict[str, str]()
+    if kept(Settings.from_env(os.environ, data=data)):
+        with store(data) as (settings, db), db.read() as connection:
+            offered = table.catalogue(connection)
+            states = demand.states(connection, time.time() - settings.lease_s)
     click.echo(f"{'slug':<28} {'state':<12} {'checkpoint':<24} {'1024 px, 25 steps':>18}")
     for model in offered.values():
         click.echo(
@@ -223,6 +225,6 @@ def models_remove(slug: str, data: Path | None) -> None:
     """Serve an added model no more; its files stay."""
     from imaged.store import models as table
 
-    with store(data) as (_, db), db.write() as connection:
+    with store(data, new=False) as (_, db), db.write() as connection:
         table.remove(connection, slug)
     click.echo(f"{slug} is removed")

@@ -56,7 +56,18 @@ def answered() -> Iterator[None]:
     except httpx.InvalidURL as error:
         raise BadAddress(f"this cannot be asked for: {error}") from error
     except httpx.RequestError as error:
-        raise NoAnswer(f"no answer from the server: {error or type(error).__name__}") from error
+        raise NoAnswer(
+            f"no answer from {_asked(error)}: {error or type(error).__name__}"
+        ) from error
+
+
+def _asked(error: httpx.RequestError) -> str:
+    """The server that a failed request was for; of its URL only what holds no password."""
+    try:
+        url = error.request.url
+    except RuntimeError:  # it was not told
+        return "the server"
+    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def submit(params: Mapping[str, Any]) -> dict[str, Any]:

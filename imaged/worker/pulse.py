@@ -71,8 +71,8 @@ class Pulse:
             with self._db.write() as connection:
                 self._beat(connection, self._news(held))
             self._shown = {id: (job.epoch, job.preview_call) for id, job in held.items()}
-        except sa.exc.OperationalError:
-            log.exception("the heartbeat could not be written; trying again")
+        except sa.exc.OperationalError as error:
+            log.error("the heartbeat could not be written, trying again: %s", error.orig)
 
     def _news(self, held: Mapping[str, Held]) -> dict[str, Held]:
         """The same without the previews that the store already has."""

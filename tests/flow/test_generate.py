@@ -71,7 +71,7 @@ def test_wrong_options_are_one_line(tmp_path: Path) -> None:
 
 def test_wrong_environment_is_one_line(tmp_path: Path) -> None:
     done = imaged("keys", "list", cwd=tmp_path, env={**os.environ, "IMAGED_PORT": "http"})
-    assert done.returncode == 1 and "IMAGED_PORT should be of type int" in done.stderr
+    assert done.returncode == 1 and "IMAGED_PORT should be a whole number" in done.stderr
     assert "Traceback" not in done.stderr
 
 
