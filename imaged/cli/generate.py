@@ -110,13 +110,10 @@ def generate(
     wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
-    rules = Rules.load(Settings.from_env(os.environ).rules)
-    if any(rules.judge(text) for text in params.said()):
-        raise CommandError(REFUSAL)
+    settings = Settings.from_env(os.environ, data=data)
+    _check_request(params, settings)
     check_output(output, params, drafts=bool(rest_at))
     sheet = _sheet_path(output, params.seed) if rest_at else None
-    settings = Settings.from_env(os.environ, data=data)
-    _check_loras(params, settings)
     engine = open_engine(chosen, settings)
     if sheet is None:
         write(run(engine, params), params, chosen, output, engine, settings)
@@ -150,8 +147,11 @@ def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> N
         refuse_unwritable(path, "--output")
 
 
-def _check_loras(params: ImageParams, settings: Settings) -> None:
-    """Raise CommandError now if one is not there."""
+def _check_request(params: ImageParams, settings: Settings) -> None:
+    """Raise CommandError now for a prompt that the rules refuse, or a LoRA that is not there."""
+    rules = Rules.load(settings.rules)
+    if any(rules.judge(text) for text in params.said()):
+        raise CommandError(REFUSAL)
     there = settings.lora_names()
     for lora in params.all_loras:
         if lora.name not in there:

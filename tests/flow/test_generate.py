@@ -60,7 +60,7 @@ def test_the_same_seed_is_the_same_picture(tmp_path: Path) -> None:
 
 def test_wrong_options_are_one_line(tmp_path: Path) -> None:
     for options, words in (
-        (("--steps", "5"), "num_inference_steps should be an integer between 20 and 100"),
+        (("--steps", "5"), "--steps should be an integer between 20 and 100"),
         (("--model", "nope"), "there is no model nope"),
         (("-o", "x.gif"), "--output should end in"),
     ):
