@@ -55,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt $(PIP_FLAGS) --editable ".[dev]"
 	@touch $(READY)
 
-portable: $(READY)  ## the tests that compare numbers, under older processors' instructions: half an hour
+portable: $(READY)  ## the tests that compare numbers, under older processors' instructions: half an hour or more
 	$(BIN)/python -m tests.portable
 
 full-size: $(READY)  ## a checkpoint of SDXL's size against diffusers: 24 GB of memory, half an hour
