@@ -9,7 +9,6 @@ import click
 
 from imaged.catalogue import MICROS
 from imaged.cli.app import ROW_ID, Dollars, data_option, main, store
-from imaged.errors import CommandError
 
 
 @main.group()
@@ -41,12 +40,8 @@ def keys_create(
 ) -> None:
     """Make a key and print it. It is shown this once."""
     from imaged.store import keys as table
-    from imaged.store.models import catalogue
 
     with store(data) as (settings, db), db.write() as connection:
-        offered = catalogue(connection)
-        if unknown := [slug for slug in models if slug not in offered]:
-            raise CommandError(f"there is no model {unknown[0]}; there are: {', '.join(offered)}")
         secret = table.load_secret(settings.data)
         key = table.create(
             connection,

@@ -16,7 +16,6 @@ WRONG: list[tuple[list[str], str]] = [
     (["keys", "create", "--credits", "inf"], "not in the range"),
     (["keys", "top-up", "1", "nan"], "NaN is not an amount"),
     (["keys", "top-up", "7", "5"], "there is no key 7"),
-    (["keys", "create", "--model", "nope"], "there is no model nope; there are: sdxl1.0-yamers"),
     (["models", "remove", "sdxl1.0-yamers-realistic"], "it comes with imaged"),
     (["generate", "x", "--draft", "25"], "--draft should be a whole number between 1 and 24"),
     (["explain", "x", "--width", "513"], "Error: --width should be a multiple of 8"),
