@@ -26,6 +26,7 @@ from imaged.engine.unet import Unet
 
 BUCKETS = (2, 4, 8, 16)
 AGAIN_S = 60.0  # after a trial for which there was no memory or time, from when on there may be
+SELDOM = 100  # and not before so many times of what it took: it holds up every picture
 ENOUGH = 10_000  # values that have to be equal: a few could agree by luck
 #: So many times as many in bfloat16 and float16: their rounding hides what a sum in another order
 #: changes, but for one value in 15,000 to 50,000 (of float32's every second or fourth shows it).
@@ -42,7 +43,7 @@ class Buckets:
         #: By shape and rows; under ALONE whether the two places of a pair do.
         self._agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
         self._agree = WeakKeyDictionary()
-        #: When there was no memory for a trial, or no time.
+        #: From when on a trial for which there was no memory or no time may be made again.
         self._put_off: dict[tuple[Hashable, int], float] = {}
         self.tried = False  # one trial is enough between two calls: it takes several
 
@@ -76,7 +77,7 @@ class Buckets:
         self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
     ) -> None:
         now = time.monotonic()
-        if now < self._put_off.get((shape, bucket), -AGAIN_S) + AGAIN_S:
+        if now < self._put_off.get((shape, bucket), now):
             return
         self.tried = True
         try:
@@ -84,13 +85,19 @@ class Buckets:
             if found is False and unet.settle(*_noises(bucket, example)):
                 found = agrees(unet, bucket, example)
             if found is None:
-                self._put_off[shape, bucket] = now
+                self._put_off[shape, bucket] = _later(now)
             else:
                 self._agree[unet][shape, bucket] = found
         except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
-            self._put_off[shape, bucket] = now
+            self._put_off[shape, bucket] = _later(now)
+
+
+def _later(began: float) -> float:
+    """From when on a trial in vain, which began then and ends now, may be made again."""
+    now = time.monotonic()
+    return now + max(AGAIN_S, SELDOM * (now - began))
 
 
 def fit(rows: int) -> int:

@@ -207,6 +207,14 @@ def test_a_server_that_cannot_be_reached_is_an_error_of_ours(
     assert issubclass(imaged.NoAnswer, imaged.SegmindError) and caught.value.status is None
 
 
+def test_who_did_not_answer_is_said_without_the_password() -> None:
+    lost = pytest.raises(imaged.NoAnswer)
+    with imaged.Client("SG_x", "http://anna:secret@127.0.0.1:1") as client, lost as caught:
+        client.models.list()
+    assert "no answer from http://127.0.0.1:1: " in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_same_without_blocking() -> None:
     async def main() -> None:
         async with imaged.AsyncClient("SG_x", "http://nowhere") as client:

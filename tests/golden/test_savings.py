@@ -7,12 +7,13 @@ without their cache. Tolerance: what that UNet is off by, see tests/tolerance.py
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
 import torch
 
-from imaged.engine.exact import Buckets, agrees
+from imaged.engine.exact import AGAIN_S, SELDOM, Buckets, _later, agrees
 from imaged.engine.graphs import KEPT_SHAPES, Graphs
 from imaged.engine.nets.layers import Conv2d, Layer, _packs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
@@ -240,7 +241,16 @@ def test_a_trial_that_would_take_too_long_is_given_up(
     buckets.tried = False
     assert not buckets.allow(unet, "shape", 4, example)
     assert calls == [2, 2]
-    monkeypatch.setattr("imaged.engine.exact.AGAIN_S", 0.0)
+    clock = time.monotonic
     monkeypatch.setattr("imaged.engine.exact.SOON_S", 1e9)
+    took_s = 30.0  # at most, here
+    monkeypatch.setattr("time.monotonic", lambda: clock() + SELDOM * took_s + AGAIN_S)
     buckets.allow(unet, "shape", 4, example)
     assert len(calls) > 3
+
+
+def test_what_was_in_vain_is_seldom_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial of SDXL on a CPU is a call of many seconds, in which nothing else is done."""
+    monkeypatch.setattr("time.monotonic", lambda: 1014.0)
+    assert _later(1000.0) == 1014.0 + 100 * 14.0
+    assert _later(1013.9) == 1014.0 + AGAIN_S

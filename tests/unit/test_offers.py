@@ -230,7 +230,9 @@ def test_a_cpu_that_has_bfloat16(cpu: Cpu, has: bool) -> None:
 
 def test_this_cpu_can_be_asked() -> None:
     assert isinstance(Cpu.here().has_bf16, bool)
-    assert not Cpu.here({"ONEDNN_MAX_CPU_ISA": "AVX2"}).has_bf16
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        assert Cpu.here({name: "AVX2"}).products == "AVX2"
+        assert not Cpu.here({name: "AVX2"}).has_bf16
 
 
 class Added:

@@ -645,6 +645,19 @@ def test_a_hint_of_a_write_is_followed(db: Database, monkeypatch: pytest.MonkeyP
     assert 3 < len(looks) < 100  # it is followed for a while, and taken
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there are no hints")
+def test_there_are_hints_behind_a_link(db: Database, tmp_path: Path) -> None:
+    """SQLite keeps its log beside the file itself."""
+    from imaged.store.db import Watch
+
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(str(db.engine.url.database))
+    other = Database(f"sqlite:///{link}")
+    assert Watch(other).hint is not None
+    other.close()
+
+
 def test_hints_end_with_their_watch(db: Database) -> None:
     from imaged.store.db import Watch
 
