@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sqlite3
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
+import sqlalchemy as sa
 
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.rounds import Spread, compare
 from imaged.catalogue import DEFAULT_SLUG, MICRO
 from imaged.params import ImageParams
+from imaged.store.db import Database
+from imaged.store.schema import workers
 
 SAVED_EACH_S = 2.0
 ON = re.compile(r"goes on after (\d+) calls")
@@ -84,5 +85,10 @@ def _killed(client: Any, data: Path, n: int, again: list[float] | None) -> float
 
 def _worker(data: Path) -> int:
     """The pid of the one worker there is."""
-    with closing(sqlite3.connect(f"file:{data / 'imaged.db'}?mode=ro", uri=True)) as raw:
-        return int(raw.execute("SELECT pid FROM workers ORDER BY seen_at DESC").fetchone()[0])
+    db = Database(f"sqlite:///{data / 'imaged.db'}")
+    try:
+        with db.read() as connection:
+            asked = sa.select(workers.c.pid).order_by(workers.c.seen_at.desc()).limit(1)
+            return int(connection.execute(asked).scalar_one())
+    finally:
+        db.close()

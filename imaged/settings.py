@@ -109,6 +109,11 @@ class Settings:
         return sorted(path.stem for path in self.loras_folder.glob("*.safetensors"))
 
     @property
+    def leave_s(self) -> float:
+        """After so long a process that was told to stop is gone, whatever hangs in it."""
+        return self.drain_s + 10
+
+    @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data.resolve() / 'imaged.db'}"
 

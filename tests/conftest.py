@@ -225,9 +225,9 @@ class Server:
         with self.client() as client:
             return {m["slug"]: m["state"] for m in client.get("/v1/models").json()["models"]}
 
-    def submit(self, **params: Any) -> str:
+    def submit(self, slug: str = SLUG, **params: Any) -> str:
         with self.client() as client:
-            answer = client.post(f"/v2/{SLUG}", json={**QUICK, **params})
+            answer = client.post(f"/v2/{slug}", json={**QUICK, **params})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["request_id"])
 

@@ -73,7 +73,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
                     "saved for the next start; Ctrl-C again leaves at once",
                     err=True,
                 )
-                supervisor.stop(grace_s=given.drain_s + 10)
+                supervisor.stop(grace_s=given.leave_s)
 
 
 @main.command()

@@ -93,23 +93,25 @@ class Worker:
         return self._stopping.is_set()
 
     def _ended(self) -> bool:
-        if self.pulse.orphaned:
-            self.stop(self.settings.drain_s)
         return self._time_up.is_set() or (self.stopping and not self._held and not self._leaving)
 
     def hold(self, model: Model) -> None:
-        """Wait until a model's checkpoint is on the device; raises CheckpointRefused."""
+        """Wait until a model's checkpoint is on the device, or this worker is told to stop.
+
+        Raises CheckpointRefused.
+        """
         with self.db.read() as connection:
             self._offered = models.catalogue(connection)
             self._deadly = loads.deadly(connection, time.time())
         self._shun(self._offered.values())
         self.residence.ask(model.weights)
         self.pulse.models = self._states()
-        while self.residence.state(model.weights) == "STARTING":
+        while self.residence.state(model.weights) == "STARTING" and not self._ended():
             self.residence.arrive(wait_s=0.1)
         if refusal := self.residence.refusal(model.weights):
             raise refusal
-        self.pulse.checkpoint = model.checkpoint_name
+        if self.residence.engine(model.weights):
+            self.pulse.checkpoint = model.checkpoint_name
 
     def _load(self, weights: Weights) -> Nets:
         """In the loading thread; it is known what was loading if this worker does not live."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import secrets
 import signal
+import threading
 import time
 
 from imaged.catalogue import DEFAULT_SLUG
@@ -20,20 +23,23 @@ from imaged.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0  # from one look at whether the supervisor lives to the next
+
 
 def main(settings: Settings, worker_id: str | None = None, parent: int | None = None) -> None:
     """Run one worker in this process until SIGTERM or SIGINT.
 
     `worker_id` and `parent`, its own pid, are given by the supervisor; such a worker stops when
-    its supervisor is gone.
+    its supervisor is gone. Told to stop, this process ends within `settings.leave_s`.
     """
     worker_id = worker_id or secrets.token_hex(8)
     set_threads(settings.threads)
     db = Database(settings.database)
-    pulse = Pulse(db, worker_id, parent=parent)
+    pulse = Pulse(db, worker_id)
     delivery = Delivery(db, Blobs(settings.blobs), worker_id, settings)
     worker = Worker(worker_id, db, delivery, pulse, settings)
     _stop_on_signal(worker)
+    _watch(worker, parent)
     pulse.start()
     died = True
     try:
@@ -65,7 +71,35 @@ def _stop_on_signal(worker: Worker) -> None:
     def stop(*_: object) -> None:
         if worker.stopping:
             raise SystemExit(1)
-        worker.stop(worker.settings.drain_s)
+        _stop(worker)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+
+
+def _watch(worker: Worker, parent: int | None) -> None:
+    """Stop when the supervisor is gone, for nobody would restart this worker or end it; and leave
+    when nothing moves here at all, which a supervisor sees sooner.
+    """
+    silent_s = 2 * worker.settings.lease_s + worker.settings.leave_s
+
+    def look() -> None:
+        while parent in (None, os.getppid()) and not worker.stopping:
+            _leave_after(silent_s)  # begins anew
+            time.sleep(LOOK_S)
+        _stop(worker)
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
+
+
+def _stop(worker: Worker) -> None:
+    """Finish what is held, for as long as that may take; then the lease runs out."""
+    worker.stop(worker.settings.drain_s)
+    _leave_after(worker.settings.leave_s)
+
+
+def _leave_after(seconds: float) -> None:
+    """End this process then, and tell where its threads were: one that reads from a disk that does
+    not answer waits for ever, maybe with the interpreter's lock.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)

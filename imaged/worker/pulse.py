@@ -24,18 +24,16 @@ BEAT_S = 1.0
 class Pulse:
     """Beats once a second. The loop reports to it and asks it which jobs it has lost."""
 
-    def __init__(self, db: Database, worker_id: str, *, parent: int | None) -> None:
+    def __init__(self, db: Database, worker_id: str) -> None:
         self._db, self._worker_id = db, worker_id
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._shown: dict[str, tuple[int, int]] = {}  # epoch and call of previews in the store
         self._lost: set[tuple[str, int]] = set()
         self._stop = threading.Event()
-        self._parent = parent
         self.checkpoint: str | None = None  # the last one that was held
         self.models: Mapping[str, str] = {}  # slug -> state of its checkpoint here
         self.ticked_at = time.time()
-        self.orphaned = False  # the supervisor is gone: nobody would restart or stop us
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
     def start(self) -> None:
@@ -60,7 +58,6 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_S):
-            self.orphaned = self._parent not in (None, os.getppid())
             self.beat_once()
 
     def beat_once(self) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from imaged.catalogue import Weights
@@ -167,11 +168,18 @@ def beside(load: Callable[[Weights], Nets], weights: Weights) -> Future[Nets]:
     """What is loaded, by a thread that ends when it has.
 
     One that stayed would keep the team of threads that torch's arithmetic brought it; with more
-    threads than cores in all its teams, libgomp lets none of them wait awake (decision 17).
+    threads than cores in all its teams, libgomp lets none of them wait awake (decision 17). The
+    end of the process does not wait for it: a disk may never answer.
     """
-    loader = ThreadPoolExecutor(1, "loader")
-    future = loader.submit(load, weights)
-    loader.shutdown(wait=False)
+    future = Future[Nets]()
+
+    def run() -> None:
+        try:
+            future.set_result(load(weights))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
     return future
 
 

@@ -9,20 +9,23 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from imaged.catalogue import MICRO
 from imaged.store import ledger
 from imaged.store.blobs import Blobs
 from imaged.store.db import Database
+from imaged.store.schema import jobs, loads, workers
 from tests.conftest import QUICK, SLUG, Server, cli, until
 
 LONG = {"num_inference_steps": 50, "seed": 9}
@@ -53,16 +56,22 @@ def wait_for_calls(server: Server, job_id: str) -> None:
     until(lambda: blobs.states_of(job_id))
 
 
-def books(server: Server) -> list[str]:
-    """What does not add up in the store of a server, running or not."""
+@contextmanager
+def store_of(server: Server) -> Iterator[Database]:
+    """The store of a server, running or not."""
     db = Database(f"sqlite:///{server.data / 'imaged.db'}")
-    with db.read() as c:
+    yield db
+    db.close()
+
+
+def books(server: Server) -> list[str]:
+    """What does not add up in the store of a server."""
+    with store_of(server) as db, db.read() as c:
         assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
         wrong = ledger.audit(c)
         ends = c.exec_driver_sql(
             "SELECT job_id, group_concat(kind) FROM ledger WHERE job_id IS NOT NULL GROUP BY job_id"
         ).all()
-    db.close()
     allowed = {"reserve", "reserve,settle", "reserve,release"}
     return wrong + [str(end) for end in ends if end[1] not in allowed]
 
@@ -121,9 +130,9 @@ def test_orderly_stop_gives_jobs_back(own: Server) -> None:
     wait_for_calls(own, job_ids[0])
     own.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
     assert own.process.wait(60) == 0  # type: ignore[union-attr]
-    with sqlite3.connect(f"file:{own.data / 'imaged.db'}?mode=ro", uri=True) as raw:
-        found = raw.execute("SELECT state, attempts FROM jobs WHERE id IN (?, ?)", job_ids)
-        left = found.fetchall()
+    with store_of(own) as db, db.read() as c:
+        asked = sa.select(jobs.c.state, jobs.c.attempts).where(jobs.c.id.in_(job_ids))
+        left = c.execute(asked).all()
     assert {state for state, _ in left} <= {"QUEUED", "COMPLETED"}
     assert all(attempts == 0 for state, attempts in left if state == "QUEUED")
     assert books(own) == []
@@ -133,19 +142,23 @@ def test_orderly_stop_gives_jobs_back(own: Server) -> None:
             assert client.delete(f"/v2/requests/{job_id}").is_success
 
 
+def loading(db: Database, weights: str) -> list[int]:
+    """The pids of workers that load these weights."""
+    on = workers.c.id == loads.c.worker_id
+    asked = sa.select(workers.c.pid).join_from(loads, workers, on)
+    with db.read() as c:
+        return list(c.execute(asked.where(loads.c.weights.contains(weights))).scalars())
+
+
 @contextmanager
 def deaths_of(server: Server, weights: str) -> Iterator[list[int]]:
     """End every worker that begins to load these weights; who that was."""
     ended, dead = threading.Event(), list[int]()
-    loading = (
-        "SELECT pid FROM loads JOIN workers ON workers.id = worker_id WHERE weights LIKE ?",
-        (f"%{weights}%",),
-    )
 
     def watch() -> None:
-        with closing(sqlite3.connect(f"file:{server.data / 'imaged.db'}?mode=ro", uri=True)) as raw:
+        with store_of(server) as db:
             while not ended.wait(0.002):
-                for (pid,) in raw.execute(*loading).fetchall():
+                for pid in loading(db, weights):
                     if pid not in dead:
                         os.kill(pid, signal.SIGKILL)
                         dead.append(pid)
@@ -159,20 +172,23 @@ def deaths_of(server: Server, weights: str) -> Iterator[list[int]]:
         thread.join()
 
 
+def silence(server: Server, slug: str, file: str) -> None:
+    """A model of which one file is on a disk that does not answer: who reads it waits for ever."""
+    folder = server.data / slug
+    shutil.copytree(MICRO, folder)
+    options = ("--checkpoint", str(folder), "--data", str(server.data))
+    assert cli("models", "add", slug, *options).exit_code == 0
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> None:
     """And who does not ask for it is served."""
-    shutil.copytree(MICRO, own.data / "deadly")
-    options = ("--checkpoint", str(own.data / "deadly"), "--data", str(own.data))
-    assert cli("models", "add", "deadly", *options).exit_code == 0
-    config = own.data / "deadly" / "unet" / "config.json"
-    config.unlink()
-    os.mkfifo(config)  # whoever reads it waits: loading takes until somebody ends it
+    silence(own, "deadly", "unet/config.json")
 
     def ask() -> str:
-        with own.client() as client:
-            answer = client.post("/v2/deadly", json={**QUICK, **LEAST})
-            return str(answer.json()["request_id"])
+        return own.submit("deadly", **LEAST)
 
     with deaths_of(own, "deadly") as dead:
         first = ask()
@@ -190,11 +206,58 @@ def test_a_checkpoint_that_ends_its_workers_becomes_unavailable(own: Server) -> 
 
 @pytest.mark.slow
 def test_worker_ends_when_its_supervisor_is_killed(own: Server) -> None:
-    [pid] = own.worker_pids()
-    assert own.process is not None
-    own.process.kill()
-    own.process.wait()
+    kill_supervisor(own)
+
+
+def kill_supervisor(server: Server) -> None:
+    """And wait until its worker has ended."""
+    [pid] = server.worker_pids()
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
     until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def state(server: Server, job_id: str) -> str:
+    with server.client() as client:
+        return str(client.get(f"/v2/requests/{job_id}/status").json()["status"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_hangs_ends_too(tmp_path: Path, file: str, end: signal.Signals) -> None:
+    """Its supervisor was killed, or it is its own and told to stop: in the thread that loads, and
+    in the loop, which looks how large a checkpoint is. Its job is made by the next.
+    """
+    alone = end is signal.SIGTERM
+    environ = {
+        "IMAGED_DRAIN_S": "1",
+        "IMAGED_LEASE_S": "3",
+        "IMAGED_WORKERS": "0" if alone else "1",
+    }
+    server = Server(tmp_path / "data", environ=environ).start(ready=not alone)
+    command = [sys.executable, "-m", "imaged", "worker", "--data", str(server.data)]
+    own = subprocess.Popen(command, env={**os.environ, **environ}) if alone else None
+    try:
+        server.wait_until("readyz")
+        silence(server, "silent", file)
+        job_id = server.submit("silent", **LEAST)
+        until(lambda: state(server, job_id) == "PROCESSING")
+        if own is not None:
+            own.terminate()
+            own.wait(120)
+        else:
+            kill_supervisor(server)
+            server.environ["IMAGED_WORKERS"] = "0"
+            server.start(ready=False)
+        until(lambda: state(server, job_id) == "QUEUED")
+        assert books(server) == []
+    finally:
+        if own is not None:
+            own.kill()
+            own.wait()
+        server.kill_everything()
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pysqlite3.dbapi2 as sqlite
 
 HERE = Path(__file__).resolve().parent
 SLUG = "sdxl1.0-yamers-realistic"
@@ -156,7 +156,7 @@ def answers(url: str) -> bool:
 def pack(source: Path, told: dict[str, Any], file: Path) -> None:
     """One clean database file, and nobody's name on anything."""
     data = source / "data"
-    database = sqlite3.connect(data / "imaged.db")
+    database = sqlite.connect(data / "imaged.db")
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.execute("VACUUM")  # pages that were used before hold names of this machine
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -119,7 +119,7 @@ def test_nothing_stays_after_expiry(db: Database, running: Job) -> None:
 def test_the_pulse_writes_a_preview_once(
     db: Database, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulse = Pulse(db, "w", parent=None)
+    pulse = Pulse(db, "w")
     beats: list[dict[str, Held]] = []
     monkeypatch.setattr(queue, "beat", lambda *a: beats.append(a[5]) or set())
     full = [
@@ -136,7 +136,7 @@ def test_the_pulse_writes_a_preview_once(
 
 
 def test_a_preview_whose_write_failed_is_written_again(db: Database, running: Job) -> None:
-    pulse = Pulse(db, "w", parent=None)
+    pulse = Pulse(db, "w")
     pulse.report({running.id: Held(1, 6, b"six", 6)})
     with db.write() as c:
         c.exec_driver_sql("ALTER TABLE progress RENAME TO elsewhere")

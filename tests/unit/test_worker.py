@@ -112,7 +112,7 @@ def opened(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
                 0.0,
             )
         model = models.catalogue(c)[DEFAULT_SLUG]
-    pulse = Pulse(own, "w", parent=None)
+    pulse = Pulse(own, "w")
     worker = Worker("w", own, Delivery(own, Blobs(settings.blobs), "w", settings), pulse, settings)
     pulse.start()
     try:
