@@ -1,8 +1,13 @@
-"""Whether this machine's CPU computes in bfloat16 itself, and for which checkpoints it should."""
+"""This machine's CPU: what of it decides the bits of a picture, and whether it computes in bfloat16
+itself, and for which checkpoints it should.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +21,28 @@ FLAGS = ("avx512_bf16", "amx_bf16")
 #: Values of ONEDNN_MAX_CPU_ISA, or DNNL_MAX_CPU_ISA, that forbid them: oneDNN then converts to
 #: float32 and back.
 OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+#: What in the environment has oneDNN and MKL take other kernels than the CPU would have.
+CHOICES = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE"),
+)
+
+
+def described(environ: Mapping[str, str] = os.environ) -> str:
+    """The CPU as far as it decides a picture's bits: PyTorch's own kernels, the processor by name
+    and by a digest of what else the libraries choose theirs by, and threads.
+
+    oneDNN and MKL choose by maker, instructions and sizes of caches: two processors with AVX-512
+    make pictures of other bits.
+    """
+    facts = _capabilities()
+    name = facts.get("cpu_name") or platform.machine()
+    alike = {key: value for key, value in facts.items() if not key.startswith("num_")}
+    chosen = {key: environ[key] for key in CHOICES if environ.get(key)}
+    digest = hashlib.sha256(json.dumps([alike, chosen], sort_keys=True).encode()).hexdigest()
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"CPU {kernels}, {name} {digest[:8]}, {torch.get_num_threads()} threads"
 
 
 @dataclass(frozen=True)
@@ -49,8 +76,13 @@ def flags() -> frozenset[str]:
     """What the CPU has, as PyTorch finds it; none where PyTorch has no oneDNN to use it."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return frozenset()
-    found = torch.cpu.get_capabilities().items()
-    return frozenset(name for name, value in found if value is True)
+    return frozenset(name for name, value in _capabilities().items() if value is True)
+
+
+@cache
+def _capabilities() -> Mapping[str, bool | int | str]:
+    """Instructions, caches, cores and the name of the CPU, as PyTorch finds them."""
+    return dict(torch.cpu.get_capabilities())
 
 
 def suited(parameters: int, cpu: Cpu) -> tuple[str, str]:

@@ -18,6 +18,7 @@ import torch
 
 from imaged.engine.batching import MOST_PICTURES, choose, joined
 from imaged.engine.cost import Clock, Meter
+from imaged.engine.cpu import described
 from imaged.engine.decode import InTurn, Picture, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.exact import Buckets, fit
@@ -107,8 +108,7 @@ class Engine:
         """What the pictures are made on, as far as it decides their bits."""
         if self.unet.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.unet.device)}, torch {torch.__version__}"
-        capability = torch.backends.cpu.get_cpu_capability()
-        return f"CPU {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{described()}, torch {torch.__version__}"
 
     def submit(
         self, job_id: str, params: ImageParams, key: int = 0, course: Course = WHOLE

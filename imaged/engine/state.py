@@ -32,7 +32,7 @@ SAID = {
     "checkpoint": "other weights",
     "table": "another table of its sampler",
     "loras": "other LoRAs",
-    "device": "another device, or another number of threads",
+    "device": "another device or processor, or another number of threads",
     "dtype": "numbers of another type",
     "determinism": "the other determinism class",
     "seed": "another seed",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import httpx
 import pytest
@@ -170,7 +170,8 @@ def test_v1_gives_bytes_and_headers(server: Server) -> None:
     assert answer.headers["x-engine"] == __version__
     assert answer.headers["x-dtype"] == "float32"
     assert re.fullmatch(
-        r"CPU [A-Z0-9]+, \d+ threads, torch [\d.]+\+?\w*", answer.headers["x-device"]
+        r"CPU [A-Z0-9]+, .+ [0-9a-f]{8}, \d+ threads, torch [\d.]+\+?\w*",
+        unquote(answer.headers["x-device"]),
     )
     assert float(answer.headers["x-cost"]) == pytest.approx(0.008 * 0.0625 * 6 / 25 * 2)
     assert float(answer.headers["x-remaining-credits"]) > 0
