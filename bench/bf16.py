@@ -13,7 +13,7 @@ from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.models import SEED, SHAPES, Shape, checkpoint
 from bench.rounds import compare, each_round, seconds_each
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 
 PIXELS, FACTOR = 512, 8  # of SDXL's VAE
 #: SDXL's UNet, narrower: what lies between micro and it.
@@ -77,7 +77,7 @@ def compared(name: str, effort: Effort) -> Row:
 
 
 def unet_of(name: str) -> Any:
-    from imaged.engine.load import load
+    from imaged.engine.loading.load import load
     from imaged.engine.nets.unet import UNetConfig, UNetModel
 
     if name == "micro":
@@ -99,8 +99,8 @@ def _in_bf16(net: Any) -> Any:
 
 def step(net: Any) -> Callable[[], Any]:
     """A call of two rows, as a guided picture's every step is."""
+    from imaged.engine.nets.cached_unet import Unet
     from imaged.engine.prompt.encode import Encoded
-    from imaged.engine.unet import Unet
 
     unet, config, sizes = Unet(net), net.config, (PIXELS, PIXELS, 0, 0, PIXELS, PIXELS)
     draw = torch.Generator().manual_seed(SEED)
@@ -114,7 +114,7 @@ def step(net: Any) -> Callable[[], Any]:
         for _ in range(2)
     ]
     times = torch.cat([unet.times(torch.tensor([500.0]), text, sizes) for text in texts])
-    crowd = unet.crowd([unet.text(text) for text in texts])
+    crowd = unet.stack_texts([unet.text(text) for text in texts])
     x = torch.randn(2, config.in_channels, cells, cells, generator=draw)
     return lambda: unet(x, times, crowd)
 
@@ -122,8 +122,8 @@ def step(net: Any) -> Callable[[], Any]:
 def apart(name: str, steps: int) -> dict[str, float]:
     """How far whole pictures are from those in float32, in levels of 255: mean and largest."""
     from imaged.engine.engine import Engine
-    from imaged.engine.load import load
-    from imaged.params import ImageParams
+    from imaged.engine.loading.load import load
+    from imaged.params.image_params import ImageParams
 
     folder = MICRO if name == "micro" else checkpoint(name)
     plain = load(folder, torch.device("cpu"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import io
 import subprocess
+import tokenize
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVED = {"cli", "client"}
 #: Of `cli` also what serves.
 SERVING = {"imaged/cli/app.py", "imaged/cli/models.py", "imaged/cli/serve.py"}
-CALLED = {"cli", "client", "gateway", "store", "worker"}
+CALLED = {"cli", "client", "gateway", "moderation", "provenance", "store", "worker"}
 #: Each benchmark, with the folders of `imaged` that do not count for it.
 LEFT_OUT = {
     **dict.fromkeys(("single", "crowd", "recovery", "polls", "gpu"), SERVED),  # over HTTP
@@ -30,6 +33,7 @@ SHOWING |= {"sigmas"}
 TOPS = ("imaged", "bench")
 PINS, PINNED = "constraints.txt", "torch=="  # of its lines that one
 DIGITS = 12
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Tree:
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
         self._files = {
-            path.relative_to(root).as_posix(): _digest(path.read_bytes())
+            path.relative_to(root).as_posix(): _digest(said(path.read_bytes(), path.suffix))
             for path in self._found()
             if path.is_file() and path.suffix != ".pyc"
         }
@@ -123,6 +127,28 @@ def counts(benchmark: str, path: str) -> bool:
         return serves or not between or between[0] not in LEFT_OUT[name]
     stem = file.removesuffix(".py")
     return top == "bench" and (stem in SHARED or stem == name or stem.startswith(f"{name}_"))
+
+
+def said(content: bytes, suffix: str) -> bytes:
+    """Of a Python file what is run, without comments, docstrings and blank lines: they
+    can be rewritten without measuring anew. Other files are taken whole.
+    """
+    if suffix != ".py":
+        return content
+    text = content.decode()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+            words = node.body[0]
+            assert words.end_lineno is not None
+            lines[words.lineno - 1 : words.end_lineno] = [""] * (
+                words.end_lineno - words.lineno + 1
+            )
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and lines[row - 1]:
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip()).encode()
 
 
 def _digest(content: bytes) -> str:

@@ -19,7 +19,7 @@ from bench.app import Effort, diffusers_option, effort_options, main, model_opti
 from bench.figures import Row, publish
 from bench.models import PIXELS, checkpoint
 from bench.rounds import compare
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 CLIENTS = 8
 SAMPLERS = ("Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "UniPC")

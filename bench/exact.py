@@ -12,10 +12,10 @@ from bench.figures import Row, publish
 from bench.models import checkpoint
 from bench.policies import Policy, at_once, capacity, one_at_a_time
 from bench.rounds import compare, each_round, seconds_each
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine.engine import Engine
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS
 
 PEER = "free numbers of rows"
 STEPS = 6  # and one more for each job of a crowd
@@ -43,7 +43,7 @@ def exact(names: tuple[str, ...], effort: Effort) -> None:
     import torch
 
     from bench.ceiling import ceilings
-    from imaged.engine.load import load
+    from imaged.engine.loading.load import load
 
     torch.set_num_threads(effort.threads)
     found = ceilings(torch.device("cpu"))

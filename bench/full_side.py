@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bench.full import library_nets
-from imaged.engine.load import NETS, Nets, load
+from imaged.engine.loading.load import NETS, Nets, load
 
 CPU = torch.device("cpu")
 CELLS, TIME, END = 64, 500.0, 49407  # a latent's side, one timestep, the id behind a text

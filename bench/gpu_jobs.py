@@ -18,7 +18,7 @@ from bench.gpu_sides import Bench, job
 from bench.policies import Policy, at_once, batches, capacity, one_at_a_time, run, trace
 from bench.rounds import Pair, Spread, compare, each_round, percentile, seconds_each
 from bench.waiting import mix
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 OFFLINE_STEPS, HTTP_STEPS = 20, 30
 Draw = Callable[[ImageParams], bytes]

@@ -13,8 +13,8 @@ import torch
 from bench import peer
 from bench.agree import agreement
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, load
-from imaged.params import ImageParams
+from imaged.engine.loading.load import Nets, load
+from imaged.params.image_params import ImageParams
 
 T = TypeVar("T")
 STEPS = 30  # of a job, if nothing else is said

@@ -17,7 +17,7 @@ import torch
 
 from bench import app
 from bench.app import main
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 
 SEED = 20
 PIXELS = 512  # a side, in every benchmark of the small ones
@@ -181,8 +181,8 @@ def models() -> None:
     The other commands make what they need themselves.
     """
     from imaged.engine.engine import Engine
-    from imaged.engine.load import load
-    from imaged.params import ImageParams
+    from imaged.engine.loading.load import load
+    from imaged.params.image_params import ImageParams
 
     for name in ("thin", "wide"):
         folder = checkpoint(name)

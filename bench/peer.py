@@ -10,7 +10,7 @@ import diffusers
 import torch
 from PIL import Image
 
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 # The samplers of the benchmarks, each of one UNet call a step, under diffusers' names.
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {

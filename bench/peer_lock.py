@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from bench import peer
-from imaged.params import read_params
+from imaged.params.image_params import read_params
 
 
 def build(checkpoint: Path, device: str) -> Any:

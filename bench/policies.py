@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from imaged.engine.engine import Engine
 from imaged.errors import ImagedError
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 
 @dataclass(frozen=True)

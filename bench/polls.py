@@ -21,7 +21,7 @@ from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.rounds import compare, each_round
 from bench.servers import environment, free_port, imaged, running
-from imaged.catalogue import DEFAULT_SLUG
+from imaged.catalogue.model import DEFAULT_SLUG
 
 CONNECTIONS = 64
 JOBS = 64  # that are asked about in turns

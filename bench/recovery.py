@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.rounds import Spread, compare
-from imaged.catalogue import DEFAULT_SLUG, MICRO
-from imaged.params import ImageParams
-from imaged.store.db import Database
-from imaged.store.schema import workers
+from imaged.catalogue.model import DEFAULT_SLUG, MICRO
+from imaged.params.image_params import ImageParams
+from imaged.store.sql.database import Database
+from imaged.store.sql.schema import workers
 
 SAVED_EACH_S = 2.0
 ON = re.compile(r"goes on after (\d+) calls")

@@ -13,8 +13,8 @@ from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.models import checkpoint
 from bench.rounds import compare, each_round, seconds_each
-from imaged.catalogue import MICRO
-from imaged.engine.load import Nets
+from imaged.catalogue.model import MICRO
+from imaged.engine.loading.load import Nets
 
 PEERS = {
     "UNet call": "diffusers' UNet",
@@ -44,7 +44,7 @@ def savings(names: tuple[str, ...], effort: Effort) -> None:
     import torch
 
     from bench.ceiling import ceilings
-    from imaged.engine.load import load
+    from imaged.engine.loading.load import load
 
     torch.set_num_threads(effort.threads)
     found = ceilings(torch.device("cpu"))
@@ -74,8 +74,8 @@ def calls(nets: Nets, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any
     import torch
     from diffusers import UNet2DConditionModel
 
+    from imaged.engine.nets.cached_unet import Unet
     from imaged.engine.prompt.encode import PromptEncoder
-    from imaged.engine.unet import Unet
 
     unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
     library = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
@@ -84,7 +84,7 @@ def calls(nets: Nets, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any
     time = torch.tensor([500.0])
     x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
     times = torch.cat([unet.times(time, text, sizes) for text in texts])
-    crowd = unet.crowd([unet.text(text) for text in texts])
+    crowd = unet.stack_texts([unet.text(text) for text in texts])
     added = {
         "text_embeds": torch.stack([text.pooled for text in texts]),
         "time_ids": torch.tensor([sizes, sizes], dtype=torch.float32),
@@ -110,15 +110,15 @@ def shortened(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """
     import torch
 
+    from imaged.engine.nets.cached_unet import Unet
     from imaged.engine.prompt.encode import PromptEncoder
-    from imaged.engine.unet import Unet
 
     unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
     first, positive = PromptEncoder(nets).pair("a red house by a lake", None)
     texts = (replace(first, context=torch.zeros_like(first.context)), positive)
     x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
     times = torch.cat([unet.times(torch.tensor([500.0]), text, sizes) for text in texts])
-    crowd = unet.crowd([unet.text(text) for text in texts])
+    crowd = unet.stack_texts([unet.text(text) for text in texts])
     attentions = nets.unet.cross_attentions()
     plain = [attention.forward for attention in attentions]
 

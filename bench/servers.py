@@ -17,8 +17,8 @@ import click
 import httpx
 
 from bench.code import ROOT
-from imaged.catalogue import DEFAULT_SLUG
-from imaged.params import ImageParams
+from imaged.catalogue.model import DEFAULT_SLUG
+from imaged.params.image_params import ImageParams
 
 READY_S = 300.0
 IMAGE_S = 1800.0  # the longest wait for one picture

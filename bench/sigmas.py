@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from bench.app import main
-from imaged.catalogue import MICRO, Weights
-from imaged.explain import Explainer
-from imaged.schedulers import IN_A1111, SCHEDULERS
+from imaged.catalogue.model import MICRO, Weights
+from imaged.checkpoint_info.explain import Explainer
+from imaged.sampling.schedulers import IN_A1111, SCHEDULERS
 
 STEPS = 25
 COLOURS = {"diffusers": "tab:blue", "a1111": "tab:orange"}

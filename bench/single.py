@@ -12,7 +12,7 @@ from bench.app import Effort, effort_options, main, model_option
 from bench.figures import Row, publish
 from bench.models import PIXELS, checkpoint
 from bench.rounds import compare, seconds_each
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 TARGET, QUARTILE = 1.1, 1.0  # of the median and of the lower quartile
 

@@ -20,7 +20,7 @@ STEPS = 20
 TARGET = 2.5
 IMPORTS = {
     "import of torch alone": "import torch",
-    "imports of our engine": "from imaged.engine import engine, load; import imaged.cli",
+    "imports of our engine": "import imaged.cli, imaged.engine.engine, imaged.engine.loading.load",
     "imports of the plain script": "import torch; from diffusers import StableDiffusionXLPipeline",
 }
 
@@ -73,7 +73,7 @@ def generate(file: Path, seed: int) -> list[str]:
 
 
 def script(file: Path, seed: int) -> list[str]:
-    from imaged.catalogue import MICRO
+    from imaged.catalogue.model import MICRO
 
     words = [str(MICRO), PROMPT, str(STEPS), str(seed), str(file)]
     return [sys.executable, str(ROOT / "bench" / "peer_script.py"), *words]

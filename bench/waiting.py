@@ -13,7 +13,7 @@ from bench.models import PIXELS, checkpoint
 from bench.policies import Policy, Ran, at_once, capacity, one_at_a_time, run, trace
 from bench.rounds import Spread, compare, percentile
 from imaged.engine.engine import Engine
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 
 STEPS = (10, 20, 30, 50)
 LOADS = (0.3, 0.5, 0.7, 0.85)
@@ -48,7 +48,7 @@ def waiting(names: tuple[str, ...], jobs: int, effort: Effort) -> None:
     import torch
 
     from bench.ceiling import ceilings
-    from imaged.engine.load import load
+    from imaged.engine.loading.load import load
 
     torch.set_num_threads(effort.threads)
     found = ceilings(torch.device("cpu"))

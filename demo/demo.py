@@ -17,8 +17,8 @@ import httpx
 from segmind import SegmindClient
 from tqdm import tqdm
 
-from imaged import offers
-from imaged.catalogue import DEFAULT_SLUG
+from imaged.catalogue import toml
+from imaged.catalogue.model import DEFAULT_SLUG
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build" / "demo"
@@ -51,7 +51,7 @@ def make_picture(url: str) -> None:
     """What a user of the vendor's SDK writes, with its own base URL and a progress bar."""
     key = (DATA / "first-key").read_text().strip()
     client = SegmindClient(api_key=key, base_url=f"{url}/v1")
-    body = offers.built_in()[DEFAULT_SLUG].sample
+    body = toml.built_in()[DEFAULT_SLUG].sample
     start = time.monotonic()
     job = client.submit_async(DEFAULT_SLUG, **body)
     print(f"submitted {job.request_id} to {DEFAULT_SLUG}")

@@ -1,4 +1,4 @@
-"""A job: what was asked, where it stands, and the only moves it can make."""
+"""A job: its request, its state, and the transitions that are allowed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from imaged.params import ImageParams
-from imaged.schedulers import calls_before
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import calls_before
 
 
 class State(StrEnum):
     QUEUED = "QUEUED"
     PROCESSING = "PROCESSING"
-    PARKED = "PARKED"  # a draft: it rests until somebody has chosen what goes on
+    PARKED = "PARKED"  # a draft that rests until the caller chooses images to finish
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -26,14 +26,14 @@ class State(StrEnum):
 
     @property
     def waits(self) -> bool:
-        """Nothing more happens by itself."""
+        """Whether nothing happens until the caller acts: parked or final."""
         return self is State.PARKED or self.final
 
 
 FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 OPEN = frozenset(State) - FINAL
 
-#: From state to states; PROCESSING -> QUEUED only when a worker gave the job back or was lost.
+#: Allowed transitions. PROCESSING -> QUEUED: the worker gave the job back or was lost.
 MOVES: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.PROCESSING, State.FAILED, State.CANCELLED}),
     State.PROCESSING: frozenset({State.QUEUED, State.PARKED, *FINAL}),
@@ -41,43 +41,41 @@ MOVES: Mapping[State, frozenset[State]] = {
     **{state: frozenset() for state in FINAL},
 }
 
-MAX_ATTEMPTS = 3  # a job that three workers died of fails; it does not loop
+MAX_ATTEMPTS = 3  # a job fails after three crashes of its worker
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a caller asks of a job's handling, beside what the picture shows."""
+class RequestOptions:
+    """How a caller wants a job handled, beside the parameters of its images."""
 
-    idempotency_key: str | None = None  # a second job under it is the first one
-    fingerprint: str | None = None  # what was asked under it, as a keyed hash
-    cancel_after_s: float | None = None  # from submit: who still waits then has waited in vain
-    quoted_micros: int | None = None  # a price that was promised; else the model's
-    draft_steps: int = 0  # after which all pictures rest; 0: they do not
-    #: Of a picture that is made again, kind of device and types of numbers, as in "cpu float32".
+    idempotency_key: str | None = None  # a second request with it gets the first one's job
+    fingerprint: str | None = None  # keyed hash of the request with that key
+    cancel_after_s: float | None = None  # after submit: a job still queued then fails
+    quoted_micros: int | None = None  # the price of a quote; None: the model's
+    draft_steps: int = 0  # after which all images rest; 0: no draft
+    #: Of a replay: device kind and dtypes of the receipt, as in "cpu float32".
     made_in: str | None = None
 
 
-NO_TERMS = Terms()
+DEFAULT_OPTIONS = RequestOptions()
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What is asked of a job that rests after some `steps`, and what has become of it."""
+    """The draft of a job that rests after `steps`, and what has become of it."""
 
     steps: int
-    calls: int = 0  # UNet calls behind it when it was parked, over all pictures
-    cost_micros: int = 0  # what these cost
-    samples: tuple[int, ...] = ()  # the pictures that were chosen to go on
-    varied: bool = False  # they go on as another request
+    calls: int = 0  # UNet calls made when it was parked, over all images
+    cost_micros: int = 0  # their price
+    samples: tuple[int, ...] = ()  # indices of the images chosen to finish
+    varied: bool = False  # prompt or guidance changed when they were finished
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(self.samples))  # a list, as read from JSON
 
 
-class Stand(NamedTuple):
-    """Where a job stands: what changes of it while others wait for it. The counts are those of a
-    job that is PROCESSING, else 0.
-    """
+class JobStatus(NamedTuple):
+    """What changes of a job while callers wait for it. The counts are 0 unless it is PROCESSING."""
 
     state: State
     epoch: int
@@ -94,7 +92,7 @@ class Job:
     model: str
     params: ImageParams
     state: State
-    epoch: int  # how often it was claimed; every write of a worker carries it
+    epoch: int  # number of claims; a fencing token: a worker's writes carry it
     attempts: int
     worker_id: str | None
     cost_micros: int
@@ -105,20 +103,22 @@ class Job:
     reason: str | None  # of a FAILED or CANCELLED job, for machines
     error: str | None  # the same for people
     result: Mapping[str, Any] | None  # see worker/deliver.py
-    calls_done: int = 0  # UNet calls over all pictures
-    preview_call: int = 0  # the call after which the newest preview was made; 0: there is none
+    calls_done: int = 0  # UNet calls made, over all images
+    preview_call: int = 0  # UNet call of the newest preview; 0: there is none
     remaining_micros: int | None = None  # the key's free credits when the job ended
     draft: Draft | None = None
-    made_in: str | None = None  # see Terms
+    made_in: str | None = None  # see RequestOptions
 
     @property
-    def stand(self) -> Stand:
+    def status(self) -> JobStatus:
         counts = self.calls_done, self.preview_call
-        return Stand(self.state, self.epoch, *(counts if self.state is State.PROCESSING else ()))
+        return JobStatus(
+            self.state, self.epoch, *(counts if self.state is State.PROCESSING else ())
+        )
 
     @property
     def unet_calls(self) -> int:
-        """UNet calls over all pictures that are made, up to where these end or rest."""
+        """UNet calls of all images that run, up to their end or to where they rest."""
         if self.draft is None:
             return self.params.unet_calls * self.params.samples
         if self.draft.samples:
@@ -127,17 +127,17 @@ class Job:
 
     @property
     def _calls_of_draft(self) -> int:
-        """UNet calls of one picture."""
+        """UNet calls of one image up to the draft."""
         assert self.draft is not None
         return calls_before(self.params.scheduler, self.draft.steps)
 
     def cost_of(self, calls: int) -> int:
-        """What so many of all its UNet calls cost, in micro-dollars."""
-        return share(self.cost_micros, calls, self.params)
+        """The price of so many of its UNet calls, in micro-dollars."""
+        return price_of_calls(self.cost_micros, calls, self.params)
 
     @property
     def owed_micros(self) -> int:
-        """The price of what is made of it, once that is done."""
+        """What is charged at completion, in micro-dollars."""
         if self.draft is None:
             return self.cost_micros
         rest = (self.params.unet_calls - self._calls_of_draft) * len(self.draft.samples)
@@ -146,24 +146,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small JPEG of a running job's first picture, made after UNet call `call`."""
+    """A small JPEG of a running job's first image, made after UNet call number `call`."""
 
     call: int
     jpeg: bytes
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a worker tells of a job in its hands; without a `preview` the last one stays."""
+class JobReport:
+    """A worker's report of a job it runs; without a preview the stored one stays."""
 
     epoch: int
-    calls: int  # UNet calls made, over all pictures
+    calls: int  # UNet calls made, over all images
     preview: bytes | None = None  # JPEG
     preview_call: int = 0
 
 
-def share(cost_micros: int, calls: int, params: ImageParams) -> int:
-    """Of a request's price what so many of its UNet calls cost, rounded up; micro-dollars."""
+def price_of_calls(cost_micros: int, calls: int, params: ImageParams) -> int:
+    """The part of a job's price for so many of its UNet calls, rounded up; micro-dollars."""
     return max(1, -(-cost_micros * calls // (params.unet_calls * params.samples)))
 
 

@@ -29,7 +29,7 @@ class Settings:
     memory_gb: float = 0.0  # of one worker's weights; 0: half of what the device has for each
     idle_s: float = 0.0  # a checkpoint that nobody has asked for so long leaves; 0: never
     patience_s: float = 15.0  # a job whose checkpoint is not loaded waits so long for others' jobs
-    graphs: str = "off"  # or "on": CUDA graphs, see engine/graphs.py
+    graphs: str = "off"  # or "on": CUDA graphs, see engine/nets/cuda_graphs.py
     determinism: str = "exact"  # or "close": calls of any number of rows, the last bits may differ
     receipts: str = "embedded"  # in picture files too; or "results": in results alone
     retention_s: float = 3600.0  # results live so long from completion
@@ -41,8 +41,10 @@ class Settings:
     hang_s: float = 300.0  # a UNet call that takes longer is a hang
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
-    rules: str = ""  # a file of prompt rules of your own, see gateway/rules.py
-    checker: str = ""  # of finished pictures: package.module:callable or a URL, see worker/check.py
+    rules: str = ""  # a file of prompt rules of your own, see moderation/rules.py
+    checker: str = (
+        ""  # of finished pictures: package.module:callable or a URL, see worker/image_checker.py
+    )
     webhook_networks: str = ""  # open to webhooks beside public addresses: 10.0.0.0/8,fd00::/8
     models: Path = Path()  # models on offer, see models.toml; empty: DATA/models.toml if it exists
     loras: Path = Path()  # folder of LoRA files; empty: DATA/loras

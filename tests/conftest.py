@@ -53,8 +53,8 @@ def nets() -> Any:
     """The shipped checkpoint on the CPU."""
     import torch
 
-    from imaged.catalogue import MICRO
-    from imaged.engine.load import load
+    from imaged.catalogue.model import MICRO
+    from imaged.engine.loading.load import load
 
     return load(MICRO, torch.device("cpu"))
 
@@ -65,7 +65,7 @@ def theirs() -> Any:
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    from imaged.catalogue import MICRO
+    from imaged.catalogue.model import MICRO
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         MICRO, local_files_only=True, use_safetensors=True, add_watermarker=False
@@ -80,7 +80,7 @@ def theirs() -> Any:
 @cache
 def schema() -> bytes:
     """A store with the current schema and nothing in it: migrations cost more than most tests."""
-    from imaged.store.db import Database
+    from imaged.store.sql.database import Database
 
     with TemporaryDirectory() as folder:
         file = Path(folder) / "imaged.db"
@@ -92,7 +92,7 @@ def schema() -> bytes:
 
 def store(file: Path) -> Any:
     """The store in this file, which has the current schema if it is new."""
-    from imaged.store.db import Database
+    from imaged.store.sql.database import Database
 
     if not file.exists():
         file.write_bytes(schema())

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from imaged.schedule import Training
-from imaged.schedulers import IN_A1111
+from imaged.sampling.noise_schedule import Training
+from imaged.sampling.schedulers import IN_A1111
 
 GOLDEN = Path(__file__).parent / "golden" / "k_diffusion.npz"
 STEPS = (20, 25, 50, 100)

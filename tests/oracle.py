@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import torch
 
-from imaged.engine.samplers import Table
+from imaged.engine.sampling.tables import Table
 
 # What of a checkpoint's scheduler config describes the model; the rest is another sampler's.
 MODEL_KEYS = (

@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "portable"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PLACE = re.compile(r"(<!-- portable -->\n).*?(<!-- end -->)", re.DOTALL)
-UNITS = ("engine", "parking", "residence", "samplers", "training")
-FILES = ("tests/golden", *(f"tests/unit/test_{name}.py" for name in UNITS))
+ENGINES = ("engine", "snapshots", "checkpoint_cache", "samplers", "training")
+FILES = ("tests/golden", *(f"tests/engine/test_{name}.py" for name in ENGINES))
 LEFT_OUT = "the slow tests of these files, which are larger ones of the same kinds"
 THREADS = (1, 2)
 #: What the libraries are told, and what torch and oneDNN then have to say of themselves.

@@ -1,58 +1,119 @@
-"""Who may import whom, and how large a file may grow."""
+"""Who may import whom, in what circles nobody may, and how large files and folders may grow."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "imaged"
-NOUNS = {
-    "params",
-    "jobs",
-    "errors",
-    "settings",
-    "catalogue",
-    "offers",
-    "aliases",
-    "infotext",
-    "checkpoint",
-    "explain",
-    "files",
-    "prompt",
-    "receipts",
-    "schedule",
-    "schedulers",
-    "__version__",
+#: What every part may name: no torch, no network, no database. Lower ones first; one may import
+#: those
+#: before it.
+NOUNS = (
+    *("__version__", "errors", "settings", "weight_files", "sampling", "prompt", "params"),
+    *("catalogue", "checkpoint_info", "moderation", "provenance", "jobs"),
+)
+NOUNS_OF_ENGINE = {
+    *("__version__", "errors", "weight_files", "sampling", "prompt", "params", "catalogue"),
+    "checkpoint_info",
 }
-MAY_IMPORT = {
-    "nouns": NOUNS,
-    "cli": {"cli", "client", "gateway", "worker", "engine", "store", *NOUNS},
-    "gateway": {"gateway", "store", *NOUNS},
-    "worker": {"worker", "store", "engine", *NOUNS},
-    "engine": {
-        *("engine", "params", "errors", "catalogue", "checkpoint", "files"),
-        *("prompt", "schedule", "schedulers", "__version__"),
+#: The parts of imaged, and what each may import beside itself.
+PARTS = {
+    "cli": {"client", "gateway", "worker", "engine", "store", *NOUNS},
+    "gateway": {"store", *NOUNS},
+    "worker": {"store", "engine", *NOUNS},
+    "engine": NOUNS_OF_ENGINE,
+    "store": set(NOUNS),
+    "client": {"errors"},
+    **{noun: set(NOUNS[:n]) for n, noun in enumerate(NOUNS)},
+}
+_BELOW_CONTEXT = {"present", "submit", "read", "webhooks", "transport"}
+_BELOW_API = {"auth", "context", *_BELOW_CONTEXT}
+_ENGINE_BELOW = {"nets", "prompt", "loading", "sampling", "scheduling"}
+#: The rooms within a part, folders and single files, likewise.
+ROOMS = {
+    "gateway": {
+        "present": set(),
+        "submit": set(),
+        "webhooks": {"present"},
+        "transport": {"present"},
+        "read": {"transport"},
+        "context": _BELOW_CONTEXT,
+        "auth": {"context"},
+        "api": _BELOW_API,
+        "compat": _BELOW_API,
+        "operations": _BELOW_API,
+        "openapi": {"api", "compat", *_BELOW_API},
+        "app": {"api", "compat", "operations", "openapi", *_BELOW_API},
+        "serve": {"app", "context", "transport"},
     },
-    "store": {"store", *NOUNS},
-    "client": {"client", "params", "errors", "schedulers"},
+    "store": {
+        "sql": set(),
+        "signing": set(),
+        "catalogue": {"sql"},
+        "blobs": {"signing"},
+        "accounts": {"sql", "signing"},
+        "webhooks": {"sql", "signing"},
+        "jobs": {"sql", "accounts", "webhooks"},
+    },
+    "engine": {
+        "cpu": set(),
+        "out_of_memory": set(),
+        "prompt": set(),
+        "sampling": set(),
+        "nets": {"prompt"},
+        "loading": {"nets", "cpu", "out_of_memory"},
+        "scheduling": {"nets", "out_of_memory"},
+        "plan": {"sampling"},
+        "run": {"plan", "prompt", "nets", "loading"},
+        "denoise": {"run", "nets"},
+        "decode": {"nets"},
+        "float32_retry": {"nets", "loading"},
+        "preview": {"decode", "nets"},
+        "snapshot": {"run", "loading"},
+        "outcome": {"decode", "preview", "snapshot", "out_of_memory"},
+        "engine": {
+            *("cpu", "plan", "run", "denoise", "decode", "float32_retry", "preview", "snapshot"),
+            *("outcome", "out_of_memory", *_ENGINE_BELOW),
+        },
+    },
+    "worker": {
+        "openmp": set(),
+        "encode": set(),
+        "image_checker": set(),
+        "heartbeat": set(),
+        "snapshots": set(),
+        "checkpoint_cache": set(),
+        "deliver": {"image_checker", "encode"},
+        "loop": {"checkpoint_cache", "deliver", "heartbeat", "snapshots", "encode"},
+        "main": {"loop", "deliver", "heartbeat"},
+        "supervisor": {"openmp"},
+    },
 }
 ONLY_ENGINE = {"torch", "tokenizers", "numpy", "safetensors"}
 #: What reads a checkpoint's small files without tensors has a library for it.
 READERS = {
-    ("files.py", "safetensors"),
+    ("weight_files.py", "safetensors"),
     ("prompt/embeddings.py", "safetensors"),
     ("prompt/tokenizer.py", "tokenizers"),
 }
 REFERENCES = {"diffusers", "transformers", "scipy"}  # of the tests, not of the product
-LONGEST_FILE, LONGEST_FUNCTION = 420, 45
+LONGEST_FILE, LONGEST_FUNCTION, MOST_MODULES = 420, 45, 12
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+#: All that holds code; what is under one top imports no circle of files.
+TOPS = ("imaged", "training", "bench", "demo")
 
 
-def part_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "nouns" if first in NOUNS else first
+def module_of(path: Path) -> str:
+    """imaged/store/jobs/queue.py -> imaged.store.jobs.queue"""
+    name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix(".__init__")
 
 
 def imports(source: str) -> list[str]:
@@ -67,55 +128,127 @@ def imports(source: str) -> list[str]:
     return names
 
 
-def breaches(part: str, source: str, name_of_file: str = "") -> list[str]:
+def breaches(module: str, source: str) -> list[str]:
+    """What a module imports that its part, or its room, may not."""
+    _, part, *inside = module.split(".")
     found = []
     for name in imports(source):
-        top, _, rest = name.partition(".")
-        reads = (name_of_file, top) in READERS
+        top, *there = name.split(".")
+        reads = (f"{'/'.join([part, *inside])}.py", top) in READERS
         if top in ONLY_ENGINE and part != "engine" and not reads:
             found.append(f"{part} imports {top}")
         if top in REFERENCES:
             found.append(f"{part} imports {top}, which takes seconds")
-        if top == "imaged" and part in MAY_IMPORT:
-            target = rest.split(".")[0]
-            if target and target not in MAY_IMPORT[part]:
-                found.append(f"{part} imports {target}")
+        if top != "imaged" or not there or part not in PARTS:
+            continue
+        if there[0] not in (part, *PARTS[part]):
+            found.append(f"{part} imports {there[0]}")
+        elif part in ROOMS and there[0] == part and inside and len(there) > 1:
+            room, other = inside[0], there[1]
+            if other not in (room, *ROOMS[part][room]):
+                found.append(f"{part}.{room} imports {part}.{other}")
     return found
-
-
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports(path: Path) -> None:
-    assert breaches(part_of(path), path.read_text(), str(path.relative_to(PACKAGE))) == []
+    module = module_of(path)
+    if module not in ("imaged", "imaged.__main__"):
+        assert breaches(module, path.read_text()) == []
 
 
 @pytest.mark.parametrize(
-    ("part", "source"),
+    ("module", "source"),
     [
-        ("gateway", "from imaged.engine import samplers"),
-        ("gateway", "def f():\n    import torch"),
-        ("engine", "from imaged.settings import Settings"),
-        ("engine", "import imaged.store.queue"),
-        ("engine", "from diffusers import AutoencoderKL"),
-        ("nouns", "import numpy as np"),
-        ("client", "from imaged.store import queue"),
-        ("store", "from imaged.gateway.app import build_app"),
+        ("imaged.gateway.app", "from imaged.engine import samplers"),
+        ("imaged.gateway.app", "def f():\n    import torch"),
+        ("imaged.engine.engine", "from imaged.settings import Settings"),
+        ("imaged.engine.engine", "import imaged.store.jobs.queue"),
+        ("imaged.engine.engine", "from diffusers import AutoencoderKL"),
+        ("imaged.params.knobs", "import numpy as np"),
+        ("imaged.params.knobs", "from imaged.jobs import Job"),
+        ("imaged.prompt.report", "from imaged.checkpoint_info import metadata"),
+        ("imaged.client.client", "from imaged.store.jobs import queue"),
+        ("imaged.store.blobs", "from imaged.gateway.app import build_app"),
+        ("imaged.gateway.present.errors", "from imaged.gateway import context"),
+        ("imaged.gateway.submit.quotes", "from imaged.gateway.present.units import utc"),
+        ("imaged.gateway.api.images", "from imaged.gateway.compat import openai"),
+        ("imaged.gateway.compat.openai", "from imaged.gateway.api.images import submit"),
+        ("imaged.store.accounts.keys", "from imaged.store.jobs import queue"),
+        ("imaged.store.sql.database", "from imaged.store.blobs import Blobs"),
+        ("imaged.engine.nets.unet", "from imaged.engine.engine import Engine"),
+        ("imaged.engine.scheduling.batching", "from imaged.engine.loading import load"),
+        ("imaged.worker.heartbeat", "from imaged.worker.loop import Worker"),
     ],
 )
-def test_planted_breaches_are_seen(part: str, source: str) -> None:
-    assert len(breaches(part, source)) == 1
+def test_planted_breaches_are_seen(module: str, source: str) -> None:
+    assert len(breaches(module, source)) == 1
+
+
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """module -> the modules among these that it imports, also for the eyes of a type checker."""
+    return {
+        module: {
+            known
+            for name in imports(source)
+            for known in (name, name.rpartition(".")[0])
+            if known in sources and known != module
+        }
+        for module, source in sources.items()
+    }
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A circle of modules that import each other; empty if there is none."""
+    order = TopologicalSorter(arrows)
+    try:
+        order.prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def sources_of(top: str) -> dict[str, str]:
+    return {module_of(path): path.read_text() for path in sorted((ROOT / top).rglob("*.py"))}
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_no_files_import_each_other_in_a_circle(top: str) -> None:
+    assert circle(graph(sources_of(top))) == []
+
+
+def test_a_planted_circle_is_seen() -> None:
+    sources = sources_of("imaged")
+    sources["imaged.errors"] += (
+        "\nif TYPE_CHECKING:\n    from imaged.gateway.app import build_app\n"
+    )
+    assert circle(graph(sources))
+
+
+def too_many(folders: Iterable[Path]) -> dict[str, int]:
+    """Folders that hold more modules than a reader keeps in mind."""
+    counts = Counter(path.parent for path in folders if path.name != "__init__.py")
+    return {f"{folder}": n for folder, n in counts.items() if n > MOST_MODULES}
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    """Migrations are a history and not read as a whole."""
+    assert too_many(path for path in SOURCES if "versions" not in path.parts) == {}
+
+
+def test_a_folder_of_too_many_is_seen() -> None:
+    more = [PACKAGE / "gateway" / "api" / f"planted{n}.py" for n in range(MOST_MODULES)]
+    assert too_many([*SOURCES, *more])
 
 
 #: The gateway reads rows of jobs through functions that name their owner (decision 15), so it has
 #: no table of them; the count of workers that are ready is nobody's.
-MAY_SEE_TABLES = {"gateway/ops.py": {"workers"}}
+MAY_SEE_TABLES = {"gateway/operations/health.py": {"workers"}}
 
 
 def tables_seen(source: str) -> set[str]:
-    """Names of imaged.store.schema that a source imports; the module itself is "*"."""
-    prefix = "imaged.store.schema"
+    """Names of imaged.store.sql.schema that a source imports; the module itself is "*"."""
+    prefix = "imaged.store.sql.schema"
     found = {name for name in imports(source) if f"{name}.".startswith(f"{prefix}.")}
     return {name.removeprefix(prefix).removeprefix(".") or "*" for name in found}
 
@@ -129,15 +262,16 @@ def test_the_gateway_has_no_table_of_jobs(path: Path) -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "from imaged.store.schema import jobs, workers",
-        "def f():\n    from imaged.store.schema import jobs as j",
-        "from imaged.store import schema",
-        "import imaged.store.schema",
-        "import imaged.store.schema as tables",
+        "from imaged.store.sql.schema import jobs, workers",
+        "def f():\n    from imaged.store.sql.schema import jobs as j",
+        "from imaged.store.sql import schema",
+        "import imaged.store.sql.schema",
+        "import imaged.store.sql.schema as tables",
     ],
 )
 def test_a_handler_that_reads_jobs_itself_is_seen(planted: str) -> None:
-    for path, allowed in (("account.py", set[str]()), ("ops.py", {"workers"})):
+    rooms = (("api/account.py", set[str]()), ("operations/health.py", {"workers"}))
+    for path, allowed in rooms:
         source = f"{(PACKAGE / 'gateway' / path).read_text()}\n{planted}\n"
         assert not tables_seen(source) <= allowed
 
@@ -167,7 +301,7 @@ def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     [
         ("worker/loop.py", ["run"]),
         ("engine/engine.py", ["tick"]),
-        ("gateway/images.py", ["submit", "create", "result", "poll", "cancel"]),
+        ("gateway/api/images.py", ["submit", "create", "result", "poll", "cancel"]),
     ],
 )
 def test_tables_of_contents_are_short(file: str, names: list[str]) -> None:

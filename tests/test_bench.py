@@ -33,7 +33,7 @@ from bench.rounds import (
 )
 from imaged.engine.engine import Engine
 from imaged.engine.outcome import Outcome
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 from tests.test_architecture import LONGEST_FILE, LONGEST_FUNCTION
 
 ROOT = Path(__file__).parent.parent

@@ -105,11 +105,11 @@ def test_nothing_is_sent_home() -> None:
         if any(re.search(rf"\b(import|from) {name}\b|\b{name}\(", source) for name in CONNECTS):
             found.add(str(path.relative_to(package)))
     assert {name for name in found if not name.startswith("client/")} == {
-        "gateway/dispatch.py",  # webhooks
-        "gateway/reach.py",  # where they may lead
-        "worker/check.py",  # the checker
-        "gateway/listen.py",  # binds the port
-        "worker/pulse.py",  # this machine's own name
+        "gateway/webhooks/delivery.py",  # webhooks
+        "gateway/webhooks/url_guard.py",  # where they may lead
+        "worker/image_checker.py",  # the checker
+        "gateway/serve.py",  # binds the port
+        "worker/heartbeat.py",  # this machine's own name
     }
 
 

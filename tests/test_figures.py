@@ -13,13 +13,14 @@ from click.testing import CliRunner, Result
 
 from bench import all as whole
 from bench import app, check
-from bench.code import LEFT_OUT, SHARED, SHOWING, Code, Tree, counts
+from bench.code import LEFT_OUT, SHARED, SHOWING, Code, Tree, counts, said
 from bench.company import Company
 from bench.report import NOT_MEASURED, Place, fill, places
 
 ROOT = Path(__file__).parent.parent
 ENGINE, GATEWAY, CLIENT = (
-    f"imaged/{name}" for name in ("engine/unet.py", "gateway/app.py", "client/client.py")
+    f"imaged/{name}"
+    for name in ("engine/nets/cached_unet.py", "gateway/app.py", "client/client.py")
 )
 
 
@@ -51,7 +52,7 @@ def commit(root: Path) -> str:
 
 def touch(root: Path, name: str) -> None:
     with (root / name).open("a") as file:
-        file.write("\n# changed\n")
+        file.write("\nCHANGED = 1\n" if name.endswith(".py") else "\n# changed\n")
 
 
 def measure(root: Path, *names: str) -> None:
@@ -94,7 +95,7 @@ def told(root: Path, name: str) -> str:
         ("single", "bench/crowd.py", False),
         ("single", "bench/rounds.py", True),
         ("single", "bench/figures.py", False),
-        ("single", "imaged/models.toml", True),
+        ("single", "imaged/catalogue/models.toml", True),
         ("single", "imaged/checkpoints/micro/README.md", False),
         ("waiting", ENGINE, True),
         ("waiting", GATEWAY, False),
@@ -105,6 +106,29 @@ def told(root: Path, name: str) -> str:
 def test_what_counts(name: str, changed: str, stale: bool) -> None:
     assert (ROOT / changed).exists()
     assert counts(name, changed) is stale
+
+
+def test_words_for_people_do_not_count() -> None:
+    code = '''"""What it is."""
+
+NAME = "a  # no comment"  # a comment
+
+
+class Thing:
+    """What a thing is,
+
+    at length.
+    """
+
+    def act(self) -> str:
+        """What it does."""
+        return f"{NAME}"
+'''
+    same = code.replace("What", "Which").replace("  # a comment", "").replace("\n\n", "\n\n\n")
+    assert said(code.encode(), ".py") == said(same.encode(), ".py") != b""
+    for old, new in (("# no", "# one"), ("act", "do"), ('f"{', '"{'), (" str", " int")):
+        assert said(code.encode(), ".py") != said(code.replace(old, new).encode(), ".py")
+    assert said(b"# one", ".toml") != said(b"# two", ".toml")
 
 
 def test_every_file_of_the_benchmarks_is_thought_of() -> None:
@@ -160,7 +184,8 @@ def test_the_report_says_what_has_changed_since(copy: Path, tmp_path: Path) -> N
     for name in (ENGINE, GATEWAY, "bench/rounds.py", "bench/single.py"):
         touch(copy, name)
     marked = fill(text, {}, tmp_path, Tree(copy))
-    note = "bench/rounds.py, bench/single.py, imaged/engine/unet.py and 1 more.*\n\n| a table |"
+    names = "bench/rounds.py, bench/single.py, imaged/engine/nets/cached_unet.py"
+    note = f"{names} and 1 more.*\n\n| a table |"
     assert f"\n*Measured on code that has changed since: {note}" in marked
     assert fill(marked, {}, tmp_path, Tree(copy)) == marked
     git(copy, "checkout", ".")
@@ -289,6 +314,11 @@ def test_what_is_missing_is_said_before_anything_runs(
     monkeypatch.setattr("bench.all.subprocess.run", lambda *_, **__: pytest.fail("it began"))
     shown = CliRunner().invoke(app.main, ["all", "--diffusers", str(tmp_path)])
     assert shown.exit_code == 1
-    for said in ("crowd, polls: the package fastapi", "wrk", "a second core", "serverasync.py in"):
-        assert said in shown.output
+    for missing in (
+        "crowd, polls: the package fastapi",
+        "wrk",
+        "a second core",
+        "serverasync.py in",
+    ):
+        assert missing in shown.output
     assert whole.missing(["waiting"], None) == []

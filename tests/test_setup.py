@@ -135,7 +135,9 @@ def test_the_wheel_says_with_which_versions_it_runs(wheel: Path) -> None:
         assert operators == ({">="} if need.name in WITHOUT_END else {">=", "<"}), need
     [uvicorn] = [need for need in needs if need.name == "uvicorn"]
     minor = int(pinned["uvicorn"].split(".")[1])
-    assert not uvicorn.specifier.contains(f"0.{minor + 1}.0"), "gateway/edge.py extends its insides"
+    assert not uvicorn.specifier.contains(f"0.{minor + 1}.0"), (
+        "gateway/transport/protocol.py extends its insides"
+    )
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imaged import offers
-from imaged.catalogue import Model
+from imaged.catalogue import toml
+from imaged.catalogue.model import Model
 from imaged.errors import CommandError, ImagedError
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
-    from imaged.store.db import Database
+    from imaged.store.sql.database import Database
 
 
 class Commands(click.Group):
@@ -92,7 +92,7 @@ def store(data: Path | None, *, new: bool = True) -> Iterator[tuple[Settings, Da
     """The store of the given or configured data folder, with its schema brought up to date. Only
     if it may be `new` is one made; else there is nothing in it to be asked for.
     """
-    from imaged.store.db import Database
+    from imaged.store.sql.database import Database
 
     settings = Settings.from_env(os.environ, data=data)
     if not new and not kept(settings):
@@ -169,12 +169,12 @@ def refuse_unwritable(path: Path, option: str) -> None:
 def find_model(slug: str, data: Path | None) -> Model:
     """A model of the catalogue; the built-in ones need no data folder."""
     settings = Settings.from_env(os.environ, data=data)
-    offered = dict(offers.built_in())
+    offered = dict(toml.built_in())
     if kept(settings):
-        from imaged.store import models
+        from imaged.store import catalogue
 
         with store(data) as (_, db), db.read() as connection:
-            offered = models.catalogue(connection)
+            offered = catalogue.catalogue(connection)
     if slug not in offered:
         raise CommandError(f"there is no model {slug}; there are: {', '.join(offered)}")
     return offered[slug]

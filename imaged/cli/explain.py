@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from imaged.catalogue import DEFAULT_SLUG, price_micros
+from imaged.catalogue.model import DEFAULT_SLUG, price_micros
 from imaged.cli.app import data_option, find_model, main
 from imaged.cli.generate import knob_options, read_options
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 
 WIDE, HIGH = 72, 15  # of the plot, in characters
@@ -32,7 +32,7 @@ def explain(prompt: str, model: str, as_json: bool, data: Path | None, **given: 
     Also where the scheduler would step. Tokens stand as the text encoders get them: parts of one
     word are joined by "+", a weight other than 1 follows its token.
     """
-    from imaged.explain import Explainer, reports, warnings
+    from imaged.checkpoint_info.explain import Explainer, reports, warnings
 
     chosen = find_model(model, data)
     params = read_options(prompt, given, chosen)

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imaged.catalogue import DEFAULT_SLUG, Model
+from imaged.catalogue.model import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main, refuse_unwritable
 from imaged.errors import BadParameter, CommandError
-from imaged.gateway.rules import REFUSAL, Rules
-from imaged.params import KNOBS, ImageParams, Knob, read_params
+from imaged.moderation.rules import REFUSAL, Rules
+from imaged.params.image_params import ImageParams, read_params
+from imaged.params.knobs import KNOBS, Knob
 from imaged.settings import Settings
 
 if TYPE_CHECKING:
     from imaged.engine.decode import Picture
     from imaged.engine.engine import Engine
     from imaged.engine.outcome import Outcome
-    from imaged.engine.state import Course
+    from imaged.engine.snapshot import RunPlan
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 
@@ -118,16 +119,16 @@ def generate(
     if sheet is None:
         write(run(engine, params), params, chosen, output, engine, settings)
         return
-    from imaged.engine.state import Course
+    from imaged.engine.snapshot import RunPlan
 
-    drafted = run(engine, params, Course(draft=rest_at))
+    drafted = run(engine, params, RunPlan(draft=rest_at))
     write_sheet(drafted.pictures, sheet)
     many = "drafts" if params.samples > 1 else "draft"
     click.echo(f"{sheet}  {params.samples} {many} after step {rest_at} of {steps}")
     samples = ask(params.samples) if wanted is None else wanted
     if samples:
         states = dict(enumerate(drafted.states))
-        done = run(engine, params, Course(samples=tuple(samples), states=states))
+        done = run(engine, params, RunPlan(samples=tuple(samples), states=states))
         write(done, params, chosen, output, engine, settings)
 
 
@@ -185,11 +186,11 @@ def read_choice(text: str, count: int) -> Sequence[int]:
 
 
 def open_engine(model: Model, settings: Settings) -> Engine:
-    from imaged.worker.threads import waiting
+    from imaged.worker.openmp import waiting
 
     os.environ.update(waiting(1, 0, os.environ))  # before torch, which reads it once
     from imaged.engine.engine import Engine
-    from imaged.engine.load import load, set_threads
+    from imaged.engine.loading.load import load, set_threads
 
     set_threads(settings.threads)  # as workers do: bits may depend on it
     click.echo(f"checkpoint {model.checkpoint_name}", err=True)
@@ -201,13 +202,13 @@ def open_engine(model: Model, settings: Settings) -> Engine:
     )
 
 
-def run(engine: Engine, params: ImageParams, course: Course | None = None) -> Outcome:
+def run(engine: Engine, params: ImageParams, resume_plan: RunPlan | None = None) -> Outcome:
     """One job under a progress bar; raises what made it fail."""
     from tqdm import tqdm
 
-    from imaged.engine.state import WHOLE
+    from imaged.engine.snapshot import WHOLE
 
-    engine.submit("cli", params, 0, course or WHOLE)
+    engine.submit("cli", params, 0, resume_plan or WHOLE)
     outcomes: list[Outcome] = []
     with tqdm(total=params.unet_calls * params.samples, unit="call", desc="denoising") as bar:
         while not outcomes:
@@ -254,14 +255,14 @@ def _receipt(
 ) -> str:
     """As text; none where this installation has no key to sign it."""
     signed = (settings.data / "receipt-key").exists() and settings.receipts == "embedded"
-    if not signed or outcome.maker is None:
+    if not signed or outcome.provenance is None:
         return ""
-    from imaged import receipts
-    from imaged.store.keys import load_signer
+    from imaged.provenance import receipts
+    from imaged.store.accounts.keys import load_signer
     from imaged.worker.deliver import Stamp, facts_of
 
     stamp = Stamp(model.checkpoint_name, "exact", engine.device)
-    facts = facts_of(params, model.slug, picture, outcome.maker, stamp)
+    facts = facts_of(params, model.slug, picture, outcome.provenance, stamp)
     return receipts.written(receipts.sign(facts, load_signer(settings.data)))
 
 

@@ -24,7 +24,7 @@ def jobs() -> None:
 @data_option
 def jobs_list(limit: int, data: Path | None) -> None:
     """The newest jobs."""
-    from imaged.store import queue
+    from imaged.store.jobs import queue
 
     with store(data, new=False) as (_, db), db.read() as connection:
         found = queue.newest(connection, limit)
@@ -51,7 +51,7 @@ def jobs_show(job_id: str, data: Path | None) -> None:
 @data_option
 def jobs_cancel(job_id: str, data: Path | None) -> None:
     """End a job that has not ended. It is not charged, but for a draft that was shown."""
-    from imaged.store import queue
+    from imaged.store.jobs import queue
 
     _job(job_id, data)
     with store(data, new=False) as (settings, db), db.write() as connection:
@@ -60,7 +60,7 @@ def jobs_cancel(job_id: str, data: Path | None) -> None:
 
 
 def _job(job_id: str, data: Path | None) -> Job:
-    from imaged.store import queue
+    from imaged.store.jobs import queue
 
     with store(data, new=False) as (_, db), db.read() as connection:
         job = queue.read(connection, [job_id]).get(job_id)

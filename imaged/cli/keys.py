@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from imaged.catalogue import MICROS
+from imaged.catalogue.model import MICROS
 from imaged.cli.app import ROW_ID, Dollars, data_option, main, store
 
 
@@ -39,7 +39,7 @@ def keys_create(
     name: str, credits_usd: float, rpm: int, models: tuple[str, ...], data: Path | None
 ) -> None:
     """Make a key and print it. It is shown this once."""
-    from imaged.store import keys as table
+    from imaged.store.accounts import keys as table
 
     with store(data) as (settings, db), db.write() as connection:
         secret = table.load_secret(settings.data)
@@ -59,7 +59,7 @@ def keys_create(
 @data_option
 def keys_list(data: Path | None) -> None:
     """All keys, with what is left on each."""
-    from imaged.store import keys as table
+    from imaged.store.accounts import keys as table
 
     with store(data, new=False) as (_, db), db.read() as connection:
         rows = table.rows(connection)
@@ -82,7 +82,7 @@ def keys_list(data: Path | None) -> None:
 @data_option
 def keys_revoke(key_id: int, data: Path | None) -> None:
     """Refuse a key from now on (its id is in `keys list`)."""
-    from imaged.store import keys as table
+    from imaged.store.accounts import keys as table
 
     with store(data, new=False) as (_, db), db.write() as connection:
         table.revoke(connection, key_id, time.time())
@@ -95,7 +95,7 @@ def keys_revoke(key_id: int, data: Path | None) -> None:
 @data_option
 def keys_top_up(key_id: int, credits_usd: float, data: Path | None) -> None:
     """Give a key more credits, in US dollars."""
-    from imaged.store import ledger
+    from imaged.store.accounts import ledger
 
     with store(data, new=False) as (_, db), db.write() as connection:
         ledger.grant(connection, key_id, round(credits_usd * MICROS), time.time())

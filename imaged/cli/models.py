@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from imaged import offers
-from imaged.catalogue import DTYPES, MICRO, MICROS, PREDICTIONS, Model
+from imaged.catalogue import toml
+from imaged.catalogue.model import DTYPES, MICRO, MICROS, PREDICTIONS, Model, ModelState
 from imaged.cli.app import Dollars, data_option, find_model, kept, main, make_folder, store
 from imaged.errors import CommandError
 from imaged.settings import Settings
@@ -31,18 +31,18 @@ def models() -> None:
 @data_option
 def models_list(data: Path | None) -> None:
     """All models on offer. `state` tells whether a worker holds a checkpoint at this moment."""
-    from imaged.store import demand
-    from imaged.store import models as table
+    from imaged.store import catalogue as table
+    from imaged.store.jobs import model_demand
 
-    offered, states = dict(offers.built_in()), dict[str, str]()
+    offered, states = dict(toml.built_in()), dict[str, ModelState]()
     if kept(Settings.from_env(os.environ, data=data)):
         with store(data) as (settings, db), db.read() as connection:
             offered = table.catalogue(connection)
-            states = demand.states(connection, time.time() - settings.lease_s)
+            states = model_demand.states(connection, time.time() - settings.lease_s)
     click.echo(f"{'slug':<28} {'state':<12} {'checkpoint':<24} {'1024 px, 25 steps':>18}")
     for model in offered.values():
         click.echo(
-            f"{model.slug:<28} {states.get(model.slug, 'UNLOADED'):<12} "
+            f"{model.slug:<28} {states.get(model.slug, ModelState.UNLOADED):<12} "
             f"{model.checkpoint_name:<24} {model.price_micros / MICROS:>14.6f} USD"
         )
 
@@ -126,17 +126,17 @@ def models_add(
     It is loaded once now, to see that it can be, and its SHA-256 is kept: if the files are others
     later, the model is not served. Ranges, defaults and a sample request are for a models.toml.
     """
-    from imaged.store import loads
-    from imaged.store import models as table
+    from imaged.store import catalogue as table
+    from imaged.store.jobs import load_failures
 
     paths = {"checkpoint": checkpoint, "vae": vae}
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
     make_folder(Settings.from_env(os.environ, data=data))  # before what takes long
-    entry = _checked(slug, _suited(slug, {**offers.shipped(slug), **given}))
+    entry = _checked(slug, _suited(slug, {**toml.shipped(slug), **given}))
     with store(data) as (_, db), db.write() as connection:
         model = table.add(connection, slug, entry, time.time())
-        loads.forget(connection, model.weights)
+        load_failures.forget(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 
@@ -151,7 +151,7 @@ def models_sync(file: Path | None, data: Path | None) -> None:
     What is new or was changed in it is loaded once, as `add` does. What was added otherwise stays.
     `imaged serve` does this at its start.
     """
-    from imaged.store import models as table
+    from imaged.store import catalogue as table
 
     with store(data) as (settings, db):
         path = file or settings.models_file
@@ -159,10 +159,10 @@ def models_sync(file: Path | None, data: Path | None) -> None:
             raise CommandError(f"there is no {settings.data / 'models.toml'}")
         with db.read() as connection:
             known = table.tables(connection)
-        for slug, said in offers.tables(path.resolve()).items():
+        for slug, said in toml.tables(path.resolve()).items():
             before = dict(known.get(slug, {}))
             kept = {k: v for k, v in before.items() if k in OF_FILES and "checkpoint" not in said}
-            entry = {**offers.shipped(slug), **kept, **said}
+            entry = {**toml.shipped(slug), **kept, **said}
             digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
             same = slug in known and _of_files(before) == _of_files(entry)
             same = same and wanted in ("", digest)
@@ -189,9 +189,9 @@ def _suited(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     would use one. From then on it is the same on every machine; micro, as it comes, is in float32.
     """
     from imaged.engine.cpu import Cpu, suited
-    from imaged.engine.load import best_device, numbers
+    from imaged.engine.loading.load import best_device, numbers
 
-    weights = offers.model(slug, entry).weights
+    weights = toml.model(slug, entry).weights
     said = weights.dtype or weights.cpu_dtype
     if said or weights.checkpoint == MICRO or best_device().type != "cpu":
         return dict(entry)
@@ -203,9 +203,9 @@ def _suited(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The same with its digest, when it was loaded once; raises CommandError, CheckpointRefused."""
-    from imaged.engine.load import load
+    from imaged.engine.loading.load import load
 
-    weights = offers.model(slug, entry).weights
+    weights = toml.model(slug, entry).weights
     click.echo(f"checking {weights.checkpoint.name} ...", err=True)
     began = time.monotonic()
     nets = load(weights, show=sys.stderr.isatty())
@@ -223,7 +223,7 @@ def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 @data_option
 def models_remove(slug: str, data: Path | None) -> None:
     """Serve an added model no more; its files stay."""
-    from imaged.store import models as table
+    from imaged.store import catalogue as table
 
     with store(data, new=False) as (_, db), db.write() as connection:
         table.remove(connection, slug)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from imaged.catalogue import DEFAULT_SLUG, MICROS
+from imaged.catalogue.model import DEFAULT_SLUG, MICROS
 from imaged.cli.app import data_option, main, make_files_folder, make_folder, store
 from imaged.errors import CommandError
 from imaged.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:
-    from imaged.store.db import Database
+    from imaged.store.sql.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +45,21 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
 
     The first start makes an API key and keeps it in DATA/first-key; in a terminal it is shown.
     """
-    from imaged.gateway import listen
-    from imaged.worker.check import load_check
+    from imaged.gateway import serve
+    from imaged.worker.image_checker import load_check
     from imaged.worker.supervisor import Supervisor
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn passes on what it was stopped by
         signal.signal(number, lambda *_: sys.exit(0))
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
-    sockets = listen.bind(given.host, given.port)  # before anything is said or made
+    sockets = serve.bind(given.host, given.port)  # before anything is said or made
     make_folder(given)
     with _alone(given):
         make_files_folder(given)
         _sync(given)
         with store(given.data) as (_, db):
             load_check(given.checker)  # before any worker: a wrong setting ends the start here
-            server = listen.server(given)
+            server = serve.server(given)
             _greet(given, _first_key(given, db))
             supervisor = Supervisor(given, db)
             supervisor.start()
@@ -129,7 +129,7 @@ def _sync(settings: Settings) -> None:
 
 def _first_key(settings: Settings, db: Database) -> str | None:
     """The key made at first start; None when keys were made by hand."""
-    from imaged.store import keys
+    from imaged.store.accounts import keys
 
     path = settings.data / "first-key"
     secret = keys.load_secret(settings.data)

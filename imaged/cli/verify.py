@@ -61,8 +61,8 @@ def _open(path: Path) -> tuple[Image, dict[str, Any], dict[str, Any]]:
     """The picture, its receipt, or {} without one, and the request that made it."""
     from PIL import Image, UnidentifiedImageError
 
-    from imaged import receipts
-    from imaged.infotext import read_infotext
+    from imaged.provenance import receipts
+    from imaged.provenance.infotext import read_infotext
 
     try:
         with Image.open(path) as opened:
@@ -86,8 +86,8 @@ def _open(path: Path) -> tuple[Image, dict[str, Any], dict[str, Any]]:
 
 def _signature(receipt: Mapping[str, Any], key: str | None, settings: Settings) -> bool:
     """Whose the receipt is; whether that is who it should be."""
-    from imaged import receipts
-    from imaged.store import keys
+    from imaged.provenance import receipts
+    from imaged.store.accounts import keys
 
     if key is None and (settings.data / "receipt-key").exists():
         key = receipts.public(keys.load_signer(settings.data))
@@ -106,12 +106,12 @@ def _replay(
     settings: Settings,
 ) -> bool:
     """Make it again and say what differs."""
-    from imaged import receipts
-    from imaged.aliases import widened
-    from imaged.catalogue import DEFAULT_SLUG
+    from imaged.catalogue.aliases import widened
+    from imaged.catalogue.model import DEFAULT_SLUG
     from imaged.cli.generate import open_engine, run
-    from imaged.engine.load import as_made, best_device
-    from imaged.params import ImageParams, read_params
+    from imaged.engine.loading.load import as_made, best_device
+    from imaged.params.image_params import ImageParams, read_params
+    from imaged.provenance import receipts
     from imaged.worker.deliver import Stamp, facts_of
 
     model = find_model(slug or DEFAULT_SLUG, settings.data)
@@ -129,9 +129,9 @@ def _replay(
     click.echo(f"{'file':18}{_levels(apart)}")
     if not receipt:
         return apart == 0
-    assert outcome.maker is not None
+    assert outcome.provenance is not None
     stamp = Stamp(model.checkpoint_name, receipt["determinism"], engine.device)
-    now = facts_of(params, model.slug, made, outcome.maker, stamp)
+    now = facts_of(params, model.slug, made, outcome.provenance, stamp)
     same = receipt["picture"] == now["picture"]
     click.echo(f"{'replay':18}{'identical' if same else 'different'}")
     for found in receipts.differences(receipt, now):

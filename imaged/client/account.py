@@ -98,5 +98,15 @@ class Webhooks(Group[Answer]):
         return self._get("/webhook/dispatch-logs", webhook_id=webhook_id)
 
 
+class Account(Generic[Answer]):
+    """The groups that both clients have."""
+
+    def __init__(self, ask: Callable[..., Answer]) -> None:
+        self.models = Models(ask)
+        self.generations = Generations(ask)
+        self.accounts = Accounts(ask)
+        self.webhooks = Webhooks(ask)
+
+
 def _hook(webhook_url: str, event_types: list[str]) -> dict[str, Any]:
     return {"webhook_url": webhook_url, "event": {"types": event_types}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +12,7 @@ import httpx
 from httpx_sse import EventSource
 
 from imaged.client import calls
-from imaged.client.account import Accounts, Generations, Models, Webhooks
+from imaged.client.account import Account
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import AsyncResult
 from imaged.errors import ImagedError, InferenceTimeout
@@ -109,23 +109,15 @@ class AsyncJob:
         return await self.result()
 
 
-class AsyncClient:
+class AsyncClient(Account[Coroutine[Any, Any, dict[str, Any]]]):
     """One server and one key; see imaged.Client."""
 
     def __init__(
         self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
     ) -> None:
         self.origin = calls.origin(base_url)
-        self.http = httpx.AsyncClient(
-            base_url=self.origin,
-            headers=calls.headers(api_key),
-            timeout=timeout,
-            transport=calls.transport(),
-        )
-        self.models = Models(self._ask)
-        self.generations = Generations(self._ask)
-        self.accounts = Accounts(self._ask)
-        self.webhooks = Webhooks(self._ask)
+        self.http = httpx.AsyncClient(**calls.connection(api_key, base_url, timeout))
+        super().__init__(self._ask)
 
     async def submit_async(self, slug: str, **params: Any) -> AsyncJob:
         """Queue a job and return at once."""

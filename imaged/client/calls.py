@@ -109,6 +109,16 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {"x-api-key": key} if key else {}
 
 
+def connection(api_key: str | None, base_url: str | None, timeout: float) -> dict[str, Any]:
+    """What httpx.Client and httpx.AsyncClient are made with."""
+    return {
+        "base_url": origin(base_url),
+        "headers": headers(api_key),
+        "timeout": timeout,
+        "transport": transport(),
+    }
+
+
 def read(response: httpx.Response) -> dict[str, Any]:
     """A JSON object, of success or of a job that ended; anything else raises ImagedError."""
     body = _object(response)

@@ -15,7 +15,7 @@ import httpx
 from httpx_sse import EventSource
 
 from imaged.client import calls
-from imaged.client.account import Accounts, Generations, Models, Webhooks
+from imaged.client.account import Account
 from imaged.client.events import Event, Stream, outcome, progress_bar
 from imaged.client.result import Result
 from imaged.errors import ImagedError, InferenceTimeout
@@ -117,23 +117,15 @@ class Job:
         return self.result()
 
 
-class Client:
+class Client(Account[dict[str, Any]]):
     """One server and one key; both may come from the environment (IMAGED_URL, IMAGED_API_KEY)."""
 
     def __init__(
         self, api_key: str | None = None, base_url: str | None = None, timeout: float = 30.0
     ) -> None:
         self.origin = calls.origin(base_url)
-        self.http = httpx.Client(
-            base_url=self.origin,
-            headers=calls.headers(api_key),
-            timeout=timeout,
-            transport=calls.transport(),
-        )
-        self.models = Models(self._ask)
-        self.generations = Generations(self._ask)
-        self.accounts = Accounts(self._ask)
-        self.webhooks = Webhooks(self._ask)
+        self.http = httpx.Client(**calls.connection(api_key, base_url, timeout))
+        super().__init__(self._ask)
 
     def submit_async(self, slug: str, **params: Any) -> Job:
         """Queue a job and return at once."""

@@ -1,7 +1,8 @@
 """Parameters in, pixels out: no database, no network, no environment.
 
-Files in the order of an image's way: plan (what it needs), prompt/ (text to context), samplers
-(its table, from solvers), batching (who shares the next UNet call), denoise (the call), engine
-(the loop), decode (latents to pixels); load puts a checkpoint on a device, from a
-folder or a single_file, both judged by files; lora changes its layers for the time of a call.
+In the order of an image's way: plan (seed, latent shape, sampler table from sampling/), prompt/
+(text to context), run (one image between two UNet calls), scheduling/ (which images share the next
+call), denoise (that call, over nets/), engine (the loop), preview and decode (latents to pixels),
+outcome. Beside it: loading/ (files to nets, LoRAs), snapshot (an image under way as bytes),
+float32_retry (images that were not numbers), cpu (what the processor decides), out_of_memory.
 """

@@ -1,5 +1,5 @@
-"""This machine's CPU: what of it decides the bits of a picture, and whether it computes in bfloat16
-itself, and for which checkpoints it should.
+"""The CPU: how results name it, as far as it affects bits, and whether to compute in bfloat16 on
+it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ CHOICES = (
 
 
 def described(environ: Mapping[str, str] = os.environ) -> str:
-    """The CPU as far as it decides a picture's bits: PyTorch's own kernels, the processor by name
-    and by a digest of what else the libraries choose theirs by, and threads.
+    """The CPU as far as it affects an image's bits: PyTorch's instruction set, the processor by
+    name, a digest of what else libraries choose kernels by, and threads.
 
-    oneDNN and MKL choose by maker, instructions and sizes of caches: two processors with AVX-512
-    make pictures of other bits.
+    oneDNN and MKL choose by vendor, instructions and cache sizes: two processors with AVX-512 may
+    give different bits.
     """
     facts = _capabilities()
     name = facts.get("cpu_name") or platform.machine()

@@ -1,4 +1,4 @@
-"""Latents to pixels, and the guard that no broken picture passes."""
+"""VAE decode: latents to pixels. A broken image (NaN, one flat colour) is an error, no result."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Picture:
     seed: int
 
 
-class InTurn(Executor):
-    """Does what it is given in the thread that asks for it, one thing at each `step()`.
+class StepExecutor(Executor):
+    """Runs submitted work in the caller's thread, one item at each `step()`.
 
-    For the CPU: a second thread that calls torch brings threads of its own for its arithmetic, more
-    than there are cores, and then each operation of either begins with waking a thread; the calls
-    of a small UNet took more than twice as long (decision 17).
+    For the CPU: a second thread that calls torch has an OpenMP team of its own. With more threads
+    than cores each operation begins by waking one, and a small UNet's calls took more than twice as
+    long (decision 17).
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class InTurn(Executor):
         return future
 
     def step(self) -> None:
-        """Do the next thing that was not cancelled, if there is one."""
+        """Run the next item that was not cancelled, if any."""
         while self._waiting:
             future, work = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
@@ -57,16 +57,16 @@ class InTurn(Executor):
         self._waiting.clear()
 
 
-def decoder(device: torch.device) -> InTurn | ThreadPoolExecutor:
-    """Where pictures are decoded: beside the loop on a GPU, in turn with UNet calls on the CPU."""
-    return InTurn() if device.type == "cpu" else ThreadPoolExecutor(1, "decoder")
+def decoder(device: torch.device) -> StepExecutor | ThreadPoolExecutor:
+    """The executor of decodes: a thread on a GPU, the loop itself on the CPU."""
+    return StepExecutor() if device.type == "cpu" else ThreadPoolExecutor(1, "decoder")
 
 
 @torch.inference_mode()
 def decode(vae: VAE, latent: torch.Tensor, seed: int) -> Picture:
     """(C, h, w) latent -> picture; raises JobFailed("nan_output") rather than give a broken one.
 
-    The device is waited for once, for all that the guard asks.
+    All checks are read back together: one wait for the device.
     """
     pixels = vae(unscale(vae, latent)[None].to(vae.dtype))[0].float()
     image, ends = _levels(pixels).to(torch.uint8), _ends(pixels)
@@ -84,12 +84,12 @@ def decode(vae: VAE, latent: torch.Tensor, seed: int) -> Picture:
 
 
 def _levels(pixels: torch.Tensor) -> torch.Tensor:
-    """From -1 to 1 -> whole numbers from 0 to 255."""
+    """[-1, 1] -> whole numbers in [0, 255]."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round()
 
 
 def _ends(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C, h, w) -> the least and the greatest value of each plane; NaN if it has one."""
+    """(C, h, w) -> (C,) minimum and (C,) maximum of each plane; NaN where a plane has one."""
     low, high = torch.aminmax(planes.flatten(1), dim=1)
     return low, high
 
@@ -99,12 +99,12 @@ def _finite(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def _varied(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Whether any plane has more than one value; they may differ from plane to plane."""
+    """Whether any plane has more than one value."""
     return (low != high).any()
 
 
 def unscale(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
-    """(C, h, w) as the UNet has it -> as the VAE has it."""
+    """(C, h, w) latent in the UNet's scale -> in the VAE's."""
     scale, mean, std = vae.config.scaling_factor, vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
         return latent / scale

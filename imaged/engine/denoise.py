@@ -7,15 +7,15 @@ from itertools import accumulate
 
 import torch
 
+from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.run import Run
-from imaged.engine.unet import Unet
 
 
 @torch.inference_mode()
 def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
     """The guided model output (C, h, w) of each picture, float32, from one call.
 
-    The call is padded to `bucket` rows with copies of the first, whose results nobody reads.
+    The batch is padded to `bucket` rows with copies of the first; their results are dropped.
     """
     inputs = [run.combine() for run in runs]
     owners = [n for n, run in enumerate(runs) for _ in run.kept]
@@ -26,7 +26,7 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
     if padding:
         times = torch.cat([times, times[:1].expand(len(padding), -1)])
         texts += [texts[0]] * len(padding)
-    out = unet(x, times, unet.crowd(texts)).float()
+    out = unet(x, times, unet.stack_texts(texts)).float()
     ends = list(accumulate(run.rows for run in runs))
     return [_guided(run, out[end - run.rows : end]) for run, end in zip(runs, ends, strict=True)]
 
@@ -34,8 +34,8 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
 def _guided(run: Run, rows: torch.Tensor) -> torch.Tensor:
     """rows: (2, C, h, w), without and with the prompt, or the prompted one alone.
 
-    Guidance makes the output larger than the model's own. `rescale` takes it back, from 0 (not) to
-    1 (to the size of the prompted one): Lin et al. 2024, equations 14 to 16.
+    Classifier-free guidance, then `guidance_rescale` from 0 (none) to 1 (to the standard deviation
+    of the prompted output): Lin et al. 2024, equations 14 to 16.
     """
     if len(rows) == 1:
         return rows[0]

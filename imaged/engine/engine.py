@@ -1,4 +1,4 @@
-"""The loop: pictures of any jobs share UNet calls, and join and leave between calls."""
+"""Continuous batching by step: images of any jobs share UNet calls, joining and leaving between."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from typing import Any
 
 import torch
 
-from imaged.engine.batching import MOST_PICTURES, choose, joined
-from imaged.engine.cost import Clock, Meter
 from imaged.engine.cpu import described
-from imaged.engine.decode import InTurn, Picture, decode, decoder
+from imaged.engine.decode import Picture, StepExecutor, decode, decoder
 from imaged.engine.denoise import denoise
-from imaged.engine.exact import Buckets, fit
-from imaged.engine.load import Nets
-from imaged.engine.lora import NONE, Loras
-from imaged.engine.memory import is_full
+from imaged.engine.float32_retry import in_float32
+from imaged.engine.loading.load import Nets
+from imaged.engine.loading.lora import NONE, Loras
+from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.layers import ALONE
+from imaged.engine.out_of_memory import is_full
 from imaged.engine.outcome import Outcome, Progress, as_failure
 from imaged.engine.plan import plan_images
-from imaged.engine.precise import in_float32
-from imaged.engine.preview import Map, Preview
+from imaged.engine.preview import LatentToRgb, Preview
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
-from imaged.engine.state import WHOLE, Course, Maker, pack, read, resume
-from imaged.engine.unet import Unet
+from imaged.engine.scheduling.batching import MOST_PICTURES, choose, joined
+from imaged.engine.scheduling.cost_model import Clock, Meter
+from imaged.engine.scheduling.row_buckets import Buckets, fit
+from imaged.engine.snapshot import WHOLE, Provenance, RunPlan, pack, read, resume
 from imaged.errors import JobFailed
-from imaged.params import ImageParams, without_loras
-from imaged.schedulers import calls_before
+from imaged.params.image_params import ImageParams
+from imaged.params.loras import without_loras
+from imaged.sampling.schedulers import calls_before
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,12 @@ class _Job:
 
 
 class Engine:
-    """One checkpoint on one device. Not for several threads: the worker's loop owns it.
+    """One checkpoint on one device. Not thread-safe: the worker's loop owns it.
 
-    submit() a job, tick() until it comes out. Exactly one outcome for each job that is not
-    cancelled. With `exact` a picture has the same bytes whatever runs beside it; without, its
-    last bits may depend on the company, and calls are never padded. `graphs`: see graphs.py;
-    `loras` and `embeddings`: the folders of their files.
+    submit() a job, then tick() until its outcome is returned: exactly one for each job that is not
+    cancelled. exact: batch-invariant, an image has the same bits whatever shares its calls, which
+    are padded for that; else its last bits may differ with the batch. graphs: replay CUDA graphs
+    (nets/cuda_graphs.py). loras, embeddings: folders of their files.
     """
 
     def __init__(
@@ -84,15 +85,15 @@ class Engine:
         self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
         self._precise: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
         self._buckets, self._meter, self._clock = Buckets(), Meter(), Clock(self.unet.device)
-        #: Calls, with each picture's rows and the clock's marks.
+        #: Calls queued on the device: images, rows of each, start and end marks.
         self._under_way: deque[tuple[list[Run], list[int], Any, Any]] = deque()
         self._jobs: dict[str, _Job] = {}
-        self._newcomers: list[tuple[str, ImageParams, int, Course]] = []
+        self._newcomers: list[tuple[str, ImageParams, int, RunPlan]] = []
         self._used_s: dict[int, float] = {}  # seconds of the device by key
         self._decoder = decoder(self.unet.device)
         self._decoding: list[tuple[Run, Future[Picture]]] = []
         self._alone: Future[Picture] | None = None  # a decoding that needs all the memory
-        self._map = self._decoder.submit(Map, nets.vae, nets.channels) if previews else None
+        self._map = self._decoder.submit(LatentToRgb, nets.vae, nets.channels) if previews else None
         self._step()
 
     @property
@@ -105,27 +106,27 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """What the pictures are made on, as far as it decides their bits."""
+        """Hardware and torch build, as far as they affect bitwise reproducibility."""
         if self.unet.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.unet.device)}, torch {torch.__version__}"
         return f"{described()}, torch {torch.__version__}"
 
     def submit(
-        self, job_id: str, params: ImageParams, key: int = 0, course: Course = WHOLE
+        self, job_id: str, params: ImageParams, key: int = 0, resume_plan: RunPlan = WHOLE
     ) -> None:
-        """`key`: whose job it is; the device is shared fairly between keys."""
-        self._newcomers.append((job_id, params, key, course))
+        """Take a job in at the next tick. key: id of its API key; keys share the device fairly."""
+        self._newcomers.append((job_id, params, key, resume_plan))
 
     def states(self, job_id: str) -> dict[int, bytes]:
-        """What each picture of a job goes on from, by sample; none of one that has just come."""
+        """Snapshots of a job's images by sample index; empty for a job that has not started."""
         runs = self._jobs[job_id].runs if job_id in self._jobs else []
         return {run.sample: pack(run, self._maker(run)) for run in runs}
 
-    def _maker(self, run: Run) -> Maker:
-        return Maker.of(run, self.nets, self.device, exact=self.exact)
+    def _maker(self, run: Run) -> Provenance:
+        return Provenance.of(run, self.nets, self.device, exact=self.exact)
 
     def cancel(self, job_id: str) -> None:
-        """The job leaves between two calls and has no outcome."""
+        """Drop a job before the next call; it has no outcome."""
         self._jobs.pop(job_id, None)
         self._newcomers = [n for n in self._newcomers if n[0] != job_id]
         self._decoding = [
@@ -135,7 +136,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Let go of the decoder, and leave the nets as they came."""
+        """Stop decoding and take LoRAs out of the nets."""
         self._decoder.shutdown(cancel_futures=True)
         self._loras.use(NONE)
 
@@ -166,7 +167,7 @@ class Engine:
     # -- the call -----------------------------------------------------------------------------
 
     def _choose(self, now: float) -> list[Run]:
-        """The pictures of the next call; none while a decoding needs the device for itself."""
+        """The images of the next call; none while a decode is retried with the device to itself."""
         self._buckets.tried = False
         if self._alone and not self._alone.done():
             return []
@@ -186,11 +187,11 @@ class Engine:
         return outputs
 
     def _bucket(self, rows: int) -> int:
-        """The rows that a call of so many has in the end."""
+        """Batch size after padding."""
         return fit(rows) if self.exact else rows
 
     def _fits(self, run: Run, rows: int) -> bool:
-        """Whether a call of this picture's shape may have so many rows."""
+        """Whether a batch of this image's shape may have so many rows: memory, and exactness."""
         if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
         if not self.exact:
@@ -208,15 +209,15 @@ class Engine:
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
         unet, loras = self.unet, self._loras
-        if run.precise:
+        if run.float32_retry:
             unet, _, loras = self._in_float32()
         loras.use(run.loras)
         unet.changed = run.loras != NONE
         return unet
 
     def _account(self, ahead: int) -> None:
-        """Who has used the device for how long, and what calls cost; waits for all but the last
-        `ahead` calls, so that no more than these are decided before their time.
+        """Charge finished calls to their keys and feed the cost model; waits for all but the last
+        `ahead`, so that no more are queued on the device.
         """
         while len(self._under_way) > ahead:
             chosen, rows, began, ended = self._under_way.popleft()
@@ -228,8 +229,8 @@ class Engine:
                 self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
 
     def _shed(self, chosen: list[Run], error: RuntimeError | MemoryError) -> list[Outcome]:
-        """A call was too large: smaller ones for a while. One that held a single picture is tried
-        again when nothing is being decoded; if it is too large even then, its job fails.
+        """After out of memory: halve the batch for GROW_S. A call of one image is retried once when
+        nothing is being decoded; if that fails too, its job fails.
         """
         if not is_full(error):
             raise error
@@ -239,8 +240,8 @@ class Engine:
             self._pixels_a_call = self._bucket(sum(r.rows for r in chosen)) * first.pixels // 2
             self._grow_at = time.monotonic() + GROW_S
             return []
-        if self._decoding and not first.squeezed:
-            first.squeezed, self._alone = True, self._decoding[-1][1]
+        if self._decoding and not first.retried_alone:
+            first.retried_alone, self._alone = True, self._decoding[-1][1]
             return []
         return self._end(first.job_id, error)
 
@@ -248,17 +249,17 @@ class Engine:
 
     def _start_newcomers(self) -> list[Outcome]:
         outcomes = []
-        for job_id, params, key, course in self._newcomers:
+        for job_id, params, key, resume_plan in self._newcomers:
             started = time.monotonic()
-            self._jobs[job_id] = _Job(started, [], draft=course.draft > 0)
+            self._jobs[job_id] = _Job(started, [], draft=resume_plan.draft > 0)
             try:
-                self._jobs[job_id].runs = self._start(job_id, params, key, course)
+                self._jobs[job_id].runs = self._start(job_id, params, key, resume_plan)
             except Exception as error:  # one job's prompt must not harm another's picture
                 outcomes += self._end(job_id, error)
         self._newcomers = []
         return outcomes
 
-    def _start(self, job_id: str, params: ImageParams, key: int, course: Course) -> list[Run]:
+    def _start(self, job_id: str, params: ImageParams, key: int, resume_plan: RunPlan) -> list[Run]:
         nets = self.nets
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
         loras = self._loras.find(params.all_loras)
@@ -275,15 +276,15 @@ class Engine:
         now = time.monotonic()
         present = {r.key for job in self._jobs.values() for r in job.runs}
         self._used_s = joined(self._used_s, present, key)
-        rest_at = calls_before(params.scheduler, course.draft) if course.draft else None
+        rest_at = calls_before(params.scheduler, resume_plan.draft) if resume_plan.draft else None
         kept: dict[int, torch.Tensor] = {}
         runs = []
-        for k in course.samples or range(len(plans)):
+        for k in resume_plan.samples or range(len(plans)):
             run = Run(job_id, plans[k], texts, loras, key, now, sample=k, rest_at=rest_at)
-            run.varied = course.varied
-            saved = read(run, course, self._maker(run))
-            run.precise = saved is not None and saved.precise
-            run.start(self._unet(run), {} if run.precise else kept)
+            run.varied = resume_plan.varied
+            saved = read(run, resume_plan, self._maker(run))
+            run.float32_retry = saved is not None and saved.float32_retry
+            run.start(self._unet(run), {} if run.float32_retry else kept)
             if saved is not None:
                 resume(run, saved)
             if run.done:
@@ -294,7 +295,7 @@ class Engine:
     # -- from latents to pictures ---------------------------------------------------------------
 
     def _follow(self, chosen: list[Run]) -> None:
-        """After a call: a look at a job's first picture now and then, a decoding at the end."""
+        """After a call: a job's preview every PREVIEW_CALLS, and the decode of a finished image."""
         for run in chosen:
             job = self._jobs[run.job_id]
             if run.done:
@@ -303,21 +304,18 @@ class Engine:
                 self._look(job, run)
 
     def _decode(self, run: Run) -> Future[Picture]:
-        vae = self._in_float32()[1] if run.precise else self.nets.vae
+        vae = self._in_float32()[1] if run.float32_retry else self.nets.vae
         future = self._decoder.submit(_finished, vae, run)
         self._decoding.append((run, future))
         return future
 
     def _look(self, job: _Job, run: Run) -> None:
-        """A preview, if the decoder has found out how latents look.
-
-        On a GPU beside the loop, which would wait for the device; on the CPU it takes no time.
-        """
+        """Make a preview once the map to RGB is fitted; on a GPU in the decoder's thread."""
         if not self._map or not self._map.done():
             return
         with self._yielding():
             look = partial(self._map.result(), run.estimate(), run.call)
-            if isinstance(self._decoder, InTurn):
+            if isinstance(self._decoder, StepExecutor):
                 job.preview = look()
             else:
                 self._decoder.submit(self._show, job, look)
@@ -328,7 +326,7 @@ class Engine:
 
     @contextmanager
     def _yielding(self) -> Iterator[None]:
-        """Without memory for it there are no more previews: pictures need it more."""
+        """Out of memory turns previews off: images need it more."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -337,11 +335,11 @@ class Engine:
             self.previews = False
 
     def _step(self) -> None:
-        if isinstance(self._decoder, InTurn):
+        if isinstance(self._decoder, StepExecutor):
             self._decoder.step()
 
     def _decoded(self, wait_s: float) -> list[Outcome]:
-        """The jobs whose last picture has come out of the decoder."""
+        """Outcomes of the jobs whose last image has been decoded."""
         self._step()
         if wait_s and self._decoding:
             wait([future for _, future in self._decoding], wait_s, "FIRST_COMPLETED")
@@ -360,9 +358,9 @@ class Engine:
         if job is None or run not in job.runs:  # cancelled, or another sample of it has failed
             as_failure(error, self.unet.device.type)  # whose picture it was is all one to a GPU
             return []
-        if is_full(error) and not run.squeezed:
+        if is_full(error) and not run.retried_alone:
             error.__traceback__ = None  # it holds what was in memory
-            run.squeezed, self._alone = True, self._decode(run)
+            run.retried_alone, self._alone = True, self._decode(run)
             return []
         if isinstance(error, JobFailed) and error.code == "nan_output":
             try:
@@ -378,12 +376,12 @@ class Engine:
         return self._end(run.job_id) if len(job.pictures) == len(job.runs) else []
 
     def _again(self, run: Run) -> bool:
-        """Once more from the start in float32, if that is not what has just failed."""
+        """Restart an image in float32, if it was not in float32 already."""
         nets = self.nets
-        if run.precise or run.varied or nets.unet.dtype == nets.vae.dtype == torch.float32:
+        if run.float32_retry or run.varied or nets.unet.dtype == nets.vae.dtype == torch.float32:
             return False
         log.warning("job %s: not a picture in %s; again in float32", run.job_id, nets.unet.dtype)
-        run.precise = True
+        run.float32_retry = True
         run.start(self._unet(run))
         return True
 
@@ -394,9 +392,9 @@ class Engine:
         return self._precise
 
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
-        """The job's one outcome."""
+        """Remove the job and make its outcome."""
         job = self._jobs.pop(job_id)
-        if not any(r.precise for other in self._jobs.values() for r in other.runs):
+        if not any(r.float32_retry for other in self._jobs.values() for r in other.runs):
             self._precise = None  # as much memory again as the checkpoint itself
         failure = as_failure(error, self.unet.device.type)
         seconds = time.monotonic() - job.started
@@ -416,5 +414,5 @@ class Engine:
 
 
 def _finished(vae: Any, run: Run) -> Picture:
-    """The picture of a run that has made all its calls, or rests."""
+    """Decode the final latent, or of a draft the estimate of it."""
     return decode(vae, run.result, run.plan.seed)

@@ -1,4 +1,4 @@
-"""How far a job is, and how it ended."""
+"""What the engine returns of a job: progress while it runs, then its outcome."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from imaged.engine.decode import Picture
-from imaged.engine.memory import is_full
+from imaged.engine.out_of_memory import is_full
 from imaged.engine.preview import Preview
-from imaged.engine.state import Maker
+from imaged.engine.snapshot import Provenance
 from imaged.errors import ImagedError, JobFailed
 
 log = logging.getLogger(__name__)
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: all its pictures, or why there are none.
+    """The end of a job: all its images, or the error.
 
-    `states`: of a draft, what each picture goes on from; its pictures are then estimates.
-    `calls`: UNet calls that lie behind the pictures, over all of them.
+    states: of a draft, the snapshot of each image; its images are then estimates.
+    calls:  UNet calls made, over all images.
     """
 
     job_id: str
@@ -30,12 +30,12 @@ class Outcome:
     inference_s: float
     states: tuple[bytes, ...] = ()
     calls: int = 0
-    maker: Maker | None = None
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """UNet calls made and to make over all pictures, and a look at the first one."""
+    """UNet calls made and to make, over all images, and the newest preview of the first."""
 
     calls: int
     total: int
@@ -43,9 +43,10 @@ class Progress:
 
 
 def as_failure(error: BaseException | None, device: str) -> ImagedError | None:
-    """An error of one job; a device error other than out of memory is not ours to survive.
+    """The job's failure for an exception, None for None.
 
-    The libraries of a GPU (cuDNN, cuBLAS) report its errors as plain RuntimeErrors.
+    Device errors other than out of memory are raised again: the process is not usable after them.
+    On a GPU every RuntimeError counts as one, because cuDNN and cuBLAS report theirs as such.
     """
     if error is None or isinstance(error, ImagedError):
         return error

@@ -1,4 +1,4 @@
-"""What one picture needs: its seed, its latent's shape and its sampler's table."""
+"""What one image needs: its seed, latent shape and sampler table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from imaged.engine.samplers import Table, alphas, frozen, table
-from imaged.params import ImageParams
-from imaged.schedulers import step_of_call
+from imaged.engine.sampling.tables import Table, alphas, frozen, table
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import step_of_call
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One picture of a job; everything about it that is known before the first UNet call."""
+    """All that is known of one image before its first UNet call."""
 
     seed: int
     width: int
@@ -33,11 +33,13 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        """Whether any call is."""
+        """Whether any call uses guidance."""
         return any(map(self.guided_at, range(self.table.calls)))
 
     def guided_at(self, call: int) -> bool:
-        """At guidance 1 the unconditional half would cancel out, so it is not computed."""
+        """Whether this call uses guidance. At scale 1 the unconditional half cancels out: it is
+        skipped.
+        """
         share = self.steps[call] / (self.steps[-1] + 1)
         return self.guidance != 1.0 and self.interval[0] <= share < self.interval[1]
 
@@ -50,7 +52,7 @@ class Plan:
         return tuple(n for pair in pairs for n in pair[::-1])
 
     def levels(self, call: int) -> tuple[float, float]:
-        """Shares of signal and noise in the input of a call."""
+        """(sqrt(alpha), sqrt(1 - alpha)) at a call's timestep: shares of signal and of noise."""
         at = min(max(float(self.table.timesteps[call]), 0.0), len(self.alphas) - 1.0)
         below = int(at)
         ends = self.alphas[below : below + 2]

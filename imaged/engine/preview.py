@@ -1,4 +1,4 @@
-"""A look at a picture under way: each latent cell becomes one pixel by a linear map."""
+"""Previews without the VAE: each latent cell becomes one pixel by a linear map."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Preview:
     call: int
 
 
-class Map:
-    """Latent to colour, fitted once on what the VAE makes of random patches."""
+class LatentToRgb:
+    """(C,) latent -> RGB, fitted once by least squares on the VAE's decode of random patches."""
 
     def __init__(self, vae: VAE, channels: int) -> None:
         self._weights = _fit(vae, channels)  # (C + 1, 3)
 
     def __call__(self, latent: torch.Tensor, call: int) -> Preview:
-        """(C, h, w) estimate of the clean latent -> picture of w by h pixels."""
+        """(C, h, w) estimate of the clean latent -> an image of w by h pixels."""
         cells = _with_one(latent.float().cpu().flatten(1).T)
         rgb = ((cells @ self._weights).clamp(-1, 1) + 1) * 127.5
         rgb = rgb.nan_to_num(0).round().to(torch.uint8)
@@ -40,7 +40,7 @@ class Map:
 
 @torch.inference_mode()
 def _fit(vae: VAE, channels: int) -> torch.Tensor:
-    """Least squares from mean patch colours; seeded, so that a checkpoint has one map."""
+    """(C + 1, 3) weights; the patches are seeded, so that a checkpoint has one map."""
     generator = torch.Generator("cpu").manual_seed(0)
     patches = torch.randn(channels, FITTED_ON, FITTED_ON, generator=generator)
     latent = patches.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)

@@ -1,4 +1,4 @@
-"""One picture under way. Its whole state between two calls is (seed, call, history)."""
+"""One image under way. Between two UNet calls its whole state is (seed, call, history)."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from dataclasses import dataclass, field
 
 import torch
 
-from imaged.engine.lora import NONE, Adapted
+from imaged.engine.loading.lora import NONE, Adapted
+from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.plan import Plan
 from imaged.engine.prompt.encode import Encoded
-from imaged.engine.unet import Unet
 
 
 @dataclass(eq=False)
 class Run:
-    """One picture of a job. `key` is whose it is; `arrived` and `served_s` are seconds.
+    """One image of a job.
 
-    history: (K, C, h, w), columns as in samplers.Table.
+    key:      id of the API key it belongs to.
+    arrived:  monotonic seconds; served_s: seconds of the calls it took part in.
+    history:  (K, C, h, w): first noise, model outputs, later noise; see sampling.tables.Table.
     """
 
     job_id: str
     plan: Plan
-    #: Negative and positive, or positive alone at guidance 1; of each what it says step by step.
+    #: Negative and positive, or positive alone at guidance 1; of each the encoded text by step.
     texts: tuple[Sequence[Encoded], ...]
     loras: Adapted = NONE
     key: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
-    sample: int = 0  # which of its job's pictures it is
+    sample: int = 0  # its index among the job's images
     rest_at: int | None = None  # the call before which it is parked; None: it goes to the end
-    varied: bool = False  # goes on from a state as another request
-    precise: bool = False  # the second try, in float32
-    squeezed: bool = False  # what it does now did not fit beside others
+    varied: bool = False  # resumed from a snapshot with another prompt or guidance
+    float32_retry: bool = False  # restarted in float32
+    retried_alone: bool = False  # after out of memory, with the device to itself
     call: int = 0
     drawn: int = 0
     history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -40,13 +42,13 @@ class Run:
     latent: torch.Tensor | None = None  # (C, h, w) once all calls are made, kept without a history
 
     def start(self, unet: Unet, kept: dict[int, torch.Tensor] | None = None) -> None:
-        """From the beginning: seed, first noise, and what of the UNet's inputs stays the same.
+        """Reset to the first call: seed, first noise, and the UNet inputs that do not change.
 
-        `kept`: what the UNet keeps of the job's texts, by their ids; other pictures have made it.
+        kept: cross-attention keys and values by id of the text, shared by the job's images.
         """
         table = self.plan.table
         self.call = self.drawn = 0
-        self.squeezed, self.latent = False, None
+        self.retried_alone, self.latent = False, None
         self.rows_of_table = table.rows.to(unet.device)
         by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
         times = [self._times_of(unet, side) for side in by_call]
@@ -60,7 +62,7 @@ class Run:
         self._draw(0)
 
     def _times_of(self, unet: Unet, texts: Sequence[Encoded]) -> torch.Tensor:
-        """(N, E) for the text of each call."""
+        """(N, E) time embeddings, with the pooled text of each call."""
         steps, ids = self.plan.table.timesteps, self.plan.time_ids
         of = {id(text): unet.times(steps, text, ids) for text in {id(t): t for t in texts}.values()}
         if len(of) == 1:
@@ -69,12 +71,12 @@ class Run:
 
     @property
     def kept(self) -> list[torch.Tensor]:
-        """What the UNet keeps of each row's text, at the next call."""
+        """Cross-attention keys and values of each row's text at the next call."""
         return [side[self._next] for side in self._kept[-self.rows :]]
 
     @property
     def times(self) -> torch.Tensor:
-        """(rows, E) what the residual blocks add to each row at the next call."""
+        """(rows, E) time embedding of each row at the next call."""
         return self._times[self._next, -self.rows :]
 
     @property
@@ -82,7 +84,9 @@ class Run:
         return min(self.call, self.plan.table.calls - 1)
 
     def _draw(self, column: int) -> None:
-        """Noise, on the CPU in the order of the reference: latents first, then call by call."""
+        """Draw noise into a column: on the CPU, in the reference's order, latents first, then by
+        call.
+        """
         noise = torch.randn(1, *self.plan.latent_shape, generator=self.generator)[0]
         if self.history.is_cuda:
             noise = noise.pin_memory()  # else the copy would wait for the device
@@ -90,18 +94,18 @@ class Run:
 
     @property
     def shape(self) -> Hashable:
-        """What must agree for two pictures to share a call."""
+        """Two images share a call only if these are equal."""
         return (*self.kind, self.loras)
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
-        """What the bits of a call may depend on beside its rows: a LoRA's weight is not of it."""
+        """What batch invariance is verified for: all of `shape` but the weights of LoRAs."""
         context = self.texts[0][0].context.shape[0]
-        return (self.plan.latent_shape, context, self.precise, self.loras.files)
+        return (self.plan.latent_shape, context, self.float32_retry, self.loras.files)
 
     @property
     def rows(self) -> int:
-        """Of the next call: where guidance does not work, the prompted one alone."""
+        """Rows in the next call: 2 with guidance, else 1."""
         return len(self.texts) if self.plan.guided_at(self._next) else 1
 
     @property
@@ -110,7 +114,7 @@ class Run:
 
     @property
     def last(self) -> int:
-        """UNet calls to its end, or to where it rests."""
+        """UNet calls up to its end, or to where a draft rests."""
         return self.plan.table.calls if self.rest_at is None else self.rest_at
 
     @property
@@ -122,7 +126,9 @@ class Run:
         return self.calls_left == 0
 
     def combine(self) -> torch.Tensor:
-        """The table's next row over the history: the UNet's input, or at the end the latent."""
+        """(C, h, w): the table's next row times the history: the UNet's input, or the last
+        latent.
+        """
         return self._combined(self.call)
 
     def _combined(self, call: int) -> torch.Tensor:
@@ -130,29 +136,29 @@ class Run:
         return combined
 
     def advance(self, output: torch.Tensor) -> None:
-        """Take in one model output, and draw what the sampler draws after this call."""
+        """Store one model output, and draw the noise that the sampler adds after this call."""
         table = self.plan.table
         self.history[1 + self.call] = output
         for _ in range(table.draws[self.call]):
             self._draw(1 + table.calls + self.drawn)
             self.drawn += 1
         self.call += 1
-        self.squeezed = False
+        self.retried_alone = False
 
     def finish(self, latent: torch.Tensor) -> None:
-        """All calls are made, and nothing is needed any more but their result."""
+        """Keep the final latent alone."""
         self.latent, self.call = latent.to(self.history.device), self.plan.table.calls
         self.history = torch.empty(0)  # megabytes, while the job's other pictures are made
 
     @property
     def result(self) -> torch.Tensor:
-        """(C, h, w): the final latent; of one that rests before, the clean one as it is seen."""
+        """(C, h, w): the final latent; of a draft, the estimate of it."""
         if self.latent is not None:
             return self.latent
         return self.estimate() if self.call < self.plan.table.calls else self.combine()
 
     def estimate(self) -> torch.Tensor:
-        """(C, h, w): the clean latent as the last output has it.
+        """(C, h, w): the clean latent that the last output implies.
 
         A table's rows give every sampler's input in the variance-preserving form
         x = signal * clean + noise * eps, so this asks nothing of the sampler.

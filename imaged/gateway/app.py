@@ -1,4 +1,4 @@
-"""The gateway put together: routes, error answers, guards, chores; nothing else."""
+"""The ASGI app: routes, error answers, middleware, background tasks."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from imaged.errors import ImagedError, Unavailable, UnknownPath, WrongMethod
-from imaged.gateway import (
+from imaged.gateway.api import (
     account,
     drafts,
     events,
-    history,
+    files,
     images,
-    metrics,
-    openai,
-    openapi,
-    ops,
+    models,
     preflight,
     replay,
-    replies,
-    sdapi,
     webhooks,
 )
-from imaged.gateway.access import public, route
-from imaged.gateway.middleware import CLOSE, Guard
-from imaged.gateway.state import Gateway
-from imaged.gateway.status import Status
+from imaged.gateway.api.status import Status
+from imaged.gateway.auth import public, route
+from imaged.gateway.compat import a1111, openai, segmind
+from imaged.gateway.context import Gateway
+from imaged.gateway.openapi import document
+from imaged.gateway.operations import health, maintenance, metrics
+from imaged.gateway.present.errors import error_response
+from imaged.gateway.transport.body_limit import CLOSE, Guard
 
 log = logging.getLogger(__name__)
 
 
 @public
 async def read_only(_: Request) -> Response:
-    """Takes a POST to a fixed path before /v1/{slug} takes its last word for a model."""
+    """405 for a POST to a fixed path under /v1, which would match /v1/{slug} else."""
     raise HTTPException(405, headers={"allow": "GET, HEAD"})
 
 
@@ -50,14 +49,14 @@ FIXED = ("models", "schedulers", "receipt-key", "get-user-credits", "credits", "
 HISTORY = "/inference-request/request-history"
 
 ROUTES = [
-    route("/livez", ops.livez),
-    route("/readyz", ops.readyz),
+    route("/livez", health.livez),
+    route("/readyz", health.readyz),
     route("/metrics", metrics.metrics),
-    route("/openapi.json", openapi.openapi),
-    route("/docs", openapi.page),
-    route("/files/{name}", images.file),
-    route("/v1/models", ops.list_models),
-    route("/v1/schedulers", preflight.list_schedulers),
+    route("/openapi.json", document.openapi),
+    route("/docs", document.page),
+    route("/files/{name}", files.file),
+    route("/v1/models", models.list_models),
+    route("/v1/schedulers", models.list_schedulers),
     route("/v1/receipt-key", replay.signer),
     route("/v1/get-user-credits", account.user_credits),
     route("/v1/credits", account.credits),
@@ -76,26 +75,26 @@ ROUTES = [
     route("/webhook/update", webhooks.update, methods=["POST"]),
     route("/webhook/inactive", webhooks.inactive),
     route("/webhook/dispatch-logs", webhooks.dispatch_logs),
-    route("/inference-model-information/list", history.model_list),
-    route("/inference-request/recent-generations", history.recent),
-    route("/inference-request/generations", history.generations),
-    route(HISTORY, history.request_history),
-    route(HISTORY + "/{request_id}", history.request_record),
+    route("/inference-model-information/list", segmind.model_list),
+    route("/inference-request/recent-generations", segmind.recent),
+    route("/inference-request/generations", segmind.generations),
+    route(HISTORY, segmind.request_history),
+    route(HISTORY + "/{request_id}", segmind.request_record),
     route("/api/auth/authenticate", account.current),
     route("/openai/v1/images/generations", openai.generations, methods=["POST"]),
     route("/openai/v1/models", openai.list_models),
     route("/openai/v1/models/{slug}", openai.one_model),
-    route("/sdapi/v1/txt2img", sdapi.txt2img, methods=["POST"]),
-    route("/sdapi/v1/samplers", sdapi.samplers),
-    route("/sdapi/v1/schedulers", sdapi.schedulers),
-    route("/sdapi/v1/scripts", sdapi.scripts),
-    route("/sdapi/v1/sd-models", sdapi.sd_models),
-    route("/sdapi/v1/loras", sdapi.loras),
-    route("/sdapi/v1/options", sdapi.options),
-    route("/sdapi/v1/progress", sdapi.progress),
+    route("/sdapi/v1/txt2img", a1111.txt2img, methods=["POST"]),
+    route("/sdapi/v1/samplers", a1111.samplers),
+    route("/sdapi/v1/schedulers", a1111.schedulers),
+    route("/sdapi/v1/scripts", a1111.scripts),
+    route("/sdapi/v1/sd-models", a1111.sd_models),
+    route("/sdapi/v1/loras", a1111.loras),
+    route("/sdapi/v1/options", a1111.options),
+    route("/sdapi/v1/progress", a1111.progress),
 ]
 
-#: What a web page may send, beside what it always may, and what it may see of the answer.
+#: CORS: request headers that a page may send, and response headers that it may read.
 CORS_HEADERS = (
     "access-control-allow-origin",  # the npm client sends it
     "authorization",
@@ -128,13 +127,13 @@ CORS_EXPOSED = (
 
 
 def build_app(gateway: Gateway) -> ASGIApp:
-    """The whole gateway as one ASGI app, which closes it at shutdown."""
+    """The app over one gateway, which is closed at shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         tasks = [
-            asyncio.create_task(ops.chores(gateway)),
-            asyncio.create_task(gateway.dispatcher.run()),
+            asyncio.create_task(maintenance.chores(gateway)),
+            asyncio.create_task(gateway.webhook_delivery.run()),
         ]
         yield
         for task in tasks:
@@ -153,13 +152,13 @@ def build_app(gateway: Gateway) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
-    app.state.gateway, app.state.described = gateway, openapi.Described.of(ROUTES)
+    app.state.gateway, app.state.described = gateway, document.Described.of(ROUTES)
     settings = gateway.settings
     return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
 
 
 def _cors(app: ASGIApp, origins: str) -> ASGIApp:
-    """Lets web pages of these origins call; without any, no answer says a word of it."""
+    """Allow cross-origin calls from these origins, separated by commas; none without any."""
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:
         return app
@@ -174,21 +173,21 @@ def _cors(app: ASGIApp, origins: str) -> ASGIApp:
 
 async def _known(_: Request, problem: Exception) -> Response:
     assert isinstance(problem, ImagedError)
-    return replies.error(problem)
+    return error_response(problem)
 
 
 async def _http(_: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     known = WrongMethod() if problem.status_code == 405 else UnknownPath()
-    return replies.error(known, problem.headers)
+    return error_response(known, problem.headers)
 
 
 async def _busy(_: Request, problem: Exception) -> Response:
     log.error("the store did not answer", exc_info=problem)
-    return replies.error(Unavailable())
+    return error_response(Unavailable())
 
 
 async def _unknown(_: Request, problem: Exception) -> Response:
     log.error("unexpected", exc_info=problem)
     # Starlette raises it again and uvicorn hangs up: without the header, on the next request
-    return replies.error(ImagedError("Internal server error"), CLOSE)
+    return error_response(ImagedError("Internal server error"), CLOSE)

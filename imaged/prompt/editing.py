@@ -37,14 +37,14 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Turns:
+class Alternation:
     """One option a step, in turn."""
 
     options: tuple[tuple[Part, ...], ...]
     depth: int
 
 
-Part: TypeAlias = str | Switch | Turns
+Part: TypeAlias = str | Switch | Alternation
 
 
 @dataclass
@@ -60,8 +60,10 @@ def texts(prompt: str, steps: int) -> list[str]:
     parts = read(prompt)
     if all(isinstance(part, str) for part in parts):
         return [prompt] * steps
-    turns = any(_turns(part) for part in parts)
-    changes = set(range(1, steps + 1)) if turns else {1, *(w + 1 for w in _whens(parts, steps))}
+    alternates = any(_alternates(part) for part in parts)
+    changes = (
+        set(range(1, steps + 1)) if alternates else {1, *(w + 1 for w in _whens(parts, steps))}
+    )
     said: list[str] = []
     for step in range(1, steps + 1):
         said.append(_at(parts, step, steps) if step in changes else said[-1])
@@ -85,7 +87,7 @@ def read(prompt: str) -> tuple[Part, ...]:
         bars += mark == "|"
         if mark in ("]", ")"):
             found = _close(parts, opened, mark)
-            if isinstance(found, Turns):
+            if isinstance(found, Alternation):
                 bars -= len(found.options) - 1
             edits += found is not None
             if edits > MOST_EDITS:
@@ -93,7 +95,7 @@ def read(prompt: str) -> tuple[Part, ...]:
     return _joined(parts) if end == len(prompt) and not bars else (prompt,)
 
 
-def _close(parts: list[Part], opened: list[_Bracket], mark: str) -> Switch | Turns | None:
+def _close(parts: list[Part], opened: list[_Bracket], mark: str) -> Switch | Alternation | None:
     """Make an edit of what the innermost bracket holds, if it is one.
 
     A bracket that fits nothing can stand in no edit: none of those that are open is one.
@@ -122,9 +124,9 @@ def _close(parts: list[Part], opened: list[_Bracket], mark: str) -> Switch | Tur
 
 def _edit(
     marks: Sequence[Part], pieces: list[tuple[Part, ...]], depth: int
-) -> Switch | Turns | None:
+) -> Switch | Alternation | None:
     if set(marks) == {"|"}:
-        return Turns(tuple(pieces), depth)
+        return Alternation(tuple(pieces), depth)
     [*said, last] = pieces
     number = _NUMBER.fullmatch(last[0]) if len(last) == 1 and isinstance(last[0], str) else None
     if number is None or len(said) > 2 or set(marks) != {":"}:
@@ -141,10 +143,10 @@ def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(joined)
 
 
-def _turns(part: Part) -> bool:
+def _alternates(part: Part) -> bool:
     if isinstance(part, Switch):
-        return any(map(_turns, (*part.before, *part.after)))
-    return isinstance(part, Turns)
+        return any(map(_alternates, (*part.before, *part.after)))
+    return isinstance(part, Alternation)
 
 
 def _whens(parts: Sequence[Part], steps: int) -> set[int]:
@@ -166,7 +168,7 @@ def _at(parts: Sequence[Part], step: int, steps: int) -> str:
     for part in parts:
         if isinstance(part, str):
             said.append(part)
-        elif isinstance(part, Turns):
+        elif isinstance(part, Alternation):
             said.append(_at(part.options[(step - 1) % len(part.options)], step, steps))
         else:
             side = part.before if step <= _when(part, steps) else part.after

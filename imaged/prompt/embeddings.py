@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from imaged.errors import CheckpointRefused
-from imaged.files import Header
+from imaged.weight_files import Header
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
-"""All that outlives a process; plain functions on a connection that the caller opened.
+"""Everything that outlives a process: plain functions on a connection that the caller opened.
 
-db (connections), schema and migrations, writer (group commit), keys, ledger, limits (rate,
-fair order), queue, demand (which models are asked for, and where they lie), repeats
-(Idempotency-Key), webhooks and their outbox, models, blobs (pictures).
+sql/ (connections, schema, migrations, group commit), accounts/ (keys, ledger, rate limits), jobs/
+(the queue and what belongs to a job), webhooks/ (subscriptions, outbox), catalogue (models), blobs
+(image files and snapshots), signing.
 """

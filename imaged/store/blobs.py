@@ -1,21 +1,20 @@
-"""Files in a folder: pictures, with the signed links that hand them out, and parked states."""
+"""Files in a folder: images, with signed links to them, and snapshots."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import re
 from pathlib import Path
 
 from imaged.errors import CommandError
+from imaged.store.signing import mac, same
 
 PICTURE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.(jpeg|png)")
 STATE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.state")
 
 
 class Blobs:
-    """Files named by job, epoch and picture; a picture's name never changes its content."""
+    """Files named by job, epoch and image index. The content of a name never changes."""
 
     def __init__(self, url: str) -> None:
         if not url.startswith("file://"):
@@ -24,7 +23,9 @@ class Blobs:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write so that the file is whole or absent whatever happens, and stays after."""
+        """Write a file durably and atomically: temporary file, fsync, rename, fsync of the
+        folder.
+        """
         path = self._path(name)
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -35,12 +36,12 @@ class Blobs:
                 os.fsync(f.fileno())
             part.replace(path)
         except OSError:
-            part.unlink(missing_ok=True)  # on a full disk it would be in its own way
+            part.unlink(missing_ok=True)  # on a full disk it would take the room
             raise
         _sync_folder(path.parent)
 
     def read(self, name: str) -> bytes | None:
-        """The file, whole, or None if there is none (any more)."""
+        """The content, or None without such a file."""
         try:
             return self._path(name).read_bytes()
         except FileNotFoundError:
@@ -50,12 +51,12 @@ class Blobs:
         self._path(name).unlink(missing_ok=True)
 
     def delete_of(self, job_id: str) -> None:
-        """Every file of a job, also those of attempts that did not count."""
+        """Delete every file of a job, of all its attempts."""
         for path in (self.folder / job_id[:2]).glob(f"{job_id}-*"):
             path.unlink(missing_ok=True)
 
     def states_of(self, job_id: str) -> list[str]:
-        """The names of a job's states, the newest last."""
+        """Names of a job's snapshots, in order of their epoch."""
         paths = (self.folder / job_id[:2]).glob(f"{job_id}-*.state")
         names = [path.name for path in paths if STATE.fullmatch(path.name)]
         return sorted(names, key=lambda name: int(name.split("-")[1]))
@@ -65,7 +66,7 @@ class Blobs:
             self.delete(name)
 
     def job_ids(self, older_than: float) -> set[str]:
-        """The jobs of all files written before a time (seconds since 1970)."""
+        """Ids of the jobs with files written before a time, seconds since 1970."""
         files = (path for path in self.folder.glob("*/*-*") if path.stat().st_mtime < older_than)
         return {path.name.partition("-")[0] for path in files}
 
@@ -83,19 +84,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sign(secret: bytes, name: str, expires_at: int) -> str:
-    """The query of a link that works for anyone until `expires_at`."""
+    """The query string of a link that works for anyone until `expires_at`."""
     return f"exp={expires_at}&sig={_signature(secret, name, expires_at)}"
 
 
 def verify(secret: bytes, name: str, exp: str, sig: str, now: float) -> bool:
-    """True if the link was signed here and has not run out."""
+    """Whether a link was signed with this secret and has not expired."""
     if not exp.isascii() or not exp.isdigit() or len(exp) > 12 or now >= int(exp):
         return False
-    return hmac.compare_digest(
-        _signature(secret, name, int(exp)).encode(), sig.encode("utf-8", "replace")
-    )
+    return same(_signature(secret, name, int(exp)).encode(), sig.encode("utf-8", "replace"))
 
 
 def _signature(secret: bytes, name: str, expires_at: int) -> str:
-    text = f"file:{name}:{expires_at}".encode()
-    return hmac.new(secret, text, hashlib.sha256).hexdigest()[:40]
+    return mac(secret, f"file:{name}:{expires_at}".encode()).hex()[:40]

@@ -1,5 +1,7 @@
-"""One process for one device: main (start), loop (claim, tick, deliver), residence (which
-checkpoints lie there), pulse (lease and progress), parking (states of jobs under way), check (the
-operator's look at a picture), deliver (pixels to files to the row), encode (pixels to a file's
-bytes), supervisor (keeps the processes alive), threads (how theirs wait for each other).
+"""One process per device.
+
+main starts it; loop claims jobs, ticks engines and hands results on; checkpoint_cache loads and
+evicts checkpoints; heartbeat renews the lease and reports progress; snapshots saves jobs under way;
+deliver checks (image_checker), encodes (encode) and stores results. supervisor keeps the processes
+alive; openmp sets how their threads wait.
 """

@@ -1,4 +1,6 @@
-"""An outcome to the store: checked, then picture files, then the row with the charge."""
+"""An outcome to the store: the image checker, then image files, then one transaction: row,
+charge.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imaged import __version__
-from imaged.catalogue import Weights
+from imaged.catalogue.model import Weights
+from imaged.checkpoint_info.explain import Explainer, reports
 from imaged.engine.decode import Picture
 from imaged.engine.outcome import Outcome
-from imaged.engine.state import Maker
+from imaged.engine.snapshot import Provenance
 from imaged.errors import ImagedError, JobFailed
-from imaged.explain import Explainer, reports
 from imaged.jobs import Job
-from imaged.params import ImageParams
-from imaged.receipts import picture_of, request_of, sign, written
+from imaged.params.image_params import ImageParams
+from imaged.provenance.receipts import picture_of, request_of, sign, written
 from imaged.settings import Settings
-from imaged.store import drafts, keys, queue
+from imaged.store.accounts import keys
 from imaged.store.blobs import Blobs
-from imaged.store.db import Database
-from imaged.worker.check import judge, load_check
+from imaged.store.jobs import drafts, queue
+from imaged.store.sql.database import Database
 from imaged.worker.encode import encode_jpeg, encode_png, with_comment
+from imaged.worker.image_checker import judge, load_check
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ Receipt = dict[str, Any] | None
 
 @dataclass(frozen=True)
 class Stamp:
-    """What made a picture; `determinism` is the class that was asked for, see decision 13."""
+    """What results say made an image; determinism: the class that was asked for (decision 13)."""
 
     checkpoint: str
     determinism: str
@@ -41,7 +44,7 @@ class Stamp:
 
 
 class Delivery:
-    """Brings outcomes to the store in one worker's name."""
+    """Writes outcomes in one worker's name; runs in the delivery thread."""
 
     def __init__(self, db: Database, blobs: Blobs, worker_id: str, settings: Settings) -> None:
         self._db, self._blobs = db, blobs
@@ -54,9 +57,9 @@ class Delivery:
     def deliver(
         self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights | None = None
     ) -> None:
-        """Completed or failed, exactly as the outcome says, unless the job is ours no more.
+        """Complete, park or fail the job as the outcome says, unless another worker has it by now.
 
-        `weights`: what made it, for a report of how the prompts were read.
+        weights: for the report of how its prompts were tokenized, if it was asked for.
         """
         if outcome.error is not None:
             self.fail(job, outcome.error)
@@ -90,19 +93,19 @@ class Delivery:
     def _facts(
         self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights | None
     ) -> dict[str, Any]:
-        """What a result says beside its pictures."""
+        """The fields of a result beside its images."""
         return {
             "inference_s": round(outcome.inference_s, 6),
             **asdict(stamp),
             **({"determinism": "close"} if job.draft and job.draft.varied else {}),
             "engine": __version__,
-            "dtype": outcome.maker.dtype if outcome.maker else None,
+            "dtype": outcome.provenance.dtype if outcome.provenance else None,
             "checked": self._check is not None,
             **self._reports(job, weights),
         }
 
     def _write(self, job: Job, outcome: Outcome, result: dict[str, Any]) -> bool:
-        """Completed, or parked with its states; whether this worker still holds the job."""
+        """Complete or park the job; False if this worker holds it no more."""
         facts = (job, self._worker_id, result)
         if outcome.states:
             with self._db.write() as connection:
@@ -112,7 +115,7 @@ class Delivery:
             return queue.finish(connection, *facts, time.time(), self._retention_s)
 
     def _reports(self, job: Job, weights: Weights | None) -> dict[str, Any]:
-        """How the prompts were read, if that was asked for; no picture is lost for it."""
+        """The prompt report, if it was asked for; an error in it costs no image."""
         if weights is None or not job.params.prompt_report:
             return {}
         try:
@@ -136,14 +139,14 @@ class Delivery:
         self.tidy(job)
 
     def tidy(self, job: Job) -> None:
-        """Delete the states of a job that goes on nowhere."""
+        """Delete the snapshots of a job that has ended."""
         with self._db.read() as connection:
             now = queue.read(connection, [job.id]).get(job.id)
         if now is None or now.state.final:
             self._blobs.delete_states_of(job.id)
 
     def _checked(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
-        """The picture's file; raises JobFailed if it may not be shown."""
+        """The content of an image's file; raises JobFailed if the image checker refuses it."""
         png = job.params.output_format == "png"
         embedded = written(receipt) if receipt and self._embedded else ""
         if not png or self._check:
@@ -154,15 +157,15 @@ class Delivery:
         return with_comment(jpeg, embedded)
 
     def _receipt(self, job: Job, picture: Picture, outcome: Outcome, stamp: Stamp) -> Receipt:
-        """Signed; none of an estimate, which nobody will want to make again."""
-        if outcome.maker is None or outcome.states:
+        """The signed receipt; None for the estimates of a draft."""
+        if outcome.provenance is None or outcome.states:
             return None
         varied = job.draft is not None and job.draft.varied
-        facts = facts_of(job.params, job.model, picture, outcome.maker, stamp, varied)
+        facts = facts_of(job.params, job.model, picture, outcome.provenance, stamp, varied)
         return sign(facts, self._signer)
 
     def _keep(self, job: Job, outcome: Outcome, files: list[bytes]) -> list[dict[str, Any]]:
-        """Write all files of a job, or none; raises OSError."""
+        """Write all files of a job or, on an error, none; raises OSError."""
         images: list[dict[str, Any]] = []
         try:
             for k, state in enumerate(outcome.states):
@@ -185,7 +188,7 @@ class Delivery:
 
 
 def _unkept(error: OSError) -> JobFailed:
-    """What becomes of a job whose files could not be written."""
+    """The failure of a job whose files could not be written."""
     if error.errno in NO_ROOM:
         return JobFailed("storage_full", "the server has no room for more pictures")
     return JobFailed("storage_failed", "the server could not keep the picture")
@@ -199,22 +202,22 @@ def facts_of(
     params: ImageParams,
     model: str,
     picture: Picture,
-    maker: Maker,
+    provenance: Provenance,
     stamp: Stamp,
     varied: bool = False,
 ) -> dict[str, Any]:
-    """What a picture's receipt says. `varied`: its request changed on its way."""
+    """The facts of an image's receipt. varied: the request changed at a draft."""
     return {
         "model": model,
         "request": request_of(params, picture.seed),
         "checkpoint": stamp.checkpoint,
-        "checkpoint_sha256": maker.checkpoint,
-        "table_sha256": maker.table,
-        "loras": maker.loras,
-        "engine": maker.engine,
+        "checkpoint_sha256": provenance.checkpoint,
+        "table_sha256": provenance.table,
+        "loras": provenance.loras,
+        "engine": provenance.engine,
         "device": stamp.device,
-        "dtype": maker.dtype,
-        "determinism": "close" if varied else maker.determinism,
+        "dtype": provenance.dtype,
+        "determinism": "close" if varied else provenance.determinism,
         "varied": varied,
         "picture": picture_of(picture.rgb, picture.width, picture.height),
     }

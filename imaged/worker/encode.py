@@ -1,4 +1,4 @@
-"""Pixels to the bytes of a file: JPEG, PNG, and the small JPEG of a preview."""
+"""Pixels to file content: JPEG, PNG, and the small JPEG of a preview."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imaged.infotext import infotext
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
+from imaged.provenance.infotext import infotext
 
 if TYPE_CHECKING:
     from imaged.engine.decode import Picture
@@ -27,7 +27,7 @@ def encode_jpeg(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-@lru_cache(maxsize=64)  # it is asked for at every tick; the picture changes every few calls
+@lru_cache(maxsize=64)  # asked for at every tick; the preview changes every few calls
 def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     """A small picture's JPEG, at quality 80: a few kilobytes."""
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The worker's life: claim while there is room, tick, deliver."""
+"""The worker's loop: claim jobs while there are slots, tick the engines, hand results on."""
 
 from __future__ import annotations
 
@@ -10,63 +10,64 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from imaged.catalogue import Model, Weights
-from imaged.engine.load import Nets, as_made, best_device, load
+from imaged.catalogue.model import Model, ModelState, Weights
+from imaged.engine.loading.load import Nets, as_made, best_device, load
 from imaged.engine.outcome import Outcome, Progress
 from imaged.errors import CheckpointRefused
-from imaged.jobs import Held, Job
+from imaged.jobs import Job, JobReport
 from imaged.settings import Settings
-from imaged.store import demand, loads, models, queue
+from imaged.store import catalogue
 from imaged.store.blobs import Blobs
-from imaged.store.db import Database, Watch
+from imaged.store.jobs import load_failures, model_demand, queue
+from imaged.store.sql.database import Database, Watch
+from imaged.worker.checkpoint_cache import on_best_device, unavailable
 from imaged.worker.deliver import Delivery, Stamp
 from imaged.worker.encode import encode_preview
-from imaged.worker.parking import Parking
-from imaged.worker.pulse import Pulse
-from imaged.worker.residence import on_best_device, unavailable
+from imaged.worker.heartbeat import Heartbeat
+from imaged.worker.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5  # how often jobs are looked at that nobody has taken yet
-DEFER_S = 2.0  # how long a job is left to a worker that holds its checkpoint
-PREEMPT, MOST_PARKS = 4.0, 3  # a job gives way to one of a quarter of its work, and so often
-HERE = ("READY", "BUSY")
-DEADLY = "Workers died while they loaded it: is there memory enough for it?"
+LOOK_S = 0.5  # seconds between two looks at waiting jobs that nobody has claimed
+DEFER_S = 2.0  # a job is left so long to workers that have its checkpoint loaded
+PREEMPT, MOST_PARKS = 4.0, 3  # parked for a job of a quarter of its work, at most so often
+UNAVAILABLE, UNLOADED = ModelState.UNAVAILABLE, ModelState.UNLOADED
+CRASHED = "Workers died while they loaded it: is there memory enough for it?"
 
 
 class Worker:
-    """Runs the jobs of the checkpoints that it holds, and loads those that others wait for."""
+    """Runs jobs of the checkpoints that are loaded, and loads those that jobs wait for."""
 
     def __init__(
         self,
         worker_id: str,
         db: Database,
         delivery: Delivery,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         settings: Settings,
     ) -> None:
-        self.id, self.db, self.delivery, self.pulse = worker_id, db, delivery, pulse
+        self.id, self.db, self.delivery, self.heartbeat = worker_id, db, delivery, heartbeat
         self.settings = settings
         self._stopping, self._time_up = threading.Event(), threading.Event()
         self._watch = Watch(db)
-        self._news = True  # somebody has written since we last looked for jobs
-        self._look_at = 0.0  # when to look without news
-        self._look_full_at = 0.0  # when to look while there is no room
-        self._waiting: list[demand.Waiting] = []  # as last looked at
-        self._elsewhere: Mapping[str, str] = {}  # models' states on other workers, likewise
+        self._news = True  # the store has changed since jobs were last looked for
+        self._look_at = 0.0  # when to look without a change
+        self._look_full_at = 0.0  # when to look without a free slot
+        self._waiting: list[model_demand.Waiting] = []  # as last read
+        self._elsewhere: Mapping[str, ModelState] = {}  # models' states on other workers, likewise
         self._held: dict[str, Job] = {}
-        self._models: dict[str, Model] = {}  # of the held jobs, as they were when claimed
-        self._arriving: set[str] = set()  # held jobs whose checkpoint is on its way
+        self._models: dict[str, Model] = {}  # of held jobs, as of their claim
+        self._arriving: set[str] = set()  # held jobs whose checkpoint is being loaded
         self._writing = ThreadPoolExecutor(1, "delivery")
         self._saving: Future[None] | None = None
-        self._parking = Parking(Blobs(settings.blobs), settings.park_s)
-        self._leaving: dict[Future[None], Job] = {}  # what the writing thread has yet to write
+        self._snapshots = Snapshots(Blobs(settings.blobs), settings.park_s)
+        self._leaving: dict[Future[None], Job] = {}  # outcomes in the delivery thread
         self._offered: Mapping[str, Model] = {}
-        self._deadly: Collection[str] = ()  # weights that end workers, as text
-        self.residence = on_best_device(settings, self._load)
+        self._crashing: Collection[str] = ()  # weights that crash workers, as text
+        self.checkpoints = on_best_device(settings, self._load)
 
     def run(self) -> None:
-        """Until told to stop, and then until the work in hand is done or time is up."""
+        """Run until stopped, then until held jobs are done or the drain time is over."""
         while not self._ended():
             for job_id, epoch in self.lost():
                 self.drop(job_id, epoch)
@@ -76,12 +77,12 @@ class Worker:
             self.save()
             for outcome in self.tick():
                 self.deliver(outcome)
-            self.rest()
+            self.wait_for_work()
         self._let_go()
-        self.residence.close()
+        self.checkpoints.close()
 
     def stop(self, drain_s: float) -> None:
-        """Claim no more; finish what is held, for `drain_s` at most."""
+        """Claim no more jobs; finish held ones for `drain_s` seconds at most."""
         if not self._stopping.is_set():
             self._stopping.set()
             timer = threading.Timer(drain_s, self._time_up.set)
@@ -96,40 +97,40 @@ class Worker:
         return self._time_up.is_set() or (self.stopping and not self._held and not self._leaving)
 
     def hold(self, model: Model) -> None:
-        """Wait until a model's checkpoint is on the device, or this worker is told to stop.
-
-        Raises CheckpointRefused.
+        """Load a model's checkpoint and wait for it, or until told to stop; raises
+        CheckpointRefused.
         """
         with self.db.read() as connection:
-            self._offered = models.catalogue(connection)
-            self._deadly = loads.deadly(connection, time.time())
-        self._shun(self._offered.values())
-        self.residence.ask(model.weights)
-        self.pulse.models = self._states()
-        while self.residence.state(model.weights) == "STARTING" and not self._ended():
-            self.residence.arrive(wait_s=0.1)
-        if refusal := self.residence.refusal(model.weights):
+            self._offered = catalogue.catalogue(connection)
+            self._crashing = load_failures.crashing(connection, time.time())
+        self._refuse_crashing(self._offered.values())
+        self.checkpoints.ask(model.weights)
+        self.heartbeat.models = self._states()
+        while self.checkpoints.state(model.weights) is ModelState.STARTING and not self._ended():
+            self.checkpoints.arrive(wait_s=0.1)
+        if refusal := self.checkpoints.refusal(model.weights):
             raise refusal
-        if self.residence.engine(model.weights):
-            self.pulse.checkpoint = model.checkpoint_name
+        if self.checkpoints.engine(model.weights):
+            self.heartbeat.checkpoint = model.checkpoint_name
 
     def _load(self, weights: Weights) -> Nets:
-        """In the loading thread; it is known what was loading if this worker does not live."""
+        """Runs in the loading thread. Records the load first, so that a crash can be traced
+        to it.
+        """
         with self.db.write() as connection:
-            loads.begin(connection, self.id, weights, time.time())
+            load_failures.begin(connection, self.id, weights, time.time())
         try:
             return load(weights)
         finally:
             with self.db.write() as connection:
-                loads.end(connection, self.id)
+                load_failures.end(connection, self.id)
 
     def lost(self) -> set[tuple[str, int]]:
-        """(id, epoch) of jobs that are ours no more: cancelled, timed out or reclaimed.
+        """(id, epoch) of held jobs that were cancelled, timed out or reclaimed.
 
-        The heartbeat hears of them once a second; when somebody has written to the store, a look
-        between two calls does at once.
+        Known from the heartbeat once a second, and at once when the store has changed.
         """
-        lost = self.pulse.report(self._progress())
+        lost = self.heartbeat.report(self._progress())
         changed = self._watch.changed()
         self._news = self._news or changed
         if changed and self._held:
@@ -140,27 +141,29 @@ class Worker:
         return lost
 
     def claim(self) -> list[tuple[Job, Model]]:
-        """Jobs for the free slots: of the checkpoints at hand, else one that another waits for."""
+        """Claim jobs for free slots: of loaded checkpoints, else of the one that jobs wait for
+        most.
+        """
         now = time.time()
         room = self._room()
         if not (self._news or now > self._look_at) or (room <= 0 and now < self._look_full_at):
             return []
         self._news, self._look_full_at = False, now + LOOK_S
         with self.db.read() as connection:
-            self._offered = models.catalogue(connection)
-            self._waiting = waiting = demand.fairest(connection, self._offered, now)
-            elsewhere = demand.states(connection, now - self.settings.lease_s, self.id)
+            self._offered = catalogue.catalogue(connection)
+            self._waiting = waiting = model_demand.fairest(connection, self._offered, now)
+            elsewhere = model_demand.states(connection, now - self.settings.lease_s, self.id)
             self._elsewhere = elsewhere
-            self._deadly = loads.deadly(connection, now)
-        self._shun(self._offered.values())
+            self._crashing = load_failures.crashing(connection, now)
+        self._refuse_crashing(self._offered.values())
         self._look_at = now + LOOK_S if waiting else math.inf
         if room <= 0:
             return []
-        here = [w.model for w in waiting if self._state(w.model) in HERE]
+        here = [w.model for w in waiting if self._state(w.model).loaded]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
-        late = [w.since for w in wanted if elsewhere.get(w.model) not in HERE]
+        late = [w.since for w in wanted if not elsewhere.get(w.model, UNLOADED).loaded]
         late += [self._held[id].created_at for id in self._arriving]  # in types that nobody has
-        if self._impatient(late, now):
+        if self._overdue(late, now):
             here = []  # enough of these: what is under way ends, then there is room
         jobs = self._claim(here, room, now)
         if not jobs:
@@ -182,94 +185,96 @@ class Worker:
         return jobs
 
     def _room(self) -> int:
-        """How many more jobs may be taken."""
+        """Free slots."""
         mine = [*self._held.values(), *self._leaving.values()]
         if self.stopping or any(job.attempts > 1 for job in mine):
-            return 0  # such a job runs by itself, see queue.claim
+            return 0  # after a crash a job runs alone, see queue.claim
         if len(self._leaving) >= self.settings.slots:
-            return 0  # finished pictures lie in memory until they are checked and written
+            return 0  # results are held in memory until they are written
         return self.settings.slots - len(self._held)
 
-    def _wanted(self, waiting: demand.Waiting, elsewhere: Mapping[str, str], now: float) -> bool:
-        """Whether a checkpoint should be loaded here for this job, and not left to a worker that
-        has it; one that was refused here may be well there.
+    def _wanted(
+        self, waiting: model_demand.Waiting, elsewhere: Mapping[str, ModelState], now: float
+    ) -> bool:
+        """Whether to load a checkpoint here for a waiting job, rather than leave it to a worker
+        that has it loaded, or that may load what was refused here.
         """
-        state, other = self._state(waiting.model), elsewhere.get(waiting.model, "UNAVAILABLE")
-        if state in (*HERE, "STARTING"):
+        state, other = self._state(waiting.model), elsewhere.get(waiting.model, UNAVAILABLE)
+        if state.loaded or state is ModelState.STARTING:
             return False
-        if state == "UNAVAILABLE":
-            refused = self.residence.refusal(self._offered[waiting.model].weights)
+        if state is UNAVAILABLE:
+            refused = self.checkpoints.refusal(self._offered[waiting.model].weights)
             late = waiting.since < now - self.settings.patience_s
-            return other == "UNAVAILABLE" or (refused is None and late)
-        return other not in HERE or waiting.since < now - DEFER_S
+            return other is UNAVAILABLE or (refused is None and late)
+        return not other.loaded or waiting.since < now - DEFER_S
 
-    def _shun(self, offered: Iterable[Model]) -> None:
-        """Refuse the weights that end workers, without trying them."""
+    def _refuse_crashing(self, offered: Iterable[Model]) -> None:
+        """Refuse weights that have crashed workers, without loading them."""
         for weights in [model.weights for model in offered]:
-            known = self.residence.refusal(weights) or self.residence.engine(weights)
-            if known is None and str(weights) in self._deadly:
-                self.residence.refuse(weights, CheckpointRefused(DEADLY))
+            known = self.checkpoints.refusal(weights) or self.checkpoints.engine(weights)
+            if known is None and str(weights) in self._crashing:
+                self.checkpoints.refuse(weights, CheckpointRefused(CRASHED))
 
-    def _impatient(self, waiting_since: list[float], now: float) -> bool:
-        """Whether one of these has waited for long; not again just after a checkpoint came."""
+    def _overdue(self, waiting_since: list[float], now: float) -> bool:
+        """Whether a job for an unloaded checkpoint has waited longer than patience_s, since it came
+        or since the last load.
+        """
         since = min(waiting_since, default=now)
-        late = max(since, self.residence.changed_at) < now - self.settings.patience_s
-        return late and not self.residence.loading
+        late = max(since, self.checkpoints.changed_at) < now - self.settings.patience_s
+        return late and not self.checkpoints.loading
 
-    def _states(self) -> dict[str, str]:
+    def _states(self) -> dict[str, ModelState]:
         return {slug: self._state(slug) for slug in self._offered}
 
-    def _state(self, slug: str) -> str:
-        return self.residence.state(self._offered[slug].weights)
+    def _state(self, slug: str) -> ModelState:
+        return self.checkpoints.state(self._offered[slug].weights)
 
     def _fits(self, slug: str) -> bool:
-        return self.residence.fits(self._offered[slug].weights)
+        return self.checkpoints.fits(self._offered[slug].weights)
 
     def start(self, job: Job, model: Model) -> None:
-        """Hand a claimed job to its engine, if that is here; else its checkpoint is to arrive."""
+        """Hand a claimed job to its engine; without one it waits for its checkpoint."""
         if job.made_in:
             model = replace(model, weights=as_made(model.weights, job.made_in, best_device()))
-            self._shun([model])
+            self._refuse_crashing([model])
         self._models[job.id] = model
         if not self._submit(job):
             self._arriving.add(job.id)
 
     def arrive(self) -> None:
-        """Take in a checkpoint that has been loaded, and start the jobs that wait for it."""
-        idle = self._arriving and all(engine.idle for engine in self.residence)
-        self.residence.arrive(wait_s=0.05 if idle else 0.0)
+        """Take in a loaded checkpoint, and start the jobs that wait for it."""
+        idle = self._arriving and all(engine.idle for engine in self.checkpoints)
+        self.checkpoints.arrive(wait_s=0.05 if idle else 0.0)
         for job_id in list(self._arriving):
             if self._submit(self._held[job_id]):
                 self._arriving.remove(job_id)
                 continue
             weights = self._models[job_id].weights
-            if self.residence.refusal(weights):
+            if self.checkpoints.refusal(weights):
                 self._refuse(*self._forget(job_id))
-            elif self.residence.fits(weights):
-                self.residence.ask(weights)
+            elif self.checkpoints.fits(weights):
+                self.checkpoints.ask(weights)
 
     def _refuse(self, job: Job, model: Model) -> None:
-        """The job's checkpoint was refused here: leave it to a worker that may have it."""
+        """After its checkpoint was refused: give the job back for another worker, or fail it."""
         now = time.time()
         with self.db.read() as connection:
-            others = demand.states(connection, now - self.settings.lease_s, self.id)
-        if job.made_in or others.get(model.slug, "UNAVAILABLE") == "UNAVAILABLE":
+            others = model_demand.states(connection, now - self.settings.lease_s, self.id)
+        if job.made_in or others.get(model.slug, UNAVAILABLE) is UNAVAILABLE:
             self.delivery.fail(job, unavailable())
             return
         self._give_back(job, begun=False)
 
     def save(self) -> None:
-        """Save what has been under way for a while, in the writing thread; not while it is at it:
-        what waits there is held in memory.
-        """
+        """Queue snapshots of jobs that are due in the delivery thread, one batch at a time."""
         if self._saving is not None and not self._saving.done():
             return
-        due = self._parking.due(self._held, time.monotonic())
+        due = self._snapshots.due(self._held, time.monotonic())
         states = [(job, self._states_of(job)) for job in due]
-        self._saving = self._writing.submit(self._parking.save_all, states) if due else None
+        self._saving = self._writing.submit(self._snapshots.save_all, states) if due else None
 
     def _let_go(self) -> None:
-        """Save what is under way for who goes on with it; give back what was not begun."""
+        """At the end: save snapshots of held jobs, and give back those that were not started."""
         for job_id, job in self._held.items():
             if job_id in self._arriving:
                 self._give_back(job, begun=False)
@@ -278,17 +283,16 @@ class Worker:
 
     def _save_now(self, job: Job) -> None:
         if self._saving is not None:
-            wait([self._saving])  # it may be writing the same files
-        self._parking.save(job, self._states_of(job))
+            wait([self._saving])  # it may write the same files
+        self._snapshots.save(job, self._states_of(job))
 
     def _states_of(self, job: Job) -> Mapping[int, bytes]:
-        engine = self.residence.engine(self._models[job.id].weights)
+        engine = self.checkpoints.engine(self._models[job.id].weights)
         return engine.states(job.id) if engine else {}
 
     def preempt(self) -> list[tuple[Job, Model]]:
-        """A short job that would wait for a slot, in the place of a long one, which is parked.
-
-        Work is counted in what it costs.
+        """Without a free slot: park the job with the most work left for a waiting one with much
+        less. Work is measured by price.
         """
         full = len(self._held) >= self.settings.slots and not self._leaving
         if self.stopping or not full or not self._waiting:
@@ -298,8 +302,10 @@ class Worker:
         longest = max(left, key=left.__getitem__, default="")
         for waiting in self._waiting:
             brief = longest and waiting.work * PREEMPT <= left[longest]
-            elsewhere = self._elsewhere.get(waiting.model) == "READY"  # there it is taken at once
-            if not brief or elsewhere or self._state(waiting.model) not in HERE:
+            elsewhere = (
+                self._elsewhere.get(waiting.model) is ModelState.READY
+            )  # there it is taken at once
+            if not brief or elsewhere or not self._state(waiting.model).loaded:
                 continue
             self._waiting = []
             jobs = self._claim([waiting.model], 1, time.time(), most_work=waiting.work)
@@ -309,15 +315,15 @@ class Worker:
         return []
 
     def _left(self, job: Job) -> float:
-        """What is left of a job's work, up to where it ends or rests."""
-        engine = self.residence.engine(self._models[job.id].weights)
+        """Work left of a job, in micro-dollars, up to its end or to where its draft rests."""
+        engine = self.checkpoints.engine(self._models[job.id].weights)
         made = engine.progress().get(job.id) if engine else None
         return job.cost_of(job.unet_calls) * (
             1 - made.calls / made.total if made and made.total else 1
         )
 
     def _park(self, job_id: str) -> None:
-        """Leave a job for later, where it is now."""
+        """Save a job's snapshots and give it back."""
         job = self._held[job_id]
         self._save_now(job)
         self._leave(job_id)
@@ -329,47 +335,47 @@ class Worker:
             queue.give_back(connection, job, self.id, now, retention_s, begun=begun)
 
     def _submit(self, job: Job) -> bool:
-        """Whether the job's engine is here to take it."""
+        """Submit to the job's engine; False if its checkpoint is not loaded."""
         model = self._models[job.id]
-        engine = self.residence.engine(model.weights)
+        engine = self.checkpoints.engine(model.weights)
         if engine is not None:
-            engine.cancel(job.id)  # an attempt that we lost and got back
-            engine.submit(job.id, job.params, job.key_id, self._parking.course(job))
-            self.pulse.checkpoint = model.checkpoint_name
+            engine.cancel(job.id)  # an earlier attempt that was lost and claimed again
+            engine.submit(job.id, job.params, job.key_id, self._snapshots.resume_plan(job))
+            self.heartbeat.checkpoint = model.checkpoint_name
         return engine is not None
 
     def _forget(self, job_id: str) -> tuple[Job, Model]:
-        """The job is not under way here any more."""
+        """Forget a held job; returns it and its model."""
         self._arriving.discard(job_id)
         self._news = True  # there is room
         return self._held.pop(job_id), self._models.pop(job_id)
 
     def tick(self) -> list[Outcome]:
         """One tick of each engine that has something to do."""
-        return [o for engine in self.residence if not engine.idle for o in engine.tick()]
+        return [o for engine in self.checkpoints if not engine.idle for o in engine.tick()]
 
     def deliver(self, outcome: Outcome) -> None:
-        """Hand the outcome to the writing thread: the loop does not wait for files and commits."""
+        """Hand an outcome to the delivery thread: the loop does not wait for files and commits."""
         job, model = self._forget(outcome.job_id)
-        engine = self.residence.engine(model.weights)
+        engine = self.checkpoints.engine(model.weights)
         assert engine is not None
         stamp = Stamp(model.checkpoint_name, self.settings.determinism, engine.device)
         future = self._writing.submit(self.delivery.deliver, job, outcome, stamp, model.weights)
         self._leaving[future] = job
 
-    def rest(self) -> None:
-        """See what was written; with nothing in hand, wait for something to do."""
+    def wait_for_work(self) -> None:
+        """Collect what was delivered; with nothing to do, wait for a change of the store."""
         if self._leaving and not self._held:
             wait(self._leaving, 0.05)
         for future in [f for f in self._leaving if f.done()]:
             del self._leaving[future]
             self._news = True  # there may be room
-            future.result()  # what kept it from being written ends this worker
+            future.result()  # an error in delivery ends this worker
         if not self._held and not self._leaving and not self.stopping:
             self._watch.wait(timeout_s=1.0)
 
     def drop(self, job_id: str, epoch: int) -> None:
-        """Forget a job that is ours no more."""
+        """Stop a job that was lost, unless it was claimed again since."""
         job = self._held.get(job_id)
         if job is not None and job.epoch == epoch:
             self._leave(job_id)
@@ -377,24 +383,24 @@ class Worker:
 
     def _leave(self, job_id: str) -> None:
         _, model = self._forget(job_id)
-        if engine := self.residence.engine(model.weights):
+        if engine := self.checkpoints.engine(model.weights):
             engine.cancel(job_id)
 
-    def _progress(self) -> dict[str, Held]:
-        self.pulse.models = self._states()
-        made = {id: p for engine in self.residence for id, p in engine.progress().items()}
+    def _progress(self) -> dict[str, JobReport]:
+        self.heartbeat.models = self._states()
+        made = {id: p for engine in self.checkpoints for id, p in engine.progress().items()}
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
 
 
 def _may_be_parked(job: Job) -> bool:
-    """Not for ever, and not one that runs by itself for what it may do to others."""
+    """Whether a job may be preempted: under MOST_PARKS times, and not one that runs alone."""
     return job.attempts == 1 and job.epoch - job.attempts < MOST_PARKS
 
 
-def _shown(job: Job, made: Progress | None) -> Held:
-    """What the store is told of a job under way."""
+def _shown(job: Job, made: Progress | None) -> JobReport:
+    """A job's progress as the heartbeat reports it."""
     look = made.preview if made else None
-    return Held(
+    return JobReport(
         job.epoch,
         made.calls if made else 0,
         encode_preview(look.rgb, look.width, look.height) if look else None,

@@ -1,4 +1,4 @@
-"""Start one worker: take a lease, load, run until told to stop, give back what is left."""
+"""The worker process: take a lease, load the default checkpoint, run, give back what is left."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import signal
 import threading
 import time
 
-from imaged.catalogue import DEFAULT_SLUG
-from imaged.engine.load import set_threads
+from imaged.catalogue.model import DEFAULT_SLUG
+from imaged.engine.loading.load import set_threads
 from imaged.errors import CheckpointRefused
 from imaged.settings import Settings
-from imaged.store import models, queue
+from imaged.store import catalogue
 from imaged.store.blobs import Blobs
-from imaged.store.db import Database
+from imaged.store.jobs import queue
+from imaged.store.sql.database import Database
 from imaged.worker.deliver import Delivery
+from imaged.worker.heartbeat import Heartbeat
 from imaged.worker.loop import Worker
-from imaged.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0  # from one look at whether the supervisor lives to the next
+LOOK_S = 1.0  # seconds between two looks at whether the supervisor lives
 
 
 def main(settings: Settings, worker_id: str | None = None, parent: int | None = None) -> None:
@@ -35,19 +36,19 @@ def main(settings: Settings, worker_id: str | None = None, parent: int | None = 
     worker_id = worker_id or secrets.token_hex(8)
     set_threads(settings.threads)
     db = Database(settings.database)
-    pulse = Pulse(db, worker_id)
+    heartbeat = Heartbeat(db, worker_id)
     delivery = Delivery(db, Blobs(settings.blobs), worker_id, settings)
-    worker = Worker(worker_id, db, delivery, pulse, settings)
+    worker = Worker(worker_id, db, delivery, heartbeat, settings)
     _stop_on_signal(worker)
     _watch(worker, parent)
-    pulse.start()
+    heartbeat.start()
     died = True
     try:
         _warm_up(worker)
         worker.run()
         died = False
     finally:
-        pulse.stop()
+        heartbeat.stop()
         with db.write() as connection:
             given_back = queue.release(
                 connection, worker_id, time.time(), settings.retention_s, blame=died
@@ -58,7 +59,7 @@ def main(settings: Settings, worker_id: str | None = None, parent: int | None = 
 def _warm_up(worker: Worker) -> None:
     """Load the default checkpoint before the first job; if it is refused, others still serve."""
     with worker.db.read() as connection:
-        model = models.catalogue(connection)[DEFAULT_SLUG]
+        model = catalogue.catalogue(connection)[DEFAULT_SLUG]
     try:
         worker.hold(model)
     except CheckpointRefused as error:
@@ -78,14 +79,14 @@ def _stop_on_signal(worker: Worker) -> None:
 
 
 def _watch(worker: Worker, parent: int | None) -> None:
-    """Stop when the supervisor is gone, for nobody would restart this worker or end it; and leave
-    when nothing moves here at all, which a supervisor sees sooner.
+    """Stop when the supervisor is gone: nobody would restart or end this worker. End the process
+    when no thread runs at all, which a supervisor would notice sooner.
     """
     silent_s = 2 * worker.settings.lease_s + worker.settings.leave_s
 
     def look() -> None:
         while parent in (None, os.getppid()) and not worker.stopping:
-            _leave_after(silent_s)  # begins anew
+            _leave_after(silent_s)  # restarts the timer
             time.sleep(LOOK_S)
         _stop(worker)
 
@@ -93,13 +94,13 @@ def _watch(worker: Worker, parent: int | None) -> None:
 
 
 def _stop(worker: Worker) -> None:
-    """Finish what is held, for as long as that may take; then the lease runs out."""
+    """Drain, with a limit to how long that may take; then the lease runs out."""
     worker.stop(worker.settings.drain_s)
     _leave_after(worker.settings.leave_s)
 
 
 def _leave_after(seconds: float) -> None:
-    """End this process then, and tell where its threads were: one that reads from a disk that does
-    not answer waits for ever, maybe with the interpreter's lock.
+    """End this process then, with a traceback of every thread. A C timer does it: a read from a
+    disk that does not answer may hold the GIL for ever.
     """
     faulthandler.dump_traceback_later(seconds, exit=True)

@@ -1,4 +1,4 @@
-"""Keeps worker processes alive: restarts those that die and ends those that hang."""
+"""Keeps worker processes alive: restarts those that die and kills those that hang."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from imaged.settings import Settings
-from imaged.store import loads, queue
-from imaged.store.db import Database
-from imaged.store.schema import jobs, workers
-from imaged.worker.threads import waiting
+from imaged.store.jobs import load_failures, queue
+from imaged.store.sql.database import Database
+from imaged.store.sql.schema import jobs, workers
+from imaged.worker.openmp import waiting
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ SLOWEST_RESTART_S = 30.0
 
 @dataclass
 class _Slot:
-    """One worker that should run; `quick_deaths` makes the next start wait longer."""
+    """One worker that should run; quick_deaths: in a row, for the back-off of restarts."""
 
     process: subprocess.Popen[bytes]
     worker_id: str
@@ -50,7 +50,7 @@ class Supervisor:
 
     def start(self) -> None:
         with self._db.write() as connection:
-            loads.forget(connection)
+            load_failures.forget(connection)
         self._slots = [self._spawn() for _ in range(self._settings.workers)]
         self._thread.start()
 
@@ -108,17 +108,17 @@ class Supervisor:
         return self._spawn(slot.quick_deaths) if now >= slot.restart_at else slot
 
     def _bury(self, slot: _Slot) -> None:
-        """Its jobs wait again at once, not only when the lease runs out."""
+        """Requeue its jobs at once rather than when the lease runs out."""
         with self._db.write() as connection:
             queue.release(
                 connection, slot.worker_id, time.time(), self._settings.retention_s, blame=True
             )
 
     def _hangs(self, slot: _Slot) -> bool:
-        """Silent for two leases, or without a tick for too long.
+        """Whether it has not beaten for two leases, or its loop has not ticked for hang_s.
 
-        A loop that has nothing to do ticks too. Only before its first checkpoint is a worker
-        without jobs given time: loading one has no bound.
+        An idle loop ticks too. Until its first checkpoint is loaded, a worker without jobs may take
+        any time.
         """
         with self._db.read() as connection:
             row = connection.execute(
@@ -127,7 +127,7 @@ class Supervisor:
             busy = connection.execute(
                 sa.select(jobs.c.id).where(jobs.c.worker_id == slot.worker_id).limit(1)
             ).first()
-        if row is None:  # its lease ran out and was taken, or it has none yet
+        if row is None:  # reclaimed, or not registered yet
             return slot.registered or time.monotonic() - slot.started > START_S
         slot.registered = True
         now, settings = time.time(), self._settings

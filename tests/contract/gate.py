@@ -17,14 +17,15 @@ import httpx
 
 from imaged.engine.decode import Picture
 from imaged.engine.outcome import Outcome
-from imaged.engine.state import Maker
+from imaged.engine.snapshot import Provenance
 from imaged.errors import JobFailed
-from imaged.gateway import listen
-from imaged.gateway.ops import _chores_once
+from imaged.gateway import serve
+from imaged.gateway.operations.maintenance import _chores_once
 from imaged.settings import Settings
-from imaged.store import demand, keys, queue
+from imaged.store.accounts import keys
 from imaged.store.blobs import Blobs
-from imaged.store.db import Database
+from imaged.store.jobs import model_demand, queue
+from imaged.store.sql.database import Database
 from imaged.worker.deliver import Delivery, Stamp
 from tests.conftest import SLUG, free_port, store, until
 
@@ -59,7 +60,7 @@ class Gate:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["request_id"])
 
-    def settled(self, job_id: str, key: str | None = None) -> httpx.Response:
+    def wait_for_end(self, job_id: str, key: str | None = None) -> httpx.Response:
         """The answer of the status endpoint once the job has ended."""
         with self.client(key) as client:
             return client.get(f"/v2/requests/{job_id}/status", params={"wait": 20})
@@ -68,7 +69,7 @@ class Gate:
         """An hour later, as far as the gateway's chores can tell."""
         from sqlalchemy import update
 
-        from imaged.store.schema import jobs
+        from imaged.store.sql.schema import jobs
 
         with self.database.write() as c:
             c.execute(update(jobs).where(jobs.c.expires_at.is_not(None)).values(expires_at=1.0))
@@ -76,8 +77,8 @@ class Gate:
 
     @contextmanager
     def running(self) -> Iterator[Gate]:
-        server = listen.server(self.settings)
-        self.doors = server.config.http.doors  # type: ignore[union-attr]
+        server = serve.server(self.settings)
+        self.limiter = server.config.http.limiter  # type: ignore[union-attr]
         threads = [threading.Thread(target=server.run), threading.Thread(target=self._paint)]
         for thread in threads:
             thread.start()
@@ -105,7 +106,7 @@ class Gate:
             queue.beat(c, PAINTER, time.time(), time.time(), "grey", {})
         while not self._ending.wait(0.02):
             with self.database.read() as c:
-                if not demand.fairest(c, [SLUG, "micro"], time.time()):
+                if not model_demand.fairest(c, [SLUG, "micro"], time.time()):
                     continue
             with self.database.write() as c:
                 held = "hold"
@@ -130,8 +131,8 @@ class Gate:
         ]
         rests = job.draft is not None and not job.draft.samples
         states = (b"a state",) * len(pictures) if rests else ()
-        maker = Maker("grey", "0" * 64, "1" * 64, "", "CPU", "float32", "exact")
-        outcome = Outcome(job.id, tuple(pictures), None, 0.25, states, job.unet_calls, maker)
+        provenance = Provenance("grey", "0" * 64, "1" * 64, "", "CPU", "float32", "exact")
+        outcome = Outcome(job.id, tuple(pictures), None, 0.25, states, job.unet_calls, provenance)
         stamp = Stamp("grey", "exact", "CPU")
         Delivery(self.database, self._blobs, PAINTER, self.settings).deliver(job, outcome, stamp)
 
@@ -144,7 +145,7 @@ class _Chores:
 def _give_back(connection: Any, job_id: str) -> None:
     from sqlalchemy import update
 
-    from imaged.store.schema import jobs
+    from imaged.store.sql.schema import jobs
 
     connection.execute(
         update(jobs)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from imaged.gateway.admit import Admission
+from imaged.gateway.submit.admission import Admission
 from tests.conftest import SLUG
 from tests.contract.gate import Gate
 

@@ -13,9 +13,9 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from imaged.gateway.sdapi import OFFERED, SAMPLERS
-from imaged.schedulers import SCHEDULERS
-from imaged.store import history
+from imaged.gateway.compat.a1111 import OFFERED, SAMPLERS
+from imaged.sampling.schedulers import SCHEDULERS
+from imaged.store.jobs import history
 from tests.contract.gate import Gate
 from tests.unit.test_infotext import read_back
 

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from imaged.gateway import ops
+from imaged.gateway.operations import maintenance
 from imaged.jobs import Draft
-from imaged.params import ImageParams
-from imaged.store import drafts, ledger, queue
-from imaged.store.schema import jobs
+from imaged.params.image_params import ImageParams
+from imaged.store.accounts import ledger
+from imaged.store.jobs import drafts, queue
+from imaged.store.sql.schema import jobs
 from tests.contract.gate import Gate
 
 PRICE = 0.008 * 0.25 * 25 / 25  # of one picture of 512 px at 25 calls
@@ -56,7 +57,7 @@ def books(gate: Gate) -> list[str]:
 
 def test_a_draft_rests_and_can_be_looked_at(gate: Gate) -> None:
     job_id = submit(gate, {"steps": 8})
-    body = gate.settled(job_id).json()
+    body = gate.wait_for_end(job_id).json()
     assert body["status"] == "PROCESSING"  # the original knows no other word
     assert (body["step"], body["steps"]) == (8, 25)
     assert (body["unet_calls_done"], body["unet_calls"]) == (32, 32)
@@ -174,7 +175,7 @@ def test_what_cannot_be_finished_is_refused_and_rests(gate: Gate, body: Any, fie
     job_id = parked(gate)
     answer = finish(gate, job_id, body)
     assert answer.status_code == 400 and answer.json()["error"].startswith(field), answer.text
-    assert gate.settled(job_id).json()["progress"]["parked"] is True
+    assert gate.wait_for_end(job_id).json()["progress"]["parked"] is True
 
 
 def test_only_what_rests_can_be_finished_and_once(gate: Gate) -> None:
@@ -211,7 +212,7 @@ def test_preflight_tells_its_price(gate: Gate) -> None:
     }
     quoted = {"quote_id": told["quote_id"], "draft": {"steps": 8}}
     job_id = post(gate, f"/v2/{gate.slug}", quoted).json()["request_id"]
-    assert gate.settled(job_id).json()["progress"]["parked"] is True
+    assert gate.wait_for_end(job_id).json()["progress"]["parked"] is True
 
 
 def test_a_finished_draft_is_a_job_like_others(gate: Gate) -> None:
@@ -255,7 +256,7 @@ def test_who_makes_it_fail_pays_for_the_draft(
         assert queue.fail(c, job, "another", reason, "text", time.time(), 60.0)
         queue.release(c, "another", time.time(), 60.0, blame=False)
     assert (1 - credits(gate, key) > 1e-3) == charged
-    assert ("cost" in gate.settled(job_id, key).json()["metrics"]) == charged
+    assert ("cost" in gate.wait_for_end(job_id, key).json()["metrics"]) == charged
     assert books(gate) == []
 
 
@@ -283,11 +284,11 @@ def test_history_tells_what_was_charged(gate: Gate) -> None:
 def test_a_draft_is_there_until_it_has_been_ended(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_chores_once", lambda _: None)  # which would end it
+    monkeypatch.setattr(maintenance, "_chores_once", lambda _: None)  # which would end it
     job_id = parked(gate)
     with gate.database.write() as c:
         c.execute(jobs.update().where(jobs.c.id == job_id).values(expires_at=1.0))
-    assert gate.settled(job_id).status_code == 200
+    assert gate.wait_for_end(job_id).status_code == 200
     assert finish(gate, job_id, {}).status_code == 200
 
 

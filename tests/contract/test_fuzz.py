@@ -17,14 +17,17 @@ import pytest
 import sqlalchemy as sa
 from starlette.types import ASGIApp
 
-from imaged import params
-from imaged.catalogue import price_micros
-from imaged.gateway import admit
+from imaged.catalogue.model import price_micros
 from imaged.gateway.app import build_app
-from imaged.gateway.state import Gateway
+from imaged.gateway.context import Gateway
+from imaged.gateway.submit import admission
 from imaged.jobs import State
-from imaged.store import ledger, models, queue, webhooks
-from imaged.store.schema import api_keys
+from imaged.params import knobs
+from imaged.store import catalogue
+from imaged.store.accounts import ledger
+from imaged.store.jobs import queue
+from imaged.store.sql.schema import api_keys
+from imaged.store.webhooks import subscriptions
 from tests.contract.gate import Gate
 from tests.contract.mutator import GOOD, Sent, mutants
 from tests.contract.test_hostile import alive
@@ -115,15 +118,15 @@ def differences(idle: Gate, answers: list[Answer]) -> Iterator[str]:
     """
     with idle.database.read() as c:
         jobs = {job.id: job for job in queue.newest(c, len(answers))}
-        catalogue, books = models.catalogue(c), ledger.audit(c)
+        offered, books = catalogue.catalogue(c), ledger.audit(c)
         row = c.execute(sa.select(api_keys).where(api_keys.c.name == "fuzzed")).one()
-        hooks = len(webhooks.of_key(c, row.id))
+        hooks = len(subscriptions.of_key(c, row.id))
     yield from books
     told = {answer.job_id for answer in answers if answer.job_id}
     yield from (f"{job_id} is told of or there, not both" for job_id in told ^ set(jobs))
     held = 0
     for job in jobs.values():
-        price = price_micros(catalogue[job.model], job.params)
+        price = price_micros(offered[job.model], job.params)
         held += price if job.state is State.QUEUED else 0
         if job.cost_micros != price or job.state not in (State.QUEUED, State.FAILED):
             yield f"{job.id}: {job.cost_micros} of {price}, {job.state}"
@@ -152,10 +155,10 @@ def test_thousands_of_mutants_go_through_the_whole_app(tmp_path: Path, count: in
 
 def test_mutant_that_reads_carelessly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were numbers read as Python reads them, a few hundred bodies would show it."""
-    monkeypatch.setitem(params._READERS, "integer", lambda _, value: int(value))
+    monkeypatch.setitem(knobs._READERS, "integer", lambda _, value: int(value))
     assert any(line.startswith("500") for line in fuzz(tmp_path, 500)[1])
 
 
 def test_mutant_that_charges_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admit, "price_micros", lambda *given: price_micros(*given) + 1)
+    monkeypatch.setattr(admission, "price_micros", lambda *given: price_micros(*given) + 1)
     assert any("of" in line for line in fuzz(tmp_path, 500)[1])

@@ -22,15 +22,16 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from imaged import params
 from imaged.errors import ImagedError
-from imaged.gateway import body, images, openai, sdapi
 from imaged.gateway.app import HISTORY, build_app
-from imaged.gateway.rules import HARD, Rules, _read_rule
-from imaged.gateway.state import Gateway
+from imaged.gateway.compat import a1111, openai
+from imaged.gateway.context import Gateway
+from imaged.gateway.submit import request_body
 from imaged.jobs import State
-from imaged.params import KNOBS
-from imaged.store import queue
+from imaged.moderation.rules import HARD, Rules, _read_rule
+from imaged.params import knobs
+from imaged.params.knobs import KNOBS
+from imaged.store.jobs import queue
 from tests.conftest import SLUG
 from tests.contract.gate import Gate
 from tests.contract.hostile import CASES, JSON, ODD_TEXTS, Case
@@ -89,7 +90,7 @@ def test_a_hostile_last_event_id(gate: Gate, place: str) -> None:
     """What is no id of ours has seen nothing: the stream begins at its beginning."""
     job_id = gate.submit("hold" if place == "QUEUED" else "x")
     if place == "COMPLETED":
-        gate.settled(job_id)
+        gate.wait_for_end(job_id)
     with gate.client() as client:
         for text in LAST_IDS:
             answer = client.get(
@@ -145,8 +146,8 @@ def test_mutant_nan_body(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that take what Python's own conversions take are seen by the table."""
     numbers = [case for case in CASES if "NaN" in case.name and "=" in case.name]
     assert answers(gate, numbers) == []
-    monkeypatch.setitem(params._READERS, "number", lambda _, value: float(value))
-    monkeypatch.setitem(params._READERS, "integer", lambda _, value: int(value))
+    monkeypatch.setitem(knobs._READERS, "number", lambda _, value: float(value))
+    monkeypatch.setitem(knobs._READERS, "integer", lambda _, value: int(value))
     wrong = answers(gate, numbers)
     assert any("guidance_scale=NaN: 406" in line for line in wrong)  # would have been queued
     assert any("=NaN: 500" in line for line in wrong)
@@ -227,7 +228,7 @@ async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
     for content in contents:
         try:
             asked = request(content, kind)
-            found, _ = images.understood(asked, await body.read(asked), KNOBS)
+            found, _ = request_body.parse_params(asked, await request_body.read(asked), KNOBS)
             json.dumps(found.as_dict(), allow_nan=False).encode()  # what the store and answers do
             read += 1
         except ImagedError as problem:
@@ -372,16 +373,19 @@ THEIRS = st.dictionaries(
 
 @pytest.mark.parametrize("examples", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_any_words_of_the_other_dialects(examples: int) -> None:
-    from imaged.gateway import dialect
+    from imaged.gateway.compat import shared
 
     @settings(max_examples=examples)
     @given(THEIRS)
     def one(words: dict[str, Any]) -> None:
-        for neutral, read in ((openai.NEUTRAL, openai._params), (sdapi.NEUTRAL, sdapi._params)):
+        for neutral, read in (
+            (openai.UNSUPPORTED_FIELDS, openai._params),
+            (a1111.UNSUPPORTED_FIELDS, a1111._params),
+        ):
             try:
-                dialect.refuse_unless(words, neutral)
-                sdapi._no_scripts(words)
-                sdapi._slug(words)
+                shared.refuse_unless(words, neutral)
+                a1111._no_scripts(words)
+                a1111._slug(words)
                 read(words)
             except ImagedError as problem:
                 assert problem.status == 400

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from segmind import SegmindClient, SegmindError
 
-from imaged.gateway.history import LIST_KEY
-from imaged.params import KNOBS
+from imaged.gateway.compat.segmind import LIST_KEY
+from imaged.params.knobs import KNOBS
 from tests.contract.gate import Gate
 
 
@@ -164,7 +164,7 @@ def test_history_is_dropped_in_time(tmp_path: Any) -> None:
         data.mkdir()
         with Gate(data, history_s=kept_s).running() as own:
             job_id = own.submit()
-            own.settled(job_id)
+            own.wait_for_end(job_id)
             own.expire_everything()
             with own.client() as client:
                 answer = client.get(f"/inference-request/request-history/{job_id}")

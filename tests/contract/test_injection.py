@@ -13,7 +13,7 @@ import httpx
 import pytest
 from uvicorn.protocols.http import httptools_impl
 
-from imaged.gateway import replies
+from imaged.gateway.present import bodies
 from imaged.worker.deliver import Stamp
 from tests.contract import gate as module
 from tests.contract.gate import Gate
@@ -34,7 +34,7 @@ PATHS = [
 ]
 
 
-def bodies(slug: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def cases(slug: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every text that a caller may choose, at every route that takes one."""
     for path in (f"/v1/{slug}", f"/v2/{slug}", f"/v2/{ESCAPED}"):
         for name in ("prompt", "negative_prompt", "scheduler", "output_format", EVIL):
@@ -59,7 +59,7 @@ def test_what_a_caller_sends_makes_no_header(gate: Gate) -> None:
     with gate.client() as client:
         for path in PATHS:
             assert is_clean(client.get(path)), path
-        for path, body in bodies(gate.slug):
+        for path, body in cases(gate.slug):
             assert is_clean(client.post(path, json=body)), (path, body)
 
 
@@ -93,7 +93,7 @@ def test_what_a_worker_tells_makes_no_header(gate: Gate, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_mutant_that_does_not_escape(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then uvicorn alone stands between, and there is no picture; without it there is a header."""
-    monkeypatch.setattr(replies, "quote", lambda text, **_: text)
+    monkeypatch.setattr(bodies, "quote", lambda text, **_: text)
     with pytest.raises(httpx.RemoteProtocolError):
         picture_by(gate, monkeypatch)
     monkeypatch.setattr(httptools_impl, "HEADER_VALUE_RE", re.compile(b"(?!)"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from imaged.params import Lora
-from imaged.store import queue
+from imaged.params.loras import Lora
+from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from imaged.store import queue
+from imaged.store.jobs import queue
 from tests.contract.gate import PAINTER, Gate
 
 

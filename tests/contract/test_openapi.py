@@ -15,8 +15,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from imaged.gateway.app import ROUTES
-from imaged.gateway.openapi import STATUS, document
-from imaged.params import KNOBS, read_params
+from imaged.gateway.openapi.document import STATUS, document
+from imaged.params.image_params import read_params
+from imaged.params.knobs import KNOBS
 from tests.conftest import SLUG
 from tests.contract.gate import Gate
 from tests.contract.test_drafts import parked
@@ -40,7 +41,7 @@ def test_it_is_served_and_whole(gate: Gate) -> None:
 
 def test_it_is_made_once(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anyone may ask for it, as often as they like."""
-    monkeypatch.delattr("imaged.gateway.openapi.document")
+    monkeypatch.delattr("imaged.gateway.openapi.document.document")
     for path in ("/openapi.json", "/docs"):
         assert httpx.get(f"{gate.url}{path}").status_code == 200
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from imaged.gateway import access
+from imaged.gateway import auth
 from imaged.gateway.app import ROUTES, read_only
 from tests.contract.gate import Gate
 
@@ -29,12 +29,12 @@ PUBLIC = {
     "/docs": "documentation",
     "/files/{name}": "the link is signed",
 }
-ROUTED = [route for route in ROUTES if access.marks(route.endpoint) != ["public"]]
+ROUTED = [route for route in ROUTES if auth.marks(route.endpoint) != ["public"]]
 
 
 def calls(route: Route) -> list[str]:
     if isinstance(route.endpoint, type):
-        return [verb.upper() for verb in access.VERBS if hasattr(route.endpoint, verb)]
+        return [verb.upper() for verb in auth.VERBS if hasattr(route.endpoint, verb)]
     return sorted((route.methods or set()) - {"HEAD"})
 
 
@@ -42,7 +42,7 @@ def unmarked() -> list[str]:
     """Routes of which the table does not say who may call them, or says too little."""
     found = []
     for route in ROUTES:
-        for mark in access.marks(route.endpoint):
+        for mark in auth.marks(route.endpoint):
             fine = mark == ("owner" if "job_id" in route.param_convertors else "key")
             said = mark == "public" and (route.path in PUBLIC or route.endpoint is read_only)
             if not fine and not said:
@@ -55,13 +55,13 @@ def unexplained(routes: list[Route]) -> list[str]:
     return [
         route.path
         for route in routes
-        if set(route.param_convertors) - {"job_id"} and not access.HARMLESS.get(route.path)
+        if set(route.param_convertors) - {"job_id"} and not auth.UNOWNED_PATH_PARAMS.get(route.path)
     ]
 
 
 def test_every_parameter_of_a_path_is_an_owners_or_harmless() -> None:
     assert unexplained(ROUTES) == []
-    assert set(access.HARMLESS) == {r.path for r in ROUTES if r.param_convertors} - {
+    assert set(auth.UNOWNED_PATH_PARAMS) == {r.path for r in ROUTES if r.param_convertors} - {
         path for _, path in job_paths()
     }
 
@@ -74,24 +74,24 @@ def test_every_parameter_of_a_path_is_an_owners_or_harmless() -> None:
     ],
 )
 def test_a_key_alone_opens_no_path_with_a_parameter(path: str) -> None:
-    @access.keyed
+    @auth.keyed
     async def careless(*_: Any) -> Response:
         return Response()
 
     with pytest.raises(TypeError, match=r"name its job|make its endpoint"):
-        access.route(path, careless)
+        auth.route(path, careless)
     assert unexplained([Route(path, careless)]) == [path] * (
         set(re.findall(r"{(\w+)", path)) != {"job_id"}
     )
 
 
 def test_an_owner_needs_a_job_in_the_path() -> None:
-    @access.owned
+    @auth.owned
     async def of_no_job(*_: Any) -> Response:
         return Response()
 
     with pytest.raises(TypeError):
-        access.route("/x", of_no_job)
+        auth.route("/x", of_no_job)
 
 
 def test_every_route_says_who_may_call() -> None:
@@ -102,12 +102,12 @@ def test_a_new_route_without_an_owner_check_fails(monkeypatch: pytest.MonkeyPatc
     async def careless(_: Request) -> Response:
         return Response()
 
-    for endpoint in (careless, access.public(careless)):
+    for endpoint in (careless, auth.public(careless)):
         with pytest.raises(TypeError, match="make its endpoint by public, keyed or owned"):
-            access.route("/v2/requests/{job_id}/secrets", endpoint)
+            auth.route("/v2/requests/{job_id}/secrets", endpoint)
     with pytest.raises(TypeError):
-        access.route("/v1/secrets", lambda _: Response())
-    planted = [*ROUTES, Route("/v1/secrets", careless), Route("/v1/more", access.public(careless))]
+        auth.route("/v1/secrets", lambda _: Response())
+    planted = [*ROUTES, Route("/v1/secrets", careless), Route("/v1/more", auth.public(careless))]
     monkeypatch.setitem(globals(), "ROUTES", planted)
     assert unmarked() == ["/v1/secrets", "/v1/more"]
 
@@ -118,7 +118,7 @@ def test_without_a_key_nothing_is_told(gate: Gate, route: Route) -> None:
     for method in calls(route):
         for headers in ({}, {"x-api-key": "SG_wrong"}):
             answer = httpx.request(method, gate.url + path, headers=headers, json={})
-            if access.marks(route.endpoint) != ["public"]:
+            if auth.marks(route.endpoint) != ["public"]:
                 assert answer.status_code == 401, (method, path)
 
 
@@ -139,20 +139,20 @@ def leaks(gate: Gate, job_id: str, stranger: str) -> list[tuple[str, str]]:
 
 def test_a_stranger_hears_nothing_of_a_job(gate: Gate) -> None:
     job_id = gate.submit()
-    gate.settled(job_id)
+    gate.wait_for_end(job_id)
     assert len(job_paths()) >= 4
     assert leaks(gate, job_id, gate.make_key()) == []
 
 
 def test_mutant_owner_clause_dropped(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    from imaged.gateway.wait import Board
+    from imaged.gateway.read.job_reader import JobReader
 
-    async def any_job(self: Board, _: Any, job_id: str) -> Any:
+    async def any_job(self: JobReader, _: Any, job_id: str) -> Any:
         return await self._jobs.get(job_id)
 
     job_id, stranger = gate.submit(), gate.make_key()
-    gate.settled(job_id)
-    monkeypatch.setattr(Board, "job", any_job)
+    gate.wait_for_end(job_id)
+    monkeypatch.setattr(JobReader, "job", any_job)
     assert len(leaks(gate, job_id, stranger)) == len(job_paths())
 
 
@@ -162,7 +162,7 @@ def test_mutant_owner_clause_dropped(gate: Gate, monkeypatch: pytest.MonkeyPatch
 def unsigned(gate: Gate) -> list[int]:
     """What links to a picture answer whose signature is missing, wrong or another's."""
     job_id = gate.submit(samples=2)
-    gate.settled(job_id)
+    gate.wait_for_end(job_id)
     with gate.client() as client:
         images = client.get(f"/v2/requests/{job_id}").json()["images"]
     first, second = (httpx.URL(image["url"]) for image in images)
@@ -188,17 +188,17 @@ def test_mutant_unsigned_link_accepted(gate: Gate, monkeypatch: pytest.MonkeyPat
 
 
 def test_mutant_failed_as_200(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    from imaged.gateway import replies
+    from imaged.gateway.present import bodies
 
     def failed_codes() -> set[int]:
         job_id = gate.submit("fail: no luck")
-        gate.settled(job_id)
+        gate.wait_for_end(job_id)
         read = [p for method, p in job_paths() if method == "GET" and not p.endswith("/events")]
         paths = [path.replace("{job_id}", job_id) for path in read]
         with gate.client() as client:
             return {client.get(path).status_code for path in paths}
 
-    right = replies.status
+    right = bodies.status
     assert failed_codes() == {422}
-    monkeypatch.setattr(replies, "status", lambda job, links: (200, right(job, links)[1]))
+    monkeypatch.setattr(bodies, "status", lambda job, links: (200, right(job, links)[1]))
     assert failed_codes() == {200}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from imaged import offers
-from imaged.aliases import load
-from imaged.catalogue import DEFAULT_SLUG, MICRO
-from imaged.engine.samplers import table
+from imaged.catalogue import toml
+from imaged.catalogue.aliases import load
+from imaged.catalogue.model import DEFAULT_SLUG, MICRO
+from imaged.engine.sampling.tables import table
 from imaged.errors import CommandError
-from imaged.params import KNOBS, WIDEST
-from imaged.schedulers import SCHEDULERS, unet_calls
+from imaged.params.knobs import KNOBS, WIDEST
+from imaged.sampling.schedulers import SCHEDULERS, unet_calls
 from tests.conftest import QUICK, SLUG, Server
 from tests.contract.gate import Gate
 
@@ -54,7 +54,7 @@ def test_thirteen_schedulers(gate: Gate) -> None:
 
 
 def test_the_pages_own_request(gate: Gate) -> None:
-    answer = post(gate, **offers.built_in()[DEFAULT_SLUG].sample)
+    answer = post(gate, **toml.built_in()[DEFAULT_SLUG].sample)
     assert answer.status_code == 200
     assert answer.headers["x-seed-value"] == "565481734"
 

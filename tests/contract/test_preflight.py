@@ -11,11 +11,13 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from imaged.gateway import images, quotes, turns
-from imaged.gateway.forecast import WIDE
-from imaged.schedulers import SCHEDULERS
-from imaged.store import ledger, models
-from imaged.store.schema import jobs
+from imaged.gateway.api import images
+from imaged.gateway.read.forecast import WIDE
+from imaged.gateway.submit import cpu_share, quotes
+from imaged.sampling.schedulers import SCHEDULERS
+from imaged.store import catalogue
+from imaged.store.accounts import ledger
+from imaged.store.sql.schema import jobs
 from tests.conftest import until
 from tests.contract.gate import Gate
 
@@ -61,7 +63,7 @@ def test_it_says_what_a_submit_does(gate: Gate) -> None:
 
 def test_when_it_would_be_done(gate: Gate) -> None:
     for seed in range(3):
-        gate.settled(gate.submit(seed=seed))
+        gate.wait_for_end(gate.submit(seed=seed))
     expected = look(gate).json()["expected"]
     assert expected["jobs"] >= 3
     for seconds in (expected["wait_s"], expected["run_s"]):
@@ -85,15 +87,15 @@ def test_a_quote_is_all_that_need_be_sent(gate: Gate) -> None:
 def dear(gate: Gate) -> Any:
     """A model whose price was raised after the quote was given."""
     with gate.database.write() as c:
-        models.add(c, "priced", {"price": 0.01}, time.time())
+        catalogue.add(c, "priced", {"price": 0.01}, time.time())
     until(lambda: look(gate, slug="priced").is_success)  # the catalogue has been read again
     told = look(gate, slug="priced").json()
     with gate.database.write() as c:
-        models.add(c, "priced", {"price": 0.05}, time.time())
+        catalogue.add(c, "priced", {"price": 0.05}, time.time())
     until(lambda: look(gate, slug="priced").json()["cost"] != told["cost"])
     yield told
     with gate.database.write() as c:
-        models.remove(c, "priced")
+        catalogue.remove(c, "priced")
 
 
 def test_a_quote_is_kept_when_the_price_has_risen(
@@ -107,7 +109,7 @@ def test_a_quote_is_kept_when_the_price_has_risen(
         return float(job(gate, answer.json()["request_id"]).cost_micros / 1e6)
 
     assert charged() == dear["cost"]
-    monkeypatch.setattr(images, "replace", lambda terms, **_: terms)  # the mutant
+    monkeypatch.setattr(images, "replace", lambda options, **_: options)  # the mutant
     assert charged() == now["cost"]
 
 
@@ -153,8 +155,8 @@ def test_a_quote_ends(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_asks_all_the_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had much worked out waits before the next; others do not."""
     key, other = gate.make_key(), gate.make_key()
-    monkeypatch.setattr(turns, "AT_ONCE_S", 0.0)
-    monkeypatch.setattr(turns, "SHARE", 0.001)
+    monkeypatch.setattr(cpu_share, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(cpu_share, "SHARE", 0.001)
     assert look(gate, key).status_code == 200
     refused = look(gate, key)
     assert (refused.status_code, refused.json()["code"]) == (429, "too_fast")

@@ -14,16 +14,16 @@ import pytest
 import segmind
 
 import imaged
-from imaged import offers
-from imaged.catalogue import DEFAULT_SLUG
+from imaged.catalogue import toml
+from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.client import client as module
-from imaged.params import read_params
-from imaged.store import queue
+from imaged.params.image_params import read_params
+from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 
 SAMPLES = Path(__file__).parent / "published"
 RUN, WAIT = ((SAMPLES / name).read_text() for name in ("run.txt", "wait.txt"))
-REQUEST = {"model": DEFAULT_SLUG, "body": offers.built_in()[DEFAULT_SLUG].sample}
+REQUEST = {"model": DEFAULT_SLUG, "body": toml.built_in()[DEFAULT_SLUG].sample}
 
 
 @pytest.fixture(params=["vendor", "ours"])

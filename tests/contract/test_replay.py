@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from imaged import receipts
-from imaged.store import keys, queue
+from imaged.provenance import receipts
+from imaged.store.accounts import keys
+from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 
 NAMES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "dtype", "determinism")
@@ -16,7 +17,7 @@ NAMES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "dtype", "deter
 
 def receipt_of(gate: Gate, **params: Any) -> dict[str, Any]:
     job_id = gate.submit("a house", seed=1, **params)
-    gate.settled(job_id)
+    gate.wait_for_end(job_id)
     with gate.client() as client:
         return dict(client.get(f"/v2/requests/{job_id}").json()["images"][0]["receipt"])
 

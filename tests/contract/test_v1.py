@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from segmind import SegmindClient
 
-from imaged.gateway.rules import Rules
-from imaged.store import ledger
+from imaged.moderation.rules import Rules
+from imaged.store.accounts import ledger
 from tests.contract.conftest import PAGE
 from tests.contract.curl import curl
 from tests.contract.gate import Gate

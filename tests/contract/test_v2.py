@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 from segmind import InferenceFailed, InferenceTimeout, SegmindClient, SegmindError
 
-from imaged.gateway.admit import Admission
-from imaged.gateway.wait import Board
+from imaged.gateway.read.job_reader import JobReader
+from imaged.gateway.submit.admission import Admission
 from tests.conftest import until
 from tests.contract.gate import Gate
 from tests.contract.outcomes import BLOCKED
@@ -96,7 +96,7 @@ def test_processing(gate: Gate) -> None:
 
 def test_completed(gate: Gate) -> None:
     job_id = gate.submit("a house", samples=2, seed=5)
-    assert gate.settled(job_id).json()["status"] == "COMPLETED"
+    assert gate.wait_for_end(job_id).json()["status"] == "COMPLETED"
     answers = {name: answer.json() for name, answer in ask(gate, job_id).items()}
     assert {body["status"] for body in answers.values()} == {"COMPLETED"}
     metrics = answers["status"]["metrics"]
@@ -118,14 +118,14 @@ def test_completed(gate: Gate) -> None:
 
 def test_base64_on_v2(gate: Gate) -> None:
     job_id = gate.submit(base64=True, samples=2)
-    gate.settled(job_id)
+    gate.wait_for_end(job_id)
     images = ask(gate, job_id)["result"].json()["images"]
     assert [image["base64"][:4] for image in images] == ["/9j/"] * 2
 
 
 def test_failed(gate: Gate) -> None:
     job_id = gate.submit("fail: blocked by content policy")
-    gate.settled(job_id)
+    gate.wait_for_end(job_id)
     for answer in ask(gate, job_id).values():
         body = answer.json()
         assert (answer.status_code, body["status"]) == (422, "FAILED")
@@ -171,7 +171,7 @@ def test_an_hour_later(tmp_path: Any) -> None:
     (tmp_path / "data").mkdir()
     with Gate(tmp_path / "data").running() as own:
         job_id = own.submit(samples=2)
-        own.settled(job_id)
+        own.wait_for_end(job_id)
         url = ask(own, job_id)["result"].json()["output"]
         own.expire_everything()
         assert {a.status_code for a in ask(own, job_id).values()} == {404}
@@ -247,7 +247,7 @@ def test_sdk_failed(sdk: SegmindClient, gate: Gate) -> None:
     assert caught.value.detail == "blocked by content policy"
     assert caught.value.status_body["status"] == "FAILED"
     job = sdk.submit_async(gate.slug, prompt="fail: again")
-    gate.settled(job.request_id)
+    gate.wait_for_end(job.request_id)
     assert job.result()["error"] == "again"
 
 
@@ -333,10 +333,10 @@ def test_the_servers_own_faults_are_json(gate: Gate, monkeypatch: pytest.MonkeyP
 
 def test_faults_behind_polls_are_json(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: Exception) -> tuple[int, Any]:
-        async def settled(*_: Any) -> Any:
+        async def wait_for_end(*_: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(Board, "settled", settled)
+        monkeypatch.setattr(JobReader, "wait_for_end", wait_for_end)
         with gate.client() as client:
             answer = client.get(f"/v2/requests/{'0' * 32}/status")
         return answer.status_code, answer.json()

@@ -12,12 +12,12 @@ import segmind
 from segmind import InferenceTimeout, SegmindClient, SegmindError
 from segmind.webhooks import Webhooks
 
-from imaged import offers
-from imaged.catalogue import DEFAULT_SLUG, price_micros
-from imaged.gateway.history import LIST_KEY
-from imaged.gateway.replies import WIRE
+from imaged.catalogue import toml
+from imaged.catalogue.model import DEFAULT_SLUG, price_micros
+from imaged.gateway.compat.segmind import LIST_KEY
+from imaged.gateway.present.bodies import WIRE
 from imaged.jobs import State
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
 from tests.contract.gate import Gate
 from tests.contract.test_hosts import stay_home
 from tests.contract.test_v2 import ask, wait_for
@@ -188,7 +188,7 @@ def test_the_states_are_four_in_upper_case(gate: Gate) -> None:
 
 def test_a_result_that_is_gone_is_an_error_to_it(sdk: SegmindClient, gate: Gate) -> None:
     job = sdk.submit_async(gate.slug, prompt="x")
-    gate.settled(job.request_id)
+    gate.wait_for_end(job.request_id)
     job.response_url = job.response_url.replace(job.request_id, "0" * 32)
     with pytest.raises(SegmindError) as caught:
         job.wait(interval=0.02)
@@ -235,7 +235,7 @@ def test_what_is_said_to_affect_the_price_does(sdk: SegmindClient, gate: Gate) -
         "crop": (1, 2),
         "target_size": (512, 512),
     }
-    model = offers.built_in()[DEFAULT_SLUG]
+    model = toml.built_in()[DEFAULT_SLUG]
     usual = price_micros(model, ImageParams("x"))
     found = {
         name: price_micros(model, ImageParams(**{"prompt": "x", name: value})) != usual

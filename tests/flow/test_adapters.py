@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from tests.conftest import QUICK, Server, imaged, until
 from tests.golden.test_embeddings import vectors
 from tests.golden.test_lora import attention, halves, kohya

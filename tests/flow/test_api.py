@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from imaged import __version__
-from imaged.params import KNOBS
+from imaged.params.knobs import KNOBS
 from tests.conftest import QUICK, SLUG, Server, cli, imaged
 from tests.unit.test_params import WRONG
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imaged.catalogue import MICRO
-from imaged.store.keys import load_signer
+from imaged.catalogue.model import MICRO
+from imaged.store.accounts.keys import load_signer
 from tests.conftest import FEW_STEPS, QUICK, Server, cli, imaged
 
 LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of models as added

@@ -20,9 +20,10 @@ import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from imaged.store import keys, ledger, webhooks
-from imaged.store.db import Database
-from imaged.store.schema import outbox
+from imaged.store.accounts import keys, ledger
+from imaged.store.sql.database import Database
+from imaged.store.sql.schema import outbox
+from imaged.store.webhooks import subscriptions
 from tests.conftest import SLUG, Server, imaged
 
 FOLDERS = sorted((Path(__file__).parents[1] / "old_data").glob("*.tar.gz"))
@@ -79,8 +80,8 @@ def look_inside(old: Opened, url: str) -> None:
         assert ledger.audit(connection) == []
         rows = keys.rows(connection)
         old.free = [row.balance_micros - row.reserved_micros for row in rows]
-        [hook] = webhooks.of_key(connection, rows[0].id)
-        webhooks.update(connection, hook.key_id, hook.id, url, hook.types)
+        [hook] = subscriptions.of_key(connection, rows[0].id)
+        subscriptions.update(connection, hook.key_id, hook.id, url, hook.types)
         connection.execute(outbox.update().values(due_at=0.0))  # also where the clock is behind
     db.close()
 

@@ -15,9 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import imaged as sdk
-from imaged import receipts
 from imaged.client.result import Result
-from imaged.store import keys
+from imaged.provenance import receipts
+from imaged.store.accounts import keys
 from tests.conftest import QUICK, SLUG, Server, cli
 
 JOB = {**QUICK, "num_inference_steps": 12, "seed": 20, "samples": 3}

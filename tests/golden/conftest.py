@@ -11,7 +11,7 @@ import torch
 
 from bench import original_layout
 from bench.models import SHAPES
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 
 
 def reduced_nets() -> dict[str, Any]:

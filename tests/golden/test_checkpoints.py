@@ -14,14 +14,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from bench.models import SHAPES
-from imaged.catalogue import Weights
+from imaged.catalogue.model import Weights
 from imaged.engine.cpu import Cpu
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, _slowly, as_made, load, numbers, size
+from imaged.engine.loading.load import Nets, _slowly, as_made, load, numbers, size
 from imaged.engine.nets.vae import VAE
 from imaged.errors import CheckpointRefused
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS
 from tests.oracle import build_scheduler
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import torch
 from compel import Compel, CompelForSDXL
 from compel.prompt_parser import Blend
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.errors import BadParameter, JobFailed
-from imaged.params import read_params
+from imaged.params.image_params import read_params
 from imaged.prompt import Reading
 from imaged.prompt.compel import Structure, parse
 from imaged.prompt.embeddings import Embeddings

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.errors import CheckpointRefused
 from imaged.prompt.embeddings import Embeddings, read_embedding

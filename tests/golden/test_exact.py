@@ -20,21 +20,21 @@ import pytest
 import torch
 
 from bench.models import SHAPES, Text
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine import engine as engine_module
-from imaged.engine.batching import Cost
 from imaged.engine.decode import Picture
 from imaged.engine.denoise import denoise
 from imaged.engine.engine import Engine
-from imaged.engine.exact import Buckets, agrees
-from imaged.engine.load import load
+from imaged.engine.loading.load import load
+from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
-from imaged.engine.unet import Unet
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS
+from imaged.engine.scheduling.batching import Cost
+from imaged.engine.scheduling.row_buckets import Buckets, agrees
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS
 
 CPU = torch.device("cpu")
 CROWDS = 100  # with each number of threads; in the fast tests a fifth of them
@@ -113,7 +113,7 @@ def alone(engine: Engine, params: ImageParams) -> list[bytes]:
     return [p.rgb for p in outcomes[0].pictures]
 
 
-def crowd(engine: Engine, jobs: list[ImageParams], rng: random.Random) -> dict[int, Outcome]:
+def stack_texts(engine: Engine, jobs: list[ImageParams], rng: random.Random) -> dict[int, Outcome]:
     """Jobs join at random times, some leave again; the outcomes by place in the list."""
     waiting, outcomes = list(enumerate(jobs)), {}
     while waiting or not engine.idle:
@@ -143,7 +143,7 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
     different = compared = 0
     for _ in range(crowds):
         picked = [rng.randrange(len(jobs)) for _ in range(rng.randint(2, 3))]
-        outcomes = crowd(engine, [jobs[n] for n in picked], rng)
+        outcomes = stack_texts(engine, [jobs[n] for n in picked], rng)
         for place, outcome in outcomes.items():
             assert outcome.error is None
             for picture, bytes_alone in zip(
@@ -209,7 +209,7 @@ def test_so_it_is_in_bfloat16(
     nets: Any, wide: Any, threads: int, net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures of one shape, for trials take many calls at this size; they are cut short, too."""
-    monkeypatch.setattr("imaged.engine.exact.ROUNDED", 8)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.ROUNDED", 8)
     jobs = [replace(job, prompt=PROMPTS[0], img_width=128) for job in pool(8)]
     held = in_bf16(nets if net == "micro" else wide)
     different, compared, shared, may = differing(held, 10, jobs)

@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 
 from bench import original_layout
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, load
-from imaged.engine.lora import NONE, Loras, read_lora
+from imaged.engine.loading.load import Nets, load
+from imaged.engine.loading.lora import NONE, Loras, read_lora
+from imaged.engine.loading.single_file import diffusers_name
 from imaged.engine.nets.layers import Conv2d, Layer
-from imaged.engine.single_file import diffusers_name
 from imaged.errors import CheckpointRefused, JobFailed
-from imaged.params import ImageParams, Lora, without_loras
+from imaged.params.image_params import ImageParams
+from imaged.params.loras import Lora, without_loras
 from tests.golden.test_checkpoints import CPU
 from tests.golden.test_parity import our_latents
 from tests.oracle import build_scheduler
@@ -324,7 +325,7 @@ def test_a_second_try_in_float32_keeps_its_loras(nets: Nets, loras: Path) -> Non
     engine.submit("x", asked)
     engine._start_newcomers()
     [run] = engine._jobs["x"].runs
-    run.precise = True
+    run.float32_retry = True
     assert any(
         layer.changes for layer in engine._unet(run).net.modules() if isinstance(layer, Layer)
     )

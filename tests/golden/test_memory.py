@@ -21,10 +21,10 @@ PICTURES = int(os.environ.get("MEMORY_PICTURES", "1"))
 BOUND = 2.25 * 1024**3
 PROGRAM = """
 import json, resource, sys
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine.engine import Engine
-from imaged.engine.load import load
-from imaged.params import ImageParams
+from imaged.engine.loading.load import load
+from imaged.params.image_params import ImageParams
 
 engine = Engine(load(MICRO))
 steps = {"num_inference_steps": 1, "scheduler": "Euler"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from training.micro.evaluate import Exam, share
 from training.micro.sheets import generate
 

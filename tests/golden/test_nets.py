@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from imaged.catalogue import MICRO
-from imaged.engine.load import NETS, Nets, assemble
+from imaged.catalogue.model import MICRO
+from imaged.engine.loading.load import NETS, Nets, assemble
 from imaged.errors import CheckpointRefused
 from tests.golden.conftest import reduced_nets
 from tests.tolerance import difference, in_float64, rounding
@@ -148,9 +148,9 @@ def test_neither_library_is_imported_by_a_worker_that_has_loaded() -> None:
     import sys
 
     program = (
-        "import sys, imaged.worker.main; from imaged.catalogue import MICRO;"
-        "from imaged.engine.engine import Engine; from imaged.engine.load import load;"
-        "from imaged.params import ImageParams; engine = Engine(load(MICRO));"
+        "import sys, imaged.worker.main; from imaged.catalogue.model import MICRO;"
+        "from imaged.engine.engine import Engine; from imaged.engine.loading.load import load;"
+        "from imaged.params.image_params import ImageParams; engine = Engine(load(MICRO));"
         "engine.submit('x', ImageParams('a house', seed=1, img_width=128, img_height=128));"
         "engine.tick(); engine.close();"
         "print(sorted({'diffusers', 'transformers', 'scipy', 'torch._dynamo'} & set(sys.modules)))"

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.engine import engine as engine_module
-from imaged.engine import samplers
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.plan import Plan
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS, step_of_call
+from imaged.engine.sampling import tables
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS, step_of_call
 from tests.oracle import build_scheduler
 from tests.tolerance import difference, with_bound
 
@@ -109,7 +109,7 @@ def small(scheduler: str, **given: Any) -> ImageParams:
         pytest.param("DPM++ 2M Karras", 25, marks=pytest.mark.slow),
         pytest.param("Euler a", 30, marks=pytest.mark.slow),
     ],
-)  # tables are compared at many more steps, see tests/unit/test_samplers.py
+)  # tables are compared at many more steps, see tests/engine/test_samplers.py
 def test_final_latents(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, steps: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_mixed_crowd_equals_each_alone(
     nets: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All samplers, different steps, guidance and prompts in shared UNet calls."""
-    crowd = [
+    stack_texts = [
         small(
             name,
             seed=100 + n,
@@ -185,8 +185,8 @@ def test_a_mixed_crowd_equals_each_alone(
         )
         for n, name in enumerate(SCHEDULERS)
     ]
-    together = our_latents(nets, monkeypatch, *crowd)
-    for params in crowd:
+    together = our_latents(nets, monkeypatch, *stack_texts)
+    for params in stack_texts:
         alone, bound = bounded(theirs, params)
         assert difference(together[params.seed], alone) <= bound, params.scheduler
 
@@ -224,16 +224,16 @@ def test_a_wrong_row_of_a_table_is_seen(
     """In its middle, by a hundredth."""
     params = small(scheduler)
     expected, bound = bounded(theirs, params)
-    made = samplers.make
+    made = tables.make
 
-    def wrong(*given: Any) -> samplers.Table:
+    def wrong(*given: Any) -> tables.Table:
         table = made(*given)
         rows = table.rows.clone()
         rows[table.calls // 2] *= 1.01
         return replace(table, rows=rows)
 
-    monkeypatch.setattr(samplers, "make", wrong)
-    samplers._cached.cache_clear()
+    monkeypatch.setattr(tables, "make", wrong)
+    tables._cached.cache_clear()
     [ours] = our_latents(nets, monkeypatch, params).values()
-    samplers._cached.cache_clear()
+    tables._cached.cache_clear()
     assert difference(ours, expected) > bound

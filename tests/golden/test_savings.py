@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from imaged.engine.exact import AGAIN_S, SELDOM, Buckets, _later, agrees
-from imaged.engine.graphs import KEPT_SHAPES, Graphs
+from imaged.engine.nets.cached_unet import Unet
+from imaged.engine.nets.cuda_graphs import KEPT_SHAPES, Graphs
 from imaged.engine.nets.layers import Conv2d, Layer, _packs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
-from imaged.engine.unet import Unet
+from imaged.engine.scheduling.row_buckets import AGAIN_S, SELDOM, Buckets, _later, agrees
 from tests.tolerance import difference, in_float64, rounding, summed
 
 SEEN = 1e-3  # of the largest output: some thousand roundings
@@ -49,7 +49,7 @@ def plain(theirs: Any, x: torch.Tensor, text: Encoded) -> torch.Tensor:
 
 def ours(unet: Unet, x: torch.Tensor, text: Encoded) -> torch.Tensor:
     times = unet.times(TIMESTEPS, text, IDS)
-    return unet(x, times, unet.crowd([unet.text(text)] * len(TIMESTEPS)))
+    return unet(x, times, unet.stack_texts([unet.text(text)] * len(TIMESTEPS)))
 
 
 @pytest.mark.parametrize("size", [(16, 24), (17, 13)], ids=str)
@@ -89,7 +89,7 @@ def test_another_text_or_time_is_seen(nets: Any, texts: tuple[Encoded, Encoded])
     one = ours(unet, x, texts[0])
     assert difference(ours(unet, x, texts[1]), one) > SEEN
     times = unet.times(TIMESTEPS.flip(0), texts[0], IDS)
-    other = unet(x, times, unet.crowd([unet.text(texts[0])] * 3))
+    other = unet(x, times, unet.stack_texts([unet.text(texts[0])] * 3))
     assert difference(other, one) > SEEN
 
 
@@ -103,7 +103,7 @@ def test_kept_texts_are_the_encoders_own(nets: Any) -> None:
 
 
 def test_kept_keys_and_values_are_bounded(nets: Any) -> None:
-    from imaged.engine.unet import KEPT_TEXTS
+    from imaged.engine.nets.cached_unet import KEPT_TEXTS
 
     encoder, unet = PromptEncoder(nets), Unet(nets.unet)
     for n in range(2 * KEPT_TEXTS):
@@ -232,9 +232,11 @@ def test_a_trial_that_would_take_too_long_is_given_up(
     example = torch.zeros(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0])
     call = unet._call
     monkeypatch.setattr(unet, "_call", lambda x, *rest: calls.append(len(x)) or call(x, *rest))
-    monkeypatch.setattr(unet, "settle", lambda *_: pytest.fail("that takes longer still"))
-    monkeypatch.setattr("imaged.engine.exact.LONGEST_S", 0.0)
-    monkeypatch.setattr("imaged.engine.exact.SOON_S", 0.0)
+    monkeypatch.setattr(
+        unet, "enable_paired_rows", lambda *_: pytest.fail("that takes longer still")
+    )
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.LONGEST_S", 0.0)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.SOON_S", 0.0)
     buckets = Buckets()
     assert agrees(unet, 4, example) is None
     assert not buckets.allow(unet, "shape", 4, example)
@@ -242,7 +244,7 @@ def test_a_trial_that_would_take_too_long_is_given_up(
     assert not buckets.allow(unet, "shape", 4, example)
     assert calls == [2, 2]
     clock = time.monotonic
-    monkeypatch.setattr("imaged.engine.exact.SOON_S", 1e9)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.SOON_S", 1e9)
     took_s = 30.0  # at most, here
     monkeypatch.setattr("time.monotonic", lambda: clock() + SELDOM * took_s + AGAIN_S)
     buckets.allow(unet, "shape", 4, example)

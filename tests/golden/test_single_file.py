@@ -17,9 +17,9 @@ from transformers import CLIPTextConfig
 
 from bench import original_layout
 from bench.models import Shape, Text
-from imaged.catalogue import Weights
-from imaged.checkpoint import noise, scheduler_config
-from imaged.engine.single_file import (
+from imaged.catalogue.model import Weights
+from imaged.checkpoint_info.metadata import noise, scheduler_config
+from imaged.engine.loading.single_file import (
     CLIP,
     OPEN_CLIP,
     UNET,
@@ -29,7 +29,7 @@ from imaged.engine.single_file import (
     read_vae,
 )
 from imaged.errors import CheckpointRefused
-from imaged.files import Header
+from imaged.weight_files import Header
 
 Tensors = dict[str, torch.Tensor]
 DECODER = ("decoder.", "post_quant_conv.")

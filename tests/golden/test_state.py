@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load
 
 from imaged.engine import engine as engine_module
-from imaged.engine import state
+from imaged.engine import snapshot
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.run import Run
-from imaged.engine.state import Course
+from imaged.engine.snapshot import RunPlan
 from imaged.errors import StateRefused
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS
 
 SMALL = ImageParams("a red house", seed=5, img_width=128, img_height=128, samples=2)
 PROMPTS = ("a red house", "a [blue|red] boat, [dawn:noon:2]")
@@ -51,8 +51,8 @@ def job(scheduler: str, rng: random.Random) -> ImageParams:
     )
 
 
-def made(engine: Engine, params: ImageParams, course: Course = state.WHOLE) -> list[bytes]:
-    engine.submit("x", params, 0, course)
+def made(engine: Engine, params: ImageParams, resume_plan: RunPlan = snapshot.WHOLE) -> list[bytes]:
+    engine.submit("x", params, 0, resume_plan)
     while not (outcomes := engine.tick()):
         pass
     assert outcomes[0].error is None
@@ -82,7 +82,7 @@ def differing(nets: Any, schedulers: Sequence[str]) -> int:
     for scheduler in schedulers:
         params = job(scheduler, rng)
         states = parked(before, params, rng.randint(1, params.unet_calls + 3))
-        resumed = made(after, params, Course(states=states))
+        resumed = made(after, params, RunPlan(states=states))
         different += resumed != made(through, params)
     return different
 
@@ -105,12 +105,12 @@ def test_in_bfloat16_too(nets: Any) -> None:
 
 
 def off_by_one(run: Run, saved: Any) -> None:
-    state.resume(run, saved)
+    snapshot.resume(run, saved)
     run.call += run.call < run.last - 1
 
 
 def noise_forgotten(run: Run, saved: Any) -> None:
-    state.resume(run, saved)
+    snapshot.resume(run, saved)
     run.generator.manual_seed(run.plan.seed)
 
 
@@ -133,13 +133,13 @@ def test_mutants_are_seen(
 def test_a_draft_goes_on_as_if_never_stopped(nets: Any, scheduler: str) -> None:
     params = replace(SMALL, scheduler=scheduler, num_inference_steps=8, samples=3)
     engine = engine_of(nets)
-    engine.submit("draft", params, 0, Course(draft=3))
+    engine.submit("draft", params, 0, RunPlan(draft=3))
     while not (outcomes := engine.tick()):
         pass
     [draft] = outcomes
     assert len(draft.states) == len(draft.pictures) == 3
     assert draft.calls == 3 * engine_calls(scheduler, 3)
-    chosen = Course(samples=(0, 2), states={0: draft.states[0], 2: draft.states[2]})
+    chosen = RunPlan(samples=(0, 2), states={0: draft.states[0], 2: draft.states[2]})
     whole = made(engine_of(nets), params)
     assert made(engine_of(nets), params, chosen) == [whole[0], whole[2]]
     assert [p.rgb for p in draft.pictures] != whole
@@ -155,7 +155,7 @@ def test_what_differs_is_named(nets: Any) -> None:
     def refusal(content: bytes, **other: Any) -> str:
         engine = engine_of(replace(nets, **other.pop("nets", {})))
         params = replace(SMALL, samples=1, **other)
-        engine.submit("x", params, 0, Course(states={0: content}, varied=True))
+        engine.submit("x", params, 0, RunPlan(states={0: content}, varied=True))
         [outcome] = engine.tick()
         assert isinstance(outcome.error, StateRefused)
         return outcome.error.detail
@@ -176,7 +176,7 @@ def test_what_differs_is_named(nets: Any) -> None:
 
 def test_a_state_that_is_refused_costs_time_only(nets: Any) -> None:
     params = replace(SMALL, num_inference_steps=5, samples=1)
-    again = made(engine_of(nets), params, Course(states={0: b"broken"}))
+    again = made(engine_of(nets), params, RunPlan(states={0: b"broken"}))
     assert again == made(engine_of(nets), params)
 
 
@@ -194,10 +194,10 @@ def test_elsewhere_only_another_request_goes_on(
     """Whose bits nobody promised; any other picture begins anew."""
     [content] = parked(engine_of(nets), replace(SMALL, samples=1), 3).values()
     assert before in content
-    course = Course(states={0: content.replace(before, after)})
+    resume_plan = RunPlan(states={0: content.replace(before, after)})
     for varied in (False, True):
         engine = engine_of(nets)
-        engine.submit("x", replace(SMALL, samples=1), 0, replace(course, varied=varied))
+        engine.submit("x", replace(SMALL, samples=1), 0, replace(resume_plan, varied=varied))
         engine.tick()
         [progress] = engine.progress().values()
         assert progress.calls == (1 if not varied else 1 + calls_of(content))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 
 from imaged.errors import BadParameter
-from imaged.params import MOST_TEXTS, ImageParams
+from imaged.params.image_params import MOST_TEXTS, ImageParams
 from imaged.prompt import Reading
 from imaged.prompt.editing import MOST_EDITS, texts
-from imaged.schedulers import step_of_call, unet_calls
+from imaged.sampling.schedulers import step_of_call, unet_calls
 
 #: A prompt and what it says at each of four steps, or at all of them.
 CASES: list[tuple[str, str | list[str]]] = [

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imaged.gateway.forecast import WIDE, device_seconds, forecast, play
-from imaged.store.pace import Open, Pace, Past
+from imaged.gateway.read.forecast import WIDE, device_seconds, forecast, play
+from imaged.store.jobs.workload import Open, Pace, Past
 
 NEEDS = st.lists(st.floats(0.1, 50), min_size=1, max_size=12)
 

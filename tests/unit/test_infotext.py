@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imaged.engine.decode import Picture
-from imaged.infotext import infotext
-from imaged.params import ImageParams
+from imaged.params.image_params import ImageParams
+from imaged.provenance.infotext import infotext
 from imaged.worker.encode import encode_png
 
 NAME = re.compile(r"\w[\w /-]*")

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.errors import IdempotencyMismatch, NoCredits
-from imaged.jobs import OPEN, Job, State, Terms, new_job_id
-from imaged.params import ImageParams
-from imaged.store import drafts, ledger, outbox, queue, repeats, webhooks
-from imaged.store.db import Database
-from imaged.store.schema import jobs
+from imaged.jobs import OPEN, Job, RequestOptions, State, new_job_id
+from imaged.params.image_params import ImageParams
+from imaged.store.accounts import ledger
+from imaged.store.jobs import drafts, idempotency, queue
+from imaged.store.sql.database import Database
+from imaged.store.sql.schema import jobs
+from imaged.store.webhooks import outbox, subscriptions
 from tests.conftest import store
 from tests.unit.test_store import RESULT, audit, make_key
 
@@ -40,7 +42,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.known: list[str] = []
         self.under: dict[str, tuple[str, str]] = {}  # Idempotency-Key -> (job, fingerprint)
         with self.db.write() as c:
-            webhooks.add(c, self.key, "http://x/", [webhooks.ANY_END], 1.0)
+            subscriptions.add(c, self.key, "http://x/", [subscriptions.ANY_END], 1.0)
 
     def tick(self) -> float:
         self.now += 1
@@ -65,7 +67,7 @@ class AnyOrder(RuleBasedStateMachine):
     ) -> None:
         """What the gateway does in its one transaction."""
         job_id, now = new_job_id(), self.tick()
-        terms = Terms(key, fingerprint, wait_s, draft_steps=draft)
+        options = RequestOptions(key, fingerprint, wait_s, draft_steps=draft)
         first = self._remembered(key, now)
         try:
             with self.db.write() as c:
@@ -77,7 +79,7 @@ class AnyOrder(RuleBasedStateMachine):
                     params=ImageParams("x", samples=2),
                     cost_micros=cost,
                     now=now,
-                    terms=terms,
+                    options=options,
                 ).job_id
                 if refused and placed == job_id:
                     queue.refuse(c, job_id, "content_policy", "text", now, KEEP_S)
@@ -190,7 +192,7 @@ class AnyOrder(RuleBasedStateMachine):
                 done, shown = job.state is State.COMPLETED, bool(job.draft and job.draft.calls)
                 left = job.state is State.CANCELLED and shown  # looked at, and not wanted
                 assert (ended[job_id] == "settle") == (done or left)
-                assert types[job_id] == (webhooks.COMPLETED if done else webhooks.FAILED)
+                assert types[job_id] == (subscriptions.COMPLETED if done else subscriptions.FAILED)
 
     def teardown(self) -> None:
         self.db.close()
@@ -233,7 +235,7 @@ def test_mutants_without_lookup_or_message_are_seen(
 
     given: dict[str, Any] = {"max_examples": 20, "phases": [Phase.generate]}
     with monkeypatch.context() as patch:
-        patch.setattr(repeats, "find", lambda *_: None)
+        patch.setattr(idempotency, "find", lambda *_: None)
         with pytest.raises(AssertionError):
             run(tmp_path, without_index, **given)
     with monkeypatch.context() as patch:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaged.errors import BadParameter, ImagedError, MalformedBody
-from imaged.params import KNOBS, ImageParams, read_params
-from imaged.schedulers import ALIASES, SCHEDULERS, unet_calls
+from imaged.params.image_params import ImageParams, read_params
+from imaged.params.knobs import KNOBS
+from imaged.sampling.schedulers import ALIASES, SCHEDULERS, unet_calls
 
 WRONG: list[tuple[str, object]] = [
     *[("prompt", v) for v in (None, "", "  ", 5, ["x"], {"a": 1}, "a\0b", "\ud800", "x" * 20_001)],

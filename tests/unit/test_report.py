@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from imaged.catalogue import MICRO, Weights
-from imaged.checkpoint import text_widths, tokenizers
+from imaged.catalogue.model import MICRO, Weights
+from imaged.checkpoint_info.explain import Explainer, reports, taken, warnings
+from imaged.checkpoint_info.metadata import text_widths, tokenizers
 from imaged.errors import CheckpointRefused
-from imaged.explain import Explainer, reports, taken, warnings
-from imaged.params import KNOBS, read_params
+from imaged.params.image_params import read_params
+from imaged.params.knobs import KNOBS
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader, problems
 from imaged.prompt.windows import MOST_WINDOWS, read_windows
-from imaged.schedulers import IN_A1111, SCHEDULERS
+from imaged.sampling.schedulers import IN_A1111, SCHEDULERS
 from tests.oracle import build_scheduler
 
 

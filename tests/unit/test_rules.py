@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from imaged import offers
-from imaged.aliases import Aliases
-from imaged.catalogue import DEFAULT_SLUG, MICRO
+from imaged.catalogue import toml
+from imaged.catalogue.aliases import Aliases
+from imaged.catalogue.model import DEFAULT_SLUG, MICRO
 from imaged.errors import CommandError
-from imaged.gateway import minors
-from imaged.gateway.admit import Admission
-from imaged.gateway.rules import HARD, REASON, Rules, statement
-from imaged.jobs import NO_TERMS, State, Terms
-from imaged.params import ImageParams
+from imaged.gateway.submit.admission import Admission
+from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, State
+from imaged.moderation import minors
+from imaged.moderation.rules import HARD, REASON, Rules, statement
+from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
-from imaged.store import queue
-from imaged.store.db import Database
-from imaged.store.keys import Key
-from imaged.store.writer import Writer
+from imaged.store.accounts.keys import Key
+from imaged.store.jobs import queue
+from imaged.store.sql.database import Database
+from imaged.store.sql.group_commit import Writer
 from tests.unit.test_store import SECRET, audit, free, get, make_key
 
 REFUSED = [
@@ -162,7 +162,9 @@ def test_of_all_words_only_those_of_the_lists_matter() -> None:
 
 
 def test_mutant_that_reads_only_what_stands_there_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imaged.gateway.folding.readings", lambda text: [f" {text} "])
+    monkeypatch.setattr(
+        "imaged.moderation.normalize.normalized_variants", lambda text: [f" {text} "]
+    )
     assert sum(Rules().judge(prompt) is None for prompt in REFUSED) >= 8
 
 
@@ -240,13 +242,13 @@ def test_the_statement_says_which_rules_there_are() -> None:
 CANARY = "zebracanary"
 
 
-def admit_refused(db: Database, key_id: int, terms: Terms) -> str:
+def admit_refused(db: Database, key_id: int, options: RequestOptions) -> str:
     writer = Writer(db)
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), retention_s=60.0)
     params = ImageParams(f"naked child {CANARY}", negative_prompt=CANARY)
     try:
         admitted = asyncio.run(
-            admission.admit(Key(key_id, "t"), offers.built_in()[DEFAULT_SLUG], params, terms)
+            admission.admit(Key(key_id, "t"), toml.built_in()[DEFAULT_SLUG], params, options)
         )
     finally:
         writer.close()
@@ -258,14 +260,14 @@ def test_a_refused_prompt_is_a_failed_job_that_costs_and_keeps_nothing(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     key_id = make_key(db, credits_micros=100_000)
-    terms = Terms(idempotency_key="k")
-    job_id = admit_refused(db, key_id, terms)
+    options = RequestOptions(idempotency_key="k")
+    job_id = admit_refused(db, key_id, options)
     job = get(db, job_id)
     assert (job.state, job.reason) == (State.FAILED, REASON)
     assert "content policy" in (job.error or "")
     assert job.expires_at is not None and job.expires_at > time.time()
     assert free(db, key_id) == 100_000 and audit(db) == []
-    assert admit_refused(db, key_id, terms) == job_id  # a repeat is still the first job
+    assert admit_refused(db, key_id, options) == job_id  # a repeat is still the first job
     everything = b"".join(p.read_bytes() for p in tmp_path.iterdir())
     assert len(everything) > 10_000 and CANARY.encode() not in everything
     assert "refused by the hard class" in caplog.text and CANARY not in caplog.text
@@ -274,8 +276,8 @@ def test_a_refused_prompt_is_a_failed_job_that_costs_and_keeps_nothing(
 def test_mutant_that_keeps_the_prompt_is_seen(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imaged.gateway.admit.replace", lambda value, **_: value)
-    admit_refused(db, make_key(db, credits_micros=100_000), Terms())
+    monkeypatch.setattr("imaged.gateway.submit.admission.replace", lambda value, **_: value)
+    admit_refused(db, make_key(db, credits_micros=100_000), RequestOptions())
     assert any(CANARY.encode() in p.read_bytes() for p in tmp_path.iterdir())
 
 
@@ -302,9 +304,9 @@ def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
     writer = Writer(db)
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), 60.0, loras=lambda: ["x"])
     params = ImageParams(prompt)
-    model = offers.built_in()[DEFAULT_SLUG]
+    model = toml.built_in()[DEFAULT_SLUG]
     try:
-        admitted = asyncio.run(admission.admit(Key(key_id, "t"), model, params, NO_TERMS))
+        admitted = asyncio.run(admission.admit(Key(key_id, "t"), model, params, DEFAULT_OPTIONS))
     finally:
         writer.close()
     with db.read() as c:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,15 +19,28 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from imaged.catalogue import STANDARD_PRICE, Weights
+from imaged.catalogue.model import STANDARD_PRICE, Weights
 from imaged.errors import NoCredits, TooFast
-from imaged.jobs import FINAL, MAX_ATTEMPTS, MOVES, NO_TERMS, Held, Job, State, Terms, new_job_id
-from imaged.params import KNOBS, ImageParams
+from imaged.jobs import (
+    DEFAULT_OPTIONS,
+    FINAL,
+    MAX_ATTEMPTS,
+    MOVES,
+    Job,
+    JobReport,
+    RequestOptions,
+    State,
+    new_job_id,
+)
+from imaged.params.image_params import ImageParams
+from imaged.params.knobs import KNOBS
 from imaged.settings import Settings
-from imaged.store import demand, keys, ledger, loads, models, queue
-from imaged.store.db import Database
-from imaged.store.schema import api_keys, jobs, metadata
-from imaged.store.writer import Writer
+from imaged.store import catalogue
+from imaged.store.accounts import keys, ledger
+from imaged.store.jobs import load_failures, model_demand, queue
+from imaged.store.sql.database import Database
+from imaged.store.sql.group_commit import Writer
+from imaged.store.sql.schema import api_keys, jobs, metadata
 from imaged.worker.supervisor import Supervisor, _Slot
 from tests.conftest import store
 
@@ -51,7 +63,7 @@ def put(
     cost: int = 10,
     model: str = "m",
     now: float = 1.0,
-    terms: Terms = NO_TERMS,
+    options: RequestOptions = DEFAULT_OPTIONS,
 ) -> str:
     job_id = new_job_id()
     with db.write() as c:
@@ -63,7 +75,7 @@ def put(
             params=ImageParams("x"),
             cost_micros=cost,
             now=now,
-            terms=terms,
+            options=options,
         )
     return job_id
 
@@ -178,13 +190,9 @@ def test_late_worker_is_fenced(db: Database) -> None:
 
 
 def test_mutant_without_fence_is_seen(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "running", lambda _: jobs.c.state == State.PROCESSING)
-
-    def finish(c: Any, job: Job, w: str, *rest: Any) -> bool:
-        return real(c, replace(job, epoch=2), w, *rest)  # as if the epoch were not looked at
-
-    real = queue.finish
-    monkeypatch.setattr(queue, "finish", finish)
+    """Neither epoch nor worker are looked at."""
+    running = jobs.c.state == State.PROCESSING
+    monkeypatch.setattr(queue, "still_held", lambda job, _: sa.and_(jobs.c.id == job.id, running))
     assert zombie_writes(db)
 
 
@@ -346,8 +354,12 @@ def test_beat_keeps_the_lease_tells_progress_and_losses(db: Database) -> None:
     claim(db)
     with db.write() as c:
         queue.cancel(c, lost, 3.0, KEEP_S)
-        assert queue.beat(c, "w", 3.0, 3.0, "micro", {kept: Held(1, 7), lost: Held(1, 2)}) == {lost}
-        assert queue.beat(c, "w", 4.0, 4.0, "micro", {kept: Held(0, 9)}) == {kept}  # another epoch
+        assert queue.beat(
+            c, "w", 3.0, 3.0, "micro", {kept: JobReport(1, 7), lost: JobReport(1, 2)}
+        ) == {lost}
+        assert queue.beat(c, "w", 4.0, 4.0, "micro", {kept: JobReport(0, 9)}) == {
+            kept
+        }  # another epoch
         assert queue.beat(c, "nobody", 4.0, 4.0, None, {}) is None
     assert get(db, kept).calls_done == 7
 
@@ -385,11 +397,11 @@ def test_keys_are_not_in_the_files(tmp_path: Path, db: Database) -> None:
 
 def test_added_model_takes_the_slug(db: Database) -> None:
     with db.write() as c:
-        built_in = models.catalogue(c)["sdxl1.0-yamers-realistic"]
-        models.add(c, built_in.slug, {"checkpoint": "/x/real.safetensors"}, 0.0)
-        assert models.catalogue(c)[built_in.slug].checkpoint_name == "real"
-        models.remove(c, built_in.slug)
-        assert models.catalogue(c)[built_in.slug].checkpoint_name == "micro"
+        built_in = catalogue.catalogue(c)["sdxl1.0-yamers-realistic"]
+        catalogue.add(c, built_in.slug, {"checkpoint": "/x/real.safetensors"}, 0.0)
+        assert catalogue.catalogue(c)[built_in.slug].checkpoint_name == "real"
+        catalogue.remove(c, built_in.slug)
+        assert catalogue.catalogue(c)[built_in.slug].checkpoint_name == "micro"
 
 
 @pytest.mark.parametrize("zero_snr", [None, False, True])
@@ -407,9 +419,9 @@ def test_all_that_was_said_of_weights_is_kept(db: Database, zero_snr: bool | Non
         "sample": {"prompt": "a house"},
     } | ({} if zero_snr is None else {"zero_snr": zero_snr})
     with db.write() as c:
-        models.add(c, "own", {"checkpoint": "/x", **said}, 0.0)
-        models.add(c, "plain", {"checkpoint": "/x"}, 0.0)
-        found = models.catalogue(c)
+        catalogue.add(c, "own", {"checkpoint": "/x", **said}, 0.0)
+        catalogue.add(c, "plain", {"checkpoint": "/x"}, 0.0)
+        found = catalogue.catalogue(c)
     own, plain = found["own"], found["plain"]
     weights = Weights(Path("/x"), Path("/y"), "bf16", "v_prediction", zero_snr, "0" * 64, "fp32")
     assert (own.weights, plain.weights) == (weights, Weights(Path("/x")))
@@ -424,7 +436,7 @@ def test_a_model_of_before_there_was_more_to_say(db: Database) -> None:
             "INSERT INTO models (slug, title, checkpoint, price_micros, added_at) "
             "VALUES ('old', 'Old', '/x', 20000, 0)"
         )
-        old = models.catalogue(c)["old"]
+        old = catalogue.catalogue(c)["old"]
     assert (old.title, old.weights, old.price_micros) == ("Old", Weights(Path("/x")), 20_000)
 
 
@@ -440,44 +452,44 @@ def test_demand_and_where_checkpoints_lie(db: Database) -> None:
         queue.beat(c, "x", 6.0, 6.0, None, {}, {"a": "READY", "b": "UNLOADED", "c": "BUSY"})
         queue.beat(c, "old", 2.0, 2.0, None, {}, {"d": "BUSY"})
     with db.read() as c:
-        waiting = demand.fairest(c, ["b", "a", "none"], 7.0)
+        waiting = model_demand.fairest(c, ["b", "a", "none"], 7.0)
         assert [(w.model, w.since) for w in waiting] == [("a", 0.0), ("b", 1.0)]
-        assert demand.states(c, 3.0) == {"a": "READY", "b": "UNAVAILABLE", "c": "BUSY"}
-        assert demand.states(c, 3.0, "x") == {"a": "STARTING", "b": "UNAVAILABLE"}
+        assert model_demand.states(c, 3.0) == {"a": "READY", "b": "UNAVAILABLE", "c": "BUSY"}
+        assert model_demand.states(c, 3.0, "x") == {"a": "STARTING", "b": "UNAVAILABLE"}
 
 
 def test_weights_that_end_their_workers(db: Database) -> None:
     """Those alive, those long ago and those of other weights do not count."""
     bad, good = Weights(Path("/bad")), Weights(Path("/good"))
 
-    def deadly(now: float) -> set[str]:
+    def crashing(now: float) -> set[str]:
         with db.read() as c:
-            return loads.deadly(c, now)
+            return load_failures.crashing(c, now)
 
     with db.write() as c:
         for n, weights in enumerate((bad, good, bad, bad)):
             queue.register(c, f"w{n}", 1, "h", 1.0)
-            loads.begin(c, f"w{n}", weights, 1.0)
-    assert deadly(2.0) == set()
+            load_failures.begin(c, f"w{n}", weights, 1.0)
+    assert crashing(2.0) == set()
     for n in range(4):
-        assert deadly(2.0) == set()
+        assert crashing(2.0) == set()
         with db.write() as c:
             queue.release(c, f"w{n}", 2.0, KEEP_S, blame=True)
-    assert deadly(2.0) == {str(bad)}
-    assert deadly(2.0 + loads.FORGET_S) == set()
+    assert crashing(2.0) == {str(bad)}
+    assert crashing(2.0 + load_failures.FORGET_S) == set()
     with db.write() as c:
-        loads.end(c, "w2")
-    assert deadly(2.0) == set()
+        load_failures.end(c, "w2")
+    assert crashing(2.0) == set()
     with db.write() as c:
-        loads.begin(c, "w4", bad, 3.0)
-    assert deadly(4.0) == {str(bad)}
+        load_failures.begin(c, "w4", bad, 3.0)
+    assert crashing(4.0) == {str(bad)}
     with db.write() as c:
         queue.release(c, "w4", 4.0, KEEP_S, blame=False)  # an orderly stop in its midst
-    assert deadly(4.0) == set()
+    assert crashing(4.0) == set()
     with db.write() as c:
-        loads.begin(c, "w5", bad, 3.0)
-        loads.forget(c)
-    assert deadly(4.0) == set()
+        load_failures.begin(c, "w5", bad, 3.0)
+        load_failures.forget(c)
+    assert crashing(4.0) == set()
 
 
 def test_writer_commits_together_and_fails_apart(db: Database) -> None:
@@ -607,7 +619,7 @@ def test_any_order_of_events(tmp_path: Path, examples: int) -> None:
 
 
 def test_wait_for_a_change_returns_when_another_writes(db: Database) -> None:
-    from imaged.store.db import Watch
+    from imaged.store.sql.database import Watch
 
     watch = Watch(db)
     watch.changed()
@@ -624,8 +636,8 @@ def test_wait_for_a_change_returns_when_another_writes(db: Database) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there are no hints")
 def test_a_hint_of_a_write_is_followed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here nobody looks without one, and nobody looks often when there was none."""
-    from imaged.store import db as module
-    from imaged.store.db import SOON_S, Watch
+    from imaged.store.sql import database as module
+    from imaged.store.sql.database import SOON_S, Watch
 
     monkeypatch.setattr(module, "SELDOM_S", 60.0)
     watch = Watch(db)
@@ -648,7 +660,7 @@ def test_a_hint_of_a_write_is_followed(db: Database, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there are no hints")
 def test_there_are_hints_behind_a_link(db: Database, tmp_path: Path) -> None:
     """SQLite keeps its log beside the file itself."""
-    from imaged.store.db import Watch
+    from imaged.store.sql.database import Watch
 
     link = tmp_path / "elsewhere" / "link.db"
     link.parent.mkdir()
@@ -659,7 +671,7 @@ def test_there_are_hints_behind_a_link(db: Database, tmp_path: Path) -> None:
 
 
 def test_hints_end_with_their_watch(db: Database) -> None:
-    from imaged.store.db import Watch
+    from imaged.store.sql.database import Watch
 
     watch = Watch(db)
     descriptor = watch.hint
@@ -763,7 +775,7 @@ def test_a_hang_is_seen_with_and_without_a_job(db: Database, tmp_path: Path) -> 
 def test_a_job_that_gives_way_has_not_waited_in_vain(db: Database, begun: bool) -> None:
     """Neither by its own deadline nor by the server's; one that never began still may."""
     key_id = make_key(db)
-    job_id = put(db, key_id, terms=Terms(cancel_after_s=30.0))
+    job_id = put(db, key_id, options=RequestOptions(cancel_after_s=30.0))
     with db.write() as c:
         queue.register(c, "w", 1, "here", 5.0)
         [job] = queue.claim(c, "w", ["m"], 1, 5.0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imaged.catalogue import MICRO
+from imaged.catalogue.model import MICRO
 from imaged.errors import CheckpointRefused
 from imaged.prompt.emphasis import parse
 from imaged.prompt.tokenizer import Tokenizer

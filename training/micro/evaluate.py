@@ -28,10 +28,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
-from imaged.catalogue import MICRO
-from imaged.engine.load import load
-from imaged.params import ImageParams
-from imaged.schedulers import SCHEDULERS
+from imaged.catalogue.model import MICRO
+from imaged.engine.loading.load import load
+from imaged.params.image_params import ImageParams
+from imaged.sampling.schedulers import SCHEDULERS
 from training.micro.captions import (
     BOAT,
     DRESS,

@@ -7,10 +7,9 @@ hem at 6.2, soles at 8.6. A portrait is the same figure, large, cut by the lower
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from training.micro.painter import Colour, Painter
+from training.micro.scenes import Colour, Scene
 
 HAIR: dict[str, Colour] = {
     "red": (198, 70, 24),
@@ -29,30 +28,46 @@ SOLES = 8.6
 HEAD = 1.25  # how much larger than life: a face should be seen in a small picture
 
 
-class Figure:
-    """One person on a painter's canvas; (x, y) of the head in fractions, `unit` in pixels."""
+class Canvas(Protocol):
+    """What a figure is drawn on: `w` x `h` pixels; points are fractions of them."""
 
-    def __init__(self, painter: Painter, x: float, y: float, unit: float) -> None:
-        self.painter, self.x, self.y, self.unit = painter, x, y, unit
-        self.scene = painter.scene
+    scene: Scene
+    w: int
+    h: int
+
+    def lit(self, colour: Colour, gain: float = 1.0) -> Colour:
+        """The colour in the scene's light."""
+
+    def polygon(self, points: list[tuple[float, float]], colour: Colour) -> None: ...
+
+    def disc(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        """An ellipse around (x, y) with radii in pixels."""
+
+
+class Figure:
+    """One person on a canvas; (x, y) of the head in fractions, `unit` in pixels."""
+
+    def __init__(self, canvas: Canvas, x: float, y: float, unit: float) -> None:
+        self.canvas, self.x, self.y, self.unit = canvas, x, y, unit
+        self.scene = canvas.scene
 
     def lit(self, colour: Colour, gain: float) -> Colour:
         """Brighter than the land at night and in a storm: hair and cloth keep their names."""
         r, g, b = (
             (dark + min(255, round(c * gain))) // 2
-            for dark, c in zip(self.painter.lit(colour, gain), colour, strict=True)
+            for dark, c in zip(self.canvas.lit(colour, gain), colour, strict=True)
         )
         return r, g, b
 
     def shape(self, points: list[tuple[float, float]], colour: Colour, gain: float = 1.0) -> None:
-        p = self.painter
+        p = self.canvas
         u, v = self.unit / p.w, self.unit / p.h
         p.polygon([(self.x + a * u, self.y + b * v) for a, b in points], self.lit(colour, gain))
 
     def oval(
         self, a: float, b: float, rx: float, ry: float, colour: Colour, gain: float = 1.0
     ) -> None:
-        p = self.painter
+        p = self.canvas
         x, y = self.x + a * self.unit / p.w, self.y + b * self.unit / p.h
         p.disc(x, y, rx * self.unit, ry * self.unit, self.lit(colour, gain))
 

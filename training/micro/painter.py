@@ -11,9 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.micro.figure import SOLES, Figure
-from training.micro.scenes import Scene
-
-Colour = tuple[int, int, int]
+from training.micro.scenes import Colour, Scene
 
 SKY: dict[str, list[Colour]] = {  # from the zenith to the horizon
     "noon": [(64, 136, 222), (196, 228, 250)],

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+Colour = tuple[int, int, int]  # of 0 to 255
+
 TIMES = ("noon", "sunset", "dawn", "night", "storm")
 MOUNTAINS = ("none", "snowed", "rocky", "hills")
 GROUNDS = ("prairie", "flowers", "desert", "snow", "lake", "sea")

@@ -17,12 +17,12 @@ import click
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from imaged import offers
-from imaged.catalogue import DEFAULT_SLUG, MICRO
+from imaged.catalogue import toml
+from imaged.catalogue.model import DEFAULT_SLUG, MICRO
 from imaged.engine.engine import Engine
-from imaged.engine.load import Nets, load
-from imaged.params import ImageParams, read_params
-from imaged.schedulers import SCHEDULERS
+from imaged.engine.loading.load import Nets, load
+from imaged.params.image_params import ImageParams, read_params
+from imaged.sampling.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = (
@@ -121,7 +121,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 
 def seed_jobs(seeds: int) -> list[ImageParams]:
     """The demo's request at its own size and steps, with the seeds 0, 1, 2 ..."""
-    params, _ = read_params(offers.built_in()[DEFAULT_SLUG].sample)
+    params, _ = read_params(toml.built_in()[DEFAULT_SLUG].sample)
     return [replace(params, seed=seed) for seed in range(seeds)]
 
 

@@ -32,8 +32,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from tqdm import tqdm
 
-from imaged.engine.load import assemble
-from imaged.params import ImageParams
+from imaged.engine.loading.load import assemble
+from imaged.params.image_params import ImageParams
 from training.micro.architecture import (
     CHECKPOINT,
     build_scheduler,

@@ -1,7 +1,7 @@
 """SDXL's UNet (Podell et al. 2023): what it is made of, and the way through it.
 
 What depends on the prompt and on the timestep alone is handed in, not computed here: it stays the
-same from call to call (imaged/engine/unet.py).
+same from call to call (imaged/engine/nets/cached_unet.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Text to context: grammar (weights), tokens (75-token windows), encode (both text encoders)."""
+"""Text to UNet context: encode (both text encoders), embeddings (textual inversion), compel."""

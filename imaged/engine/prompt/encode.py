@@ -1,4 +1,4 @@
-"""Windows to what the UNet reads: context (77 n, width) and pooled (width)."""
+"""Both text encoders over a prompt's windows: context (77 n, width) and pooled (width,)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Windows, read_windows
 
 CACHED_PROMPTS = 256
-MOST_OVER_STEPS = 64  # of all that a prompt says over the steps
+MOST_OVER_STEPS = 64  # windows of all texts of a prompt that changes over its steps
 AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 
 
@@ -31,7 +31,7 @@ class Encoded:
 
 
 class PromptEncoder:
-    """Both text encoders of a checkpoint, with the last texts kept.
+    """Both text encoders of a checkpoint, with an LRU cache of encoded texts.
 
     Context: the penultimate hidden states of both encoders side by side, window after window.
     Pooled: the second encoder's projected end token of the first window. As in the SDXL
@@ -52,7 +52,7 @@ class PromptEncoder:
     def pair(
         self, prompt: str, negative: str | None, reading: Reading = A1111
     ) -> tuple[Encoded, Encoded]:
-        """Positive and negative of a picture of one step."""
+        """Positive and negative of a prompt that does not change."""
         [positive], [other] = self.by_step(prompt, negative, 1, reading)
         return positive, other
 
@@ -66,7 +66,7 @@ class PromptEncoder:
     ) -> tuple[list[Encoded], list[Encoded]]:
         """Positive and negative at each step, padded with empty windows to one context length.
 
-        `loras`: what is in use, which changes what the encoders make of a text.
+        loras: what is applied to the text encoders; part of the cache's key.
 
         An absent negative prompt is all zeros if the checkpoint says so, else the empty text.
         Raises JobFailed for texts of more than 64 windows, or of more than 64 over the steps, and

@@ -1,0 +1,87 @@
+"""Models on offer: what a slug means, where its checkpoint lies and what a picture costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from imaged.params.image_params import ImageParams
+from imaged.params.knobs import KNOBS, Knob
+
+MICRO = Path(__file__).parents[1] / "checkpoints" / "micro"
+SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+MICROS = 1_000_000  # micro-dollars in a dollar
+DTYPES = ("fp32", "bf16", "fp16")  # that weights may be held in
+CPU_DTYPES = ("fp32", "bf16")  # with bf16 the VAE stays fp32
+PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may have learnt to predict
+STANDARD_PRICE = 8_000  # micro-dollars for 1024 x 1024 at 25 UNet calls
+
+
+class ModelState(StrEnum):
+    """Where a model's checkpoint is on a worker, or on the one that is furthest; the best first."""
+
+    BUSY = "BUSY"  # on the device, making pictures
+    READY = "READY"  # on the device
+    STARTING = "STARTING"  # being loaded
+    UNAVAILABLE = "UNAVAILABLE"  # it could not be loaded
+    UNLOADED = "UNLOADED"  # nobody has asked for it
+
+    @property
+    def loaded(self) -> bool:
+        """On the device: a job begins at once, or when there is a slot."""
+        return self in (ModelState.BUSY, ModelState.READY)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's weights lie, and what was said of them when they were added."""
+
+    checkpoint: Path  # a diffusers folder or a safetensors file
+    vae: Path | None = None  # taken in place of the checkpoint's own
+    dtype: str = ""  # of DTYPES; empty: what suits the device
+    prediction: str = ""  # of PREDICTIONS; empty: what the files say
+    zero_snr: bool | None = None  # the training's noise ended in noise alone; None: likewise
+    sha256: str = ""  # of the files when they were added; empty: never found
+    cpu_dtype: str = ""  # of CPU_DTYPES: what suits a CPU, as was found when they were added
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the catalogue."""
+
+    slug: str
+    title: str
+    weights: Weights
+    price_micros: int = STANDARD_PRICE  # of one picture of 1024 x 1024 at 25 UNet calls
+    knobs: tuple[Knob, ...] = KNOBS  # an alias may take wider ranges
+    description: str = ""
+    licence: str = ""  # a note for people
+    sample: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a request that shows it
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.checkpoint
+
+    @property
+    def checkpoint_name(self) -> str:
+        """What results, listings and pages call the weights."""
+        return (
+            "micro"
+            if self.checkpoint == MICRO
+            else self.checkpoint.name.removesuffix(".safetensors")
+        )
+
+
+DEFAULT_SLUG = "sdxl1.0-yamers-realistic"
+
+
+def price_micros(model: Model, params: ImageParams) -> int:
+    """Price of a whole job: proportional to pixels, UNet calls and samples; never zero."""
+    pixels = params.img_width * params.img_height / (1024 * 1024)
+    share = pixels * params.unet_calls / 25 * params.samples
+    return max(1, math.ceil(model.price_micros * share))

@@ -1,0 +1,146 @@
+"""What a checkpoint would make of a request, told without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from imaged.catalogue.model import Weights
+from imaged.checkpoint_info.metadata import scheduler_config, text_widths, tokenizers
+from imaged.errors import CheckpointRefused
+from imaged.params.image_params import ImageParams, plain
+from imaged.params.knobs import Knob
+from imaged.params.loras import without_loras
+from imaged.prompt.embeddings import Embeddings
+from imaged.prompt.report import Reader, problems
+from imaged.sampling.schedulers import (
+    ALIASES,
+    CLASSES,
+    IN_A1111,
+    PARITY,
+    SCHEDULERS,
+    STEPS,
+    unet_calls,
+)
+
+#: Below so many steps DPM Multi leaves artefacts with SDXL: its last steps are too long for its
+#: order where they are not Karras's.
+DPM_STEPS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Explainer:
+    """One checkpoint's tokenizers, textual inversions and scheduler config."""
+
+    reader: Reader
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, weights: Weights, embeddings: Path | None = None) -> Explainer:
+        """Raises CheckpointRefused where its files are not, or are none. Takes time at first."""
+        return _explainer(weights, embeddings, _changed(weights.checkpoint))
+
+    def scheduler(self, name: str, profile: str, steps: int) -> dict[str, Any]:
+        """Where it steps: timesteps (N,) and sigmas (N + 1,), the last 0; raises
+        CheckpointRefused.
+        """
+        laid = STEPS[profile][name]
+        path = laid.path(self.config, steps)
+        lay = laid.lay.keywords if isinstance(laid.lay, partial) else {}
+        trained = {k: v for k, v in asdict(path.training).items() if v is not None}
+        return {
+            "name": name,
+            "aliases": list(ALIASES[name]),
+            "class": CLASSES[name],
+            "profile": profile,
+            "settings": {**trained, "use_karras_sigmas": lay.get("karras", False)},
+            "steps": steps,
+            "unet_calls": unet_calls(name, steps),
+            "timesteps": [round(time, 4) for time in path.timesteps],
+            "sigmas": [round(sigma, 6) for sigma in path.sigmas],
+            "parity": PARITY[profile],
+        }
+
+    def schedulers(self, profile: str, steps: int) -> list[dict[str, Any]]:
+        """All that this profile has; what the checkpoint's training has too few steps for is
+        left out.
+        """
+        found = []
+        for name in IN_A1111 if profile == "a1111" else SCHEDULERS:
+            try:
+                found.append(self.scheduler(name, profile, steps))
+            except CheckpointRefused:
+                continue
+        return found
+
+
+def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
+    """Of the prompt and, if there is one, of the negative prompt; see Reader.report."""
+    read = partial(reader.report, reading=params.reading, steps=params.num_inference_steps)
+    negative = params.negative_prompt
+    return {
+        "prompt": read(without_loras(params.prompt)),
+        "negative_prompt": None if negative is None else read(without_loras(negative)),
+    }
+
+
+@lru_cache(maxsize=8)
+def _explainer(weights: Weights, embeddings: Path | None, _: int) -> Explainer:
+    try:
+        widths = text_widths(weights.checkpoint)
+        config = scheduler_config(weights)
+        reader = Reader(tokenizers(weights.checkpoint), Embeddings(embeddings, widths))
+    except OSError as error:  # without its path, which is nobody else's business
+        name, why = weights.checkpoint.name, error.strerror
+        raise CheckpointRefused(f"{name} cannot be read: {why}") from error
+    except (KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise CheckpointRefused(f"{weights.checkpoint.name} is not SDXL's") from error
+    return Explainer(reader, config)
+
+
+def _changed(checkpoint: Path) -> int:
+    """When what is read of a checkpoint was last changed; 0 where there is nothing."""
+    folders = [checkpoint / name for name in ("", "tokenizer", "tokenizer_2", "scheduler")]
+    files = [f for folder in folders if folder.is_dir() for f in folder.iterdir()]
+    try:
+        return max((f.stat().st_mtime_ns for f in [checkpoint, *files]), default=0)
+    except OSError:
+        return 0
+
+
+def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
+    """What a caller may not expect of a request that is right, in sentences."""
+    found = []
+    steps = params.num_inference_steps
+    if params.scheduler == "DPM Multi" and steps < DPM_STEPS:
+        found.append(
+            f"scheduler: DPM Multi is known to leave artefacts with SDXL under {DPM_STEPS} steps; "
+            "DPM++ 2M Karras is the same solver without them"
+        )
+    if params.negative_prompt and params.guidance_scale == 1:
+        found.append("negative_prompt does nothing at guidance_scale 1")
+    for name, report in (told or {}).items():
+        found += problems(name, report) if report else []
+    return found
+
+
+def taken(
+    body: Mapping[str, Any], params: ImageParams, knobs: Sequence[Knob]
+) -> list[dict[str, Any]]:
+    """Fields that were understood otherwise than they were written: under another name, as a
+    number in text, a scheduler by another of its names.
+    """
+    found = []
+    for knob in knobs:
+        if knob.name in ("prompt", "negative_prompt", "loras"):
+            continue
+        names = (knob.name, *knob.aliases[::-1])  # the first of these that was sent counts
+        sent = [n for n in names if body.get(n) is not None][:1]
+        value = plain(getattr(params, knob.name))
+        for name in sent:
+            if name != knob.name or body[name] != value:
+                found.append({"field": name, "sent": body[name], "as": knob.name, "value": value})
+    return found

@@ -1,0 +1,141 @@
+"""Batch invariance: batch sizes that were verified to give bitwise equal rows (decision 13).
+
+With the batch size fixed, a row's result does not depend on its neighbours; with another size the
+libraries may sum in another order. Which sizes agree depends on device, threads and shape, so it is
+tried here once for each shape, by comparing bits; where single layers differ, they compute two rows
+at a time.
+
+A batch is compared with calls of two rows: every place then has the bits of its place in a pair,
+the first or the second. A guided image's two rows are first and second alone and in company, so
+that is enough. An image of one row is first alone and may be second in company, and shifts those
+behind it: such images share calls only where a pair with its rows exchanged gives the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary
+
+import torch
+
+from imaged.engine.nets.cached_unet import Unet
+from imaged.engine.nets.layers import ALONE
+from imaged.engine.out_of_memory import is_full
+
+BUCKETS = (2, 4, 8, 16)
+AGAIN_S = 60.0  # until a trial that had no memory or time is tried again, at least
+SELDOM = 100  # and at least so many times what it took: a trial delays every image
+ENOUGH = 10_000  # values compared: a few could be equal by chance
+#: Times as many in bfloat16 and float16: their rounding hides another order of summation in all but
+#: one value in 15,000 to 50,000 (in float32 every second to fourth value shows it).
+ROUNDED = 32
+#: Seconds. The loop waits for a trial. One that would take longer than LONGEST_S, judged after
+#: SOON_S, is given up and images of its shape run alone: sharing gains little where calls are slow.
+LONGEST_S, SOON_S = 30.0, 1.0
+
+
+class Buckets:
+    """Batch sizes that exact images may share, by shape."""
+
+    def __init__(self) -> None:
+        #: By shape and rows; under ALONE: whether the two places of a pair agree.
+        self._agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
+        self._agree = WeakKeyDictionary()
+        #: When a trial that had no memory or time may be repeated (monotonic seconds).
+        self._put_off: dict[tuple[Hashable, int], float] = {}
+        self.tried = False  # at most one trial between two calls
+
+    def allow(
+        self,
+        unet: Unet,
+        shape: Hashable,
+        rows: int,
+        example: tuple[torch.Tensor, ...],
+        paired: bool = True,
+    ) -> bool:
+        """Whether a batch of so many rows, padded, has the bits of each image alone. Tries it if
+        nobody has, unless `tried` is set: then False for now.
+
+        example: x (C, h, w), times (E,) and texts (T,) of one row of this shape.
+        paired:  every image of the batch has two rows.
+        """
+        bucket = fit(rows)
+        needed = ([] if paired else [ALONE]) + ([bucket] if bucket > ALONE else [])
+        return all(self._agrees(unet, shape, count, example) for count in needed)
+
+    def _agrees(
+        self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
+    ) -> bool:
+        found = self._agree.setdefault(unet, {})
+        if (shape, bucket) not in found and not self.tried:
+            self._try(unet, shape, bucket, example)
+        return found.get((shape, bucket), False)
+
+    def _try(
+        self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
+    ) -> None:
+        now = time.monotonic()
+        if now < self._put_off.get((shape, bucket), now):
+            return
+        self.tried = True
+        try:
+            found = agrees(unet, bucket, example)
+            if found is False and unet.enable_paired_rows(*_noises(bucket, example)):
+                found = agrees(unet, bucket, example)
+            if found is None:
+                self._put_off[shape, bucket] = _later(now)
+            else:
+                self._agree[unet][shape, bucket] = found
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            self._put_off[shape, bucket] = _later(now)
+
+
+def _later(began: float) -> float:
+    """When a trial that began then and failed now may be repeated."""
+    now = time.monotonic()
+    return now + max(AGAIN_S, SELDOM * (now - began))
+
+
+def fit(rows: int) -> int:
+    """Batch size after padding: the smallest bucket that holds so many rows."""
+    return next(bucket for bucket in BUCKETS if bucket >= rows)
+
+
+@torch.inference_mode()
+def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | None:
+    """Whether a batch of `rows` has the bits of calls of two rows, and a batch of two those of
+    itself with its rows exchanged, on noise like the example; None if it takes too long.
+    """
+    enough = ENOUGH * (1 if unet.dtype == torch.float32 else ROUNDED)
+    batches = -(-enough // (rows * example[0].numel()))
+    began = time.monotonic()
+    for n in range(batches):
+        batch, pairs = _noises(rows, example, seed=rows + n), list[torch.Tensor]()
+        for at in range(0, rows, ALONE):
+            pair = [part[at : at + ALONE] for part in batch]
+            pairs.append(unet(*pair))
+            behind = n + (at + ALONE) / (2 * rows)  # batches; the whole takes as long as its pairs
+            if _too_long(time.monotonic() - began, behind / batches):
+                return None
+        whole = unet(*(part.flip(0) for part in batch)).flip(0) if rows == ALONE else unet(*batch)
+        if not torch.equal(whole, torch.cat(pairs)):
+            return False
+    return True
+
+
+def _too_long(seconds: float, share: float) -> bool:
+    """Whether the whole will take too long, if this share of it took so many seconds."""
+    return seconds > SOON_S and seconds / share > LONGEST_S
+
+
+def _noises(rows: int, example: tuple[torch.Tensor, ...], seed: int = 0) -> list[torch.Tensor]:
+    """(rows, ...) noise with shape and scale of each part of the example."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = []
+    for part in example:
+        noise = torch.randn(rows, *part.shape, generator=generator)
+        drawn.append((noise * part.float().std().cpu()).to(part.device, part.dtype))
+    return drawn

@@ -1,0 +1,95 @@
+"""Draft, look, finish: a job that rests after some steps, and what goes on of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.catalogue.aliases import widened
+from imaged.errors import BadParameter, NotParked, UnknownModel
+from imaged.gateway.auth import own_job, owned
+from imaged.gateway.context import Gateway
+from imaged.gateway.present import bodies
+from imaged.gateway.submit import request_body
+from imaged.gateway.submit.draft_option import whole
+from imaged.jobs import Job, State
+from imaged.moderation.rules import REFUSAL
+from imaged.params.image_params import ImageParams
+from imaged.store.jobs import drafts
+
+#: What may be another from the draft on.
+CHANGES = ("prompt", "guidance_scale")
+
+
+@owned
+async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
+    """POST /v2/requests/{id}/finish: the chosen pictures of a parked draft go on to their end."""
+    sent = await request_body.read(request)
+    unknown = sorted(set(sent) - {"samples", *CHANGES})
+    if unknown:
+        raise BadParameter(
+            unknown[0][:40].encode("utf-8", "replace").decode(),
+            "cannot change any more; what may be sent is samples, " + ", ".join(CHANGES),
+        )
+    samples = _samples(sent.get("samples"), job.params.samples)
+    if job.state is not State.PARKED:
+        raise NotParked()
+    params = await _changed(gateway, job, sent)
+
+    def go_on(connection: Any) -> bool:
+        return drafts.go_on(connection, job, samples, params, time.time())
+
+    if not await asyncio.wrap_future(gateway.writer.submit(go_on)):
+        raise NotParked()
+    after = await own_job(request, gateway)
+    return JSONResponse(bodies.status(after, gateway.links(request))[1])
+
+
+def _samples(given: Any, count: int) -> Sequence[int]:
+    """Which pictures, in their order; all when nothing is said of them."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            given = "no list"
+    if given is None:
+        return range(count)
+    found = [whole(n, 0, count - 1) for n in given] if isinstance(given, list) else []
+    chosen = sorted({n for n in found if n is not None})
+    if not chosen or len(chosen) < len(found):
+        raise BadParameter(
+            "samples", f"should be a list of different whole numbers between 0 and {count - 1}"
+        )
+    return chosen
+
+
+async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> ImageParams:
+    """The request from here on. Whatever is another is judged as a whole."""
+    model = (await gateway.admission.catalogue()).get(job.model)
+    if model is None:
+        raise UnknownModel()
+    given = {
+        knob.name: knob.read(sent[knob.name])
+        for knob in widened(model.knobs)
+        if knob.name in CHANGES and sent.get(knob.name) is not None
+    }
+    params = replace(job.params, **given)
+    if params.all_loras != job.params.all_loras:
+        raise BadParameter("prompt", "should name the LoRAs that the draft was made with")
+
+    def refused() -> bool:
+        return gateway.admission.refused(params)
+
+    if not given:
+        return params
+    unsaid = await gateway.cpu_share.run(job.key_id, refused)
+    if unsaid:
+        raise BadParameter("prompt", f"is not taken: {REFUSAL}")
+    return params

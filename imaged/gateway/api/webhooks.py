@@ -1,0 +1,131 @@
+"""The vendor's webhook endpoints, under our own origin at the same paths.
+
+The original's answers are not published; these have its field names and no more than is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.errors import BadParameter, UnknownWebhook, WrongContentType
+from imaged.gateway.auth import keyed
+from imaged.gateway.context import Gateway
+from imaged.gateway.present.units import utc
+from imaged.gateway.submit import request_body
+from imaged.store.accounts.keys import Key
+from imaged.store.webhooks import subscriptions
+from imaged.store.webhooks.subscriptions import TYPES, Event, Webhook
+
+T = TypeVar("T")
+DISPATCH = {"WAITING": "PENDING", "DELIVERED": "DELIVERED", "DEAD": "FAILED"}
+
+
+@keyed
+async def listing(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /webhook/get: the key's webhooks."""
+    mine = await _read(gateway, lambda c: subscriptions.of_key(c, key.id))
+    return JSONResponse({"webhooks": [shown(webhook) for webhook in mine]})
+
+
+@keyed
+async def add(request: Request, gateway: Gateway, key: Key) -> Response:
+    """POST /webhook/add: a new webhook; this answer alone shows its secret."""
+    url, types, _ = await _subscription(request, gateway)
+    webhook = await _write(gateway, lambda c: subscriptions.add(c, key.id, url, types, time.time()))
+    secret = subscriptions.secret_of(gateway.secret, webhook.id)
+    return JSONResponse({**shown(webhook), "secret": secret})
+
+
+@keyed
+async def update(request: Request, gateway: Gateway, key: Key) -> Response:
+    """POST /webhook/update: another URL or other events for a webhook."""
+    url, types, body = await _subscription(request, gateway)
+    webhook_id = _id(body.get("webhook_id"))
+    changed = await _write(
+        gateway, lambda c: subscriptions.update(c, key.id, webhook_id, url, types)
+    )
+    return JSONResponse(shown(changed))
+
+
+@keyed
+async def inactive(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /webhook/inactive?webhook_id=: the vendor's way to delete one."""
+    webhook_id = _id(request.query_params.get("webhook_id"))
+    await _write(gateway, lambda c: subscriptions.deactivate(c, key.id, webhook_id, time.time()))
+    return JSONResponse({"webhook_id": webhook_id, "is_active": False})
+
+
+@keyed
+async def dispatch_logs(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /webhook/dispatch-logs?webhook_id=: the newest hundred, for a week."""
+    webhook_id = _id(request.query_params.get("webhook_id"))
+    log = await _read(gateway, lambda c: subscriptions.log_of(c, key.id, webhook_id))
+    return JSONResponse({"webhook_id": webhook_id, "logs": [logged(event) for event in log]})
+
+
+def shown(webhook: Webhook) -> dict[str, Any]:
+    return {
+        "webhook_id": webhook.id,
+        "webhook_url": webhook.url,
+        "event": {"types": list(webhook.types)},
+        "is_active": webhook.disabled_at is None,
+        "created_at": utc(webhook.created_at),
+    }
+
+
+def logged(event: Event) -> dict[str, Any]:
+    """One line of the log; `event_id` is the header webhook-id of every attempt."""
+    return {
+        "event_id": event.id,
+        "request_id": event.job_id,
+        "type": event.type,
+        "status": DISPATCH[event.state],
+        "attempts": event.attempts,
+        "response_status": event.status,
+        "error": event.problem,
+        "created_at": utc(event.created_at),
+        "next_attempt_at": utc(event.due_at) if event.state == "WAITING" else None,
+    }
+
+
+async def _read(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
+    def read() -> T:
+        with gateway.db.read() as connection:
+            return work(connection)
+
+    return await asyncio.to_thread(read)
+
+
+async def _write(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
+    return await asyncio.wrap_future(gateway.writer.submit(work))
+
+
+async def _subscription(
+    request: Request, gateway: Gateway
+) -> tuple[str, list[str], dict[str, Any]]:
+    """Where and what, checked, and the body they came in."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise WrongContentType()
+    body = request_body.read_json(await request.body())
+    url = str(gateway.url_guard.check(body.get("webhook_url")))
+    event = body.get("event")
+    types = event.get("types") if isinstance(event, dict) else None
+    if not isinstance(types, list) or not types or any(t not in TYPES for t in types):
+        raise BadParameter("event.types", f"should be a list of one or more of {', '.join(TYPES)}")
+    return url, sorted(set(types)), body
+
+
+def _id(given: Any) -> str:
+    if not isinstance(given, str):
+        raise BadParameter("webhook_id", "is mandatory and should be a string")
+    if not given.isascii() or len(given) > 64 or "\0" in given:
+        raise UnknownWebhook()
+    return given

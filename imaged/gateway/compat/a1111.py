@@ -1,0 +1,296 @@
+"""The A1111 web UI's API on the same jobs: txt2img, and what its clients ask around it.
+
+The key travels as `x-api-key` or as the password of basic authentication. What would change the
+picture and cannot be done here is refused by its name; what is only housekeeping is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.catalogue.model import DEFAULT_SLUG
+from imaged.errors import BadParameter, ImagedError
+from imaged.gateway.auth import Endpoint, keyed
+from imaged.gateway.compat import shared
+from imaged.gateway.context import Gateway
+from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
+from imaged.jobs import Job
+from imaged.provenance.infotext import A1111_NAMES, infotext
+from imaged.sampling.schedulers import SCHEDULERS
+from imaged.store.accounts.keys import Key
+from imaged.store.jobs import queue
+
+ANCESTRAL = ("Euler a", "DPM2 a Karras")
+PLAIN = ("uniform", "normal")
+#: A1111's sampler, in lower case -> ours with its own schedule, and by named schedule.
+SAMPLERS: Mapping[str, Mapping[str, str]] = {
+    **{name.lower(): {"automatic": name} for name in SCHEDULERS},
+    "dpm++ 2m": {
+        "automatic": "DPM++ 2M Karras",
+        "karras": "DPM++ 2M Karras",
+        **dict.fromkeys(PLAIN, "DPM Multi"),
+    },
+    "dpm2": {"automatic": "DPM2 Karras", "karras": "DPM2 Karras"},
+    "dpm2 a": {"automatic": "DPM2 a Karras", "karras": "DPM2 a Karras"},
+    "plms": {"automatic": "PNDM"},
+    **{
+        name.lower(): {"automatic": name, **dict.fromkeys(PLAIN, name)}
+        for name in ("Euler", "Euler a", "Heun", "LMS")
+    },
+    **{
+        name.lower(): {"automatic": name, "karras": name} for name in SCHEDULERS if "Karras" in name
+    },
+}
+OFFERED = ("DPM++ 2M", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DDIM", "PLMS", "UniPC")
+#: What we cannot do, with the values that ask for nothing.
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "enable_hr": (False,),
+    "init_images": ([],),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "seed_resize_from_h": (0, -1),
+    "seed_resize_from_w": (0, -1),
+    "script_name": ("",),
+    "refiner_checkpoint": ("", "None"),
+    "s_churn": (0,),
+    "s_tmin": (0,),
+    "s_tmax": (0,),
+    "s_noise": (1,),
+    "firstpass_image": ("",),
+}
+
+
+def translate_errors(endpoint: Endpoint) -> Endpoint:
+    """Errors in A1111's shape, with ours in it."""
+
+    @wraps(endpoint)
+    async def inner(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ImagedError as problem:
+            text = problem.detail
+            body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
+            headers = error_headers(problem)
+            return JSONResponse(body, problem.status or 500, headers=headers)
+
+    return inner
+
+
+@translate_errors
+@keyed
+async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
+    """POST /sdapi/v1/txt2img: pictures from a prompt, as PNG with infotext."""
+    given = await shared.read(request)
+    shared.refuse_unless(given, UNSUPPORTED_FIELDS)
+    _no_scripts(given)
+    slug = _slug(given)
+    params = _params(given)
+    model = await gateway.admission.model(slug, key)
+    names = {"guidance": "cfg_scale"}
+    job, files, admitted = await shared.run_and_wait(request, gateway, key, model, params, names)
+    shown = files if given.get("send_images", True) is not False else []
+    answer = await asyncio.to_thread(_answer, job, shown)
+    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+
+
+@translate_errors
+@keyed
+async def samplers(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/samplers: A1111's names of the samplers that are the same here."""
+    return JSONResponse([{"name": name, "aliases": [], "options": {}} for name in OFFERED])
+
+
+@translate_errors
+@keyed
+async def schedulers(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/schedulers: the named schedules."""
+    return JSONResponse(
+        [{"name": n, "label": n.title()} for n in ("automatic", "karras", "uniform")]
+    )
+
+
+@translate_errors
+@keyed
+async def scripts(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/scripts: there are none."""
+    return JSONResponse({"txt2img": [], "img2img": []})
+
+
+@translate_errors
+@keyed
+async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/sd-models: what this key may ask for; a title chooses by override_settings."""
+    mine = await gateway.admission.models(key)
+    return JSONResponse(
+        [
+            {
+                "title": slug,
+                "model_name": slug,
+                "hash": None,
+                "sha256": None,
+                "filename": model.checkpoint_name,
+                "config": None,
+            }
+            for slug, model in mine.items()
+        ]
+    )
+
+
+@translate_errors
+@keyed
+async def loras(_: Request, gateway: Gateway, __: Key) -> Response:
+    """GET /sdapi/v1/loras: the LoRA files that a prompt may name as <lora:NAME:WEIGHT>."""
+    names = await asyncio.to_thread(gateway.settings.lora_names)
+    return JSONResponse([{"name": n, "alias": n, "path": "", "metadata": {}} for n in names])
+
+
+@translate_errors
+@keyed
+async def options(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/options: what a request gets that names no model."""
+    return JSONResponse({"sd_model_checkpoint": DEFAULT_SLUG, "samples_format": "png"})
+
+
+@translate_errors
+@keyed
+async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /sdapi/v1/progress: how far this key's oldest open job is."""
+
+    def still_open() -> list[str]:
+        with gateway.db.read() as connection:
+            return queue.open_of(connection, key.id)
+
+    ids = await asyncio.to_thread(still_open)
+    job = await gateway.reader.job(key, ids[0]) if ids else None
+    steps = job.params.num_inference_steps if job else 0
+    share = job.calls_done / job.unet_calls if job else 0.0
+    state = {
+        "skipped": False,
+        "interrupted": False,
+        "job": job.id if job else "",
+        "job_count": len(ids),
+        "job_no": 0,
+        "job_timestamp": _stamp(job.created_at) if job else "0",
+        "sampling_step": int(share * steps),
+        "sampling_steps": steps,
+    }
+    return JSONResponse(
+        {
+            "progress": share,
+            "eta_relative": 0.0,
+            "state": state,
+            "current_image": None,
+            "textinfo": None,
+        }
+    )
+
+
+def _params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Our parameters from theirs, with their defaults."""
+    scheduler = _sampler(given)
+    eta = given.get("eta")
+    usual = 1 if scheduler in ANCESTRAL else 0
+    if scheduler in (*ANCESTRAL, "DDIM") and eta is not None and eta != usual:
+        raise BadParameter("eta", f"should be {usual} with this sampler, or null")
+    return {
+        "prompt": given.get("prompt"),
+        "negative_prompt": given.get("negative_prompt"),
+        "scheduler": scheduler,
+        "samples": _pictures(given),
+        "steps": _or(given.get("steps"), 50),
+        "guidance": _or(given.get("cfg_scale"), 7.0),
+        "seed": given.get("seed"),
+        "width": _or(given.get("width"), 512),
+        "height": _or(given.get("height"), 512),
+        "output_format": "png",
+    }
+
+
+def _or(value: Any, default: float) -> Any:
+    return default if value is None else value
+
+
+def _pictures(given: Mapping[str, Any]) -> int:
+    """batch_size x n_iter, at most what one job may make."""
+    numbers = [_or(given.get(name), 1) for name in ("batch_size", "n_iter")]
+    for name, number in zip(("batch_size", "n_iter"), numbers, strict=True):
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 4:
+            raise BadParameter(name, "should be an integer between 1 and 4")
+    if numbers[0] * numbers[1] > 4:
+        raise BadParameter("n_iter", "times batch_size should be at most 4")
+    return int(numbers[0] * numbers[1])
+
+
+def _sampler(given: Mapping[str, Any]) -> str:
+    """Our scheduler for their sampler and schedule; raises BadParameter with the names."""
+    name = shared.text(given, "sampler_name") or shared.text(given, "sampler_index") or "Euler"
+    schedule = (shared.text(given, "scheduler") or "automatic").lower()
+    by_schedule = SAMPLERS.get(name.strip().lower())
+    if by_schedule is None:
+        raise BadParameter("sampler_name", "should be one of " + ", ".join(OFFERED))
+    if schedule not in by_schedule:
+        raise BadParameter("scheduler", "should be one of " + ", ".join(by_schedule))
+    return by_schedule[schedule]
+
+
+def _no_scripts(given: Mapping[str, Any]) -> None:
+    """Scripts may be named as long as they are switched off: args empty or [false]."""
+    scripts = given.get("alwayson_scripts") or {}
+    if not isinstance(scripts, dict):
+        raise BadParameter("alwayson_scripts", "should be an object")
+    for script in scripts.values():
+        if not isinstance(script, dict) or script.get("args") not in (None, [], [False]):
+            raise BadParameter("alwayson_scripts", "is not supported here: leave it out, or empty")
+
+
+def _slug(given: Mapping[str, Any]) -> str:
+    settings = given.get("override_settings") or {}
+    if not isinstance(settings, dict) or set(settings) - {"sd_model_checkpoint"}:
+        raise BadParameter("override_settings", "may hold sd_model_checkpoint and no other")
+    return shared.text(settings, "sd_model_checkpoint") or DEFAULT_SLUG
+
+
+def _answer(job: Job, files: list[bytes]) -> Response:
+    images = [base64.b64encode(content).decode() for content in files]
+    return JSONResponse(
+        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))},
+        headers=safety_header(job),
+    )
+
+
+def _info(job: Job) -> dict[str, Any]:
+    assert job.result is not None
+    images, params = job.result["images"], job.params
+    checkpoint = job.result["checkpoint"]
+    return {
+        "prompt": params.prompt,
+        "all_prompts": [params.prompt] * len(images),
+        "negative_prompt": params.negative_prompt or "",
+        "seed": images[0]["seed"],
+        "all_seeds": [image["seed"] for image in images],
+        "width": params.img_width,
+        "height": params.img_height,
+        "sampler_name": A1111_NAMES.get(params.scheduler, params.scheduler),
+        "cfg_scale": params.guidance_scale,
+        "steps": params.num_inference_steps,
+        "batch_size": len(images),
+        "sd_model_name": checkpoint,
+        "infotexts": [infotext(params, image["seed"], checkpoint) for image in images],
+        "job_timestamp": _stamp(job.created_at),
+        "request_id": job.id,
+    }
+
+
+def _stamp(at: float) -> str:
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(at))

@@ -1,0 +1,158 @@
+"""OpenAI's images endpoint on the same jobs: `base_url=".../openai/v1"`, a bearer key."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.catalogue.model import DEFAULT_SLUG, Model
+from imaged.errors import (
+    BadParameter,
+    IdempotencyMismatch,
+    ImagedError,
+    NoCredits,
+    StillRunning,
+    UnknownModel,
+)
+from imaged.gateway.auth import Endpoint, keyed
+from imaged.gateway.compat import shared
+from imaged.gateway.context import Gateway
+from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
+from imaged.gateway.present.links import Links
+from imaged.jobs import Job
+from imaged.store.accounts.keys import Key
+
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+OURS = ("negative_prompt", "num_inference_steps", "guidance_scale", "seed", "scheduler")
+#: What we cannot do, with the values that ask for nothing.
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "background": ("auto", "opaque"),
+    "stream": (False,),
+    "partial_images": (0,),
+    "output_compression": (100,),
+}
+NAMES = {"samples": "n", "img_width": "size", "img_height": "size"}
+QUALITIES = ("auto", "standard", "hd", "low", "medium", "high")
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def translate_errors(endpoint: Endpoint) -> Endpoint:
+    """Errors in OpenAI's shape; its clients do not send again what cannot end otherwise, or what
+    may still be running.
+    """
+
+    @wraps(endpoint)
+    async def inner(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ImagedError as problem:
+            return _error(problem)
+
+    return inner
+
+
+@translate_errors
+@keyed
+async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
+    """POST /openai/v1/images/generations: pictures from a prompt."""
+    given = await shared.read(request)
+    answer_with = _one_of(given, "response_format", ("url", "b64_json"))
+    _one_of(given, "quality", QUALITIES)
+    shared.refuse_unless(given, UNSUPPORTED_FIELDS)
+    slug = shared.text(given, "model") or DEFAULT_SLUG
+    model = await gateway.admission.model(slug, key)
+    job, files, admitted = await shared.run_and_wait(
+        request, gateway, key, model, _params(given), NAMES
+    )
+    answer = await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
+    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+
+
+@translate_errors
+@keyed
+async def list_models(_: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /openai/v1/models: the slugs that this key may ask for."""
+    mine = [_model(*pair) for pair in (await gateway.admission.models(key)).items()]
+    return JSONResponse({"object": "list", "data": mine})
+
+
+@translate_errors
+@keyed
+async def one_model(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /openai/v1/models/{slug}: one of them."""
+    slug = request.path_params["slug"]
+    return JSONResponse(_model(slug, await gateway.admission.model(slug, key)))
+
+
+def _params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Our parameters from theirs; a value out of range is refused later, under its name."""
+    params = {name: given.get(name) for name in ("prompt", *OURS)}
+    params["samples"] = given.get("n")
+    params["output_format"] = _one_of(given, "output_format", ("png", "jpeg"))
+    size = shared.text(given, "size") or "auto"
+    if size != "auto":
+        match = SIZE.fullmatch(size)
+        if match is None:
+            raise BadParameter("size", 'should be "auto" or WIDTHxHEIGHT, such as "1024x1024"')
+        params["img_width"], params["img_height"] = int(match[1]), int(match[2])
+    return params
+
+
+def _answer(job: Job, files: list[bytes], answer_with: str, links: Links) -> Response:
+    assert job.result is not None and job.finished_at is not None
+    images = job.result["images"]
+    if answer_with == "b64_json":
+        data = [{"b64_json": base64.b64encode(content).decode()} for content in files]
+    else:
+        data = [{"url": links.file(job, image["name"])} for image in images]
+    body = {
+        "created": int(job.finished_at),
+        "data": data,
+        "output_format": job.params.output_format,
+        "size": f"{job.params.img_width}x{job.params.img_height}",
+        "request_id": job.id,
+        "seed": images[0]["seed"],
+    }
+    return JSONResponse(body, headers=safety_header(job))
+
+
+def _model(slug: str, model: Model) -> dict[str, Any]:
+    return {"id": slug, "object": "model", "created": 0, "owned_by": model.checkpoint_name}
+
+
+def _one_of(given: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
+    """One of the allowed words; absent is the first."""
+    value = given.get(name)
+    if value is None:
+        return allowed[0]
+    if value not in allowed or not isinstance(value, str):
+        raise BadParameter(name, "should be one of " + ", ".join(f'"{word}"' for word in allowed))
+    return value
+
+
+def _error(problem: ImagedError) -> Response:
+    status = problem.status or 500
+    kind, code = TYPES.get(status, "invalid_request_error"), problem.code
+    if isinstance(problem, NoCredits):
+        status, kind, code = 429, "insufficient_quota", "insufficient_quota"
+    elif isinstance(problem, UnknownModel):
+        code = "model_not_found"
+    elif status >= 500:
+        kind = "server_error"
+    body = {
+        "message": problem.detail,
+        "type": kind,
+        "param": problem.field if isinstance(problem, BadParameter) else None,
+        "code": code,
+    }
+    answer = JSONResponse({"error": body}, status, headers=error_headers(problem))
+    if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
+        answer.headers["x-should-retry"] = "false"
+    return answer

@@ -1,0 +1,255 @@
+"""What the vendor's SDK asks at its fixed hosts: the catalogue, and a key's own requests."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from imaged.catalogue.model import Model
+from imaged.errors import BadParameter, UnknownRequest
+from imaged.gateway.auth import keyed, public
+from imaged.gateway.context import Gateway
+from imaged.gateway.present.links import Links
+from imaged.gateway.present.units import dollars, utc
+from imaged.jobs import State
+from imaged.params.image_params import plain
+from imaged.params.knobs import Knob
+from imaged.store.accounts.keys import Key
+from imaged.store.jobs import history
+from imaged.store.jobs.history import Entry, Search
+
+LIST_KEY = "Inference Segmind Model Information List With Details"
+PAGE = 20
+LONGEST_WINDOW_DAYS = 31
+PRICED = {"samples", "scheduler", "num_inference_steps", "img_width", "img_height"}
+STATES = {
+    "COMPLETED": (State.COMPLETED,),
+    "FAILED": (State.FAILED, State.CANCELLED),
+    "PENDING": (State.QUEUED, State.PROCESSING, State.PARKED),
+}
+ORDERS = {
+    "model_created": "created_at",
+    "model_name": "model",
+    "credits_deduction": "cost_micros",
+}
+
+
+@public
+async def model_list(request: Request) -> Response:
+    """GET /inference-model-information/list: the catalogue as the vendor's SDK lists it."""
+    offered = await Gateway.of(request).admission.catalogue()
+    return JSONResponse({LIST_KEY: [_model(model) for model in offered.values()]})
+
+
+@keyed
+async def recent(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /inference-request/recent-generations: the newest pictures of one model."""
+    model = request.query_params.get("model_name")
+    if not model:
+        raise BadParameter("model_name", "is mandatory")
+    search = Search(model=model, states=STATES["COMPLETED"])
+    return await _page(request, gateway, key, search, PAGE, _generation)
+
+
+@keyed
+async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /inference-request/generations: a key's pictures, newest first."""
+    query = request.query_params
+    _only_own(request, key)
+    search = Search(
+        model=query.get("model_name"),
+        after=_day(request, "start_date"),
+        before=_day(request, "end_date", end=True),
+        states=STATES["COMPLETED"],
+    )
+    return await _page(request, gateway, key, search, PAGE, _generation)
+
+
+@keyed
+async def request_history(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /inference-request/request-history: a key's requests, the failed ones too."""
+    query = request.query_params
+    _only_own(request, key)
+    status, order = query.get("status"), query.get("sort_by", "model_created")
+    direction = query.get("sort_order", "desc")
+    _one_of("status", status, STATES, may_miss=True)
+    _one_of("sort_by", order, ORDERS)
+    _one_of("sort_order", direction, ("asc", "desc"))
+    after, before = _window(request)
+    search = Search(
+        contains=query.get("model_name"),
+        after=after,
+        before=before,
+        states=STATES[status] if status else tuple(State),
+        order=ORDERS[order],
+        descending=direction == "desc",
+    )
+    per_page = _number(request, "per_page", PAGE, 100)
+    return await _page(request, gateway, key, search, per_page, _record)
+
+
+@keyed
+async def request_record(request: Request, gateway: Gateway, key: Key) -> Response:
+    """GET /inference-request/request-history/{request_id}: one of the key's own requests."""
+    request_id = request.path_params["request_id"]
+
+    def read() -> Entry | None:
+        with gateway.db.read() as connection:
+            return history.one(connection, key.id, request_id)
+
+    entry = await asyncio.to_thread(read)
+    if entry is None:
+        raise UnknownRequest(f"Request {request_id[:64]} not found")
+    return JSONResponse(_record(entry, gateway.links(request))[0])
+
+
+async def _page(
+    request: Request, gateway: Gateway, key: Key, search: Search, per_page: int, rows: Any
+) -> Response:
+    page = _number(request, "page", 1, 1_000_000)
+
+    def read() -> tuple[list[Entry], int]:
+        with gateway.db.read() as connection:
+            return history.find(connection, key.id, search, (page - 1) * per_page, per_page)
+
+    entries, total = await asyncio.to_thread(read)
+    links = gateway.links(request)
+    data = [row for entry in entries for row in rows(entry, links)]
+    return JSONResponse({"data": data, "page": page, "per_page": per_page, "total": total})
+
+
+def _generation(entry: Entry, links: Links) -> list[dict[str, Any]]:
+    """A row for each picture, as long as there is one."""
+    return [
+        {
+            "id": f"{entry.id}-{k}",
+            "request_id": entry.id,
+            "created_at": utc(entry.created_at),
+            "updated_at": utc(entry.finished_at or entry.created_at),
+            "model_name": entry.model,
+            "generation_url": url,
+            "user_id": str(entry.key_id),
+            "user_email": None,
+            "status": "COMPLETED",
+            "credits_deduction": dollars(entry.cost_micros),
+            "latency_ms": _latency_ms(entry),
+            "prompt": entry.params.prompt,
+            "parameters": entry.params.as_dict(),
+        }
+        for k, url in enumerate(_urls(entry, links))
+    ]
+
+
+def _record(entry: Entry, links: Links) -> list[dict[str, Any]]:
+    """A row for each picture; one for a request without."""
+    state = next(name for name, states in STATES.items() if entry.state in states)
+    return [
+        {
+            "request_id": entry.id,
+            "model_name": entry.model,
+            "model_status": state,
+            "credits_deduction": dollars(entry.cost_micros),
+            "request_body": entry.params.as_dict(),
+            "generation_url": url,
+            "latency_ms": _latency_ms(entry),
+            "created_at": utc(entry.created_at),
+            "updated_at": utc(entry.finished_at or entry.created_at),
+            "error": entry.error,
+        }
+        for url in _urls(entry, links)
+    ]
+
+
+def _urls(entry: Entry, links: Links) -> list[str | None]:
+    """A link for each picture that is still there; None for one that is not."""
+    if entry.state is not State.COMPLETED:
+        return [None]
+    if entry.result is None or entry.expires_at is None:
+        return [None] * entry.params.samples
+    names = [image["name"] for image in entry.result["images"]]
+    return [links.signed(name, int(entry.expires_at)) for name in names]
+
+
+def _latency_ms(entry: Entry) -> int | None:
+    if entry.finished_at is None:
+        return None
+    return round(1000 * (entry.finished_at - entry.created_at))
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "title": model.title,
+        "type": "text to image",
+        "slug": model.slug,
+        "description": model.description
+        or f"{model.title}, from the checkpoint {model.checkpoint_name}.",
+        "parameters": {
+            knob.name: _parameter(knob, place) for place, knob in enumerate(model.knobs)
+        },
+        "is_visible": True,
+        "is_new": False,
+        "is_depreciated": False,
+        "default_image_output": None,
+        "thumbnail_image": None,
+    }
+
+
+def _parameter(knob: Knob, place: int) -> dict[str, Any]:
+    return {
+        "label": knob.name,
+        "displayValue": knob.name,
+        "displayOrder": place,
+        "description": f"{knob.text} {knob.allowed}.",
+        "component": knob.kind,
+        "isRequired": knob.required,
+        "affectsPricing": knob.name in PRICED,
+        "default": plain(knob.default),
+        "min": None if knob.kind == "text" else knob.low,
+        "max": None if knob.kind == "text" else knob.high,
+        "options": list(knob.choices),
+        "hidden": False,
+    }
+
+
+def _only_own(request: Request, key: Key) -> None:
+    for name, own in (("user_id", str(key.id)), ("user_email", None)):
+        if request.query_params.get(name) not in (None, own):
+            raise BadParameter(name, "should be your own or absent")
+
+
+def _number(request: Request, name: str, default: int, high: int) -> int:
+    text = request.query_params.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= high):
+        raise BadParameter(name, f"should be an integer between 1 and {high}")
+    return int(text)
+
+
+def _one_of(name: str, value: str | None, allowed: Any, *, may_miss: bool = False) -> None:
+    if value not in allowed and not (may_miss and value is None):
+        raise BadParameter(name, "should be one of " + ", ".join(allowed))
+
+
+def _day(request: Request, name: str, *, end: bool = False) -> float | None:
+    """A day's first second in UTC, or with `end` the next day's."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        day = date.fromisoformat(text) + timedelta(days=1 if end else 0)
+    except (ValueError, OverflowError):
+        raise BadParameter(name, "should be a day as YYYY-MM-DD") from None
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+
+
+def _window(request: Request) -> tuple[float, float]:
+    """The days asked for, the last seven when none were; raises BadParameter if too many."""
+    before, after = _day(request, "to_date", end=True), _day(request, "from_date")
+    before = datetime.now(UTC).timestamp() + 86_400 if before is None else before
+    after = before - 8 * 86_400 if after is None else after
+    if before - after > LONGEST_WINDOW_DAYS * 86_400 + 86_400:
+        raise BadParameter("from_date", f"should be at most {LONGEST_WINDOW_DAYS} days back")
+    return after, before

@@ -1,0 +1,82 @@
+"""What the other dialects share: a job from their words, its pictures, and refusing by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+from imaged.catalogue.aliases import widened
+from imaged.catalogue.model import Model
+from imaged.errors import BadParameter, JobFailed, StillRunning, WrongContentType
+from imaged.gateway.context import Gateway
+from imaged.gateway.present.headers import safety_header
+from imaged.gateway.submit import request_body
+from imaged.gateway.submit.admission import Admitted
+from imaged.gateway.submit.options import read_options
+from imaged.jobs import Job, State
+from imaged.params.image_params import read_params
+from imaged.store.accounts.keys import Key
+
+
+async def read(request: Request) -> dict[str, Any]:
+    """The JSON object of the body; raises WrongContentType, MalformedBody or BadParameter."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise WrongContentType("Invalid content type: send application/json")
+    return request_body.read_json(await request.body())
+
+
+async def run_and_wait(
+    request: Request,
+    gateway: Gateway,
+    key: Key,
+    model: Model,
+    params: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> tuple[Job, list[bytes], Admitted]:
+    """Queue a job on the request's terms, wait for it, and its pictures; the ranges are the
+    engine's, not the original's.
+
+    `names`: our parameter -> theirs, for refusals. Raises what admission raises, StillRunning,
+    or JobFailed.
+    """
+    try:
+        read, _ = read_params(params, widened(model.knobs))
+    except BadParameter as problem:
+        theirs = names.get(problem.field, problem.field)
+        raise BadParameter(theirs, problem.detail.removeprefix(problem.field).strip()) from None
+    options = read_options(request.headers)
+    admitted = await gateway.admission.admit(key, model, read, options)
+    wait_s = gateway.settings.wait_s
+    job = await gateway.reader.wait_for_end(key, admitted.job_id, wait_s, request.receive)
+    if not job.state.final:
+        raise StillRunning(job.id)
+    if job.state is not State.COMPLETED:
+        reason, error = job.reason or "job_failed", job.error or "the job failed"
+        raise JobFailed(reason, error, safety_header(job))
+    return job, await gateway.files(job), admitted
+
+
+def refuse_unless(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse by its name a field whose value would change the picture in a way we cannot do."""
+    for name, values in neutral.items():
+        value = given.get(name)
+        if value is not None and not any(_same(value, neutral_one) for neutral_one in values):
+            shown = " or ".join("empty" if v == [] else json.dumps(v) for v in values)
+            raise BadParameter(name, f"is not supported here: leave it out, or send {shown}")
+
+
+def text(given: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a string or absent."""
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadParameter(name, "should be a string")
+    return value
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, and not merely 0 == False."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,0 +1,1 @@
+"""Rows as answers: bodies and headers of jobs and of errors."""

@@ -1,0 +1,58 @@
+"""Headers of answers beside their bodies: rate limits, what checked the pictures, and of errors."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.responses import Response
+
+from imaged.errors import ImagedError, JobFailed, StillRunning, TooFast
+from imaged.gateway.present.units import utc
+from imaged.jobs import Job, State
+from imaged.store.accounts.rate_limits import RateLimit
+
+#: What a checker has done when a job that was begun failed for this reason
+#: (worker/image_checker.py).
+CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
+
+
+def rate_headers(rate: RateLimit) -> dict[str, str]:
+    """What the key may still submit, and when it may submit all of it again."""
+    return {
+        "x-rate-limit-limit": str(rate.limit),
+        "x-rate-limit-remaining": str(rate.left),
+        "x-rate-limit-reset-at-utc": utc(rate.full_at),
+    }
+
+
+def error_headers(problem: ImagedError) -> dict[str, str]:
+    """When the key may ask again, the job to come back for, or what looked at its pictures."""
+    if isinstance(problem, TooFast):
+        return {
+            "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
+            "x-rate-limit-reset-at-utc": utc(problem.reset_at),
+        }
+    if isinstance(problem, JobFailed):
+        return dict(problem.headers)
+    return {"x-request-id": problem.request_id} if isinstance(problem, StillRunning) else {}
+
+
+def with_rate_headers(answer: Response, rate: RateLimit, replayed: bool) -> Response:
+    """The answer to a submit: what the key has left, and whether it tells of an earlier job."""
+    answer.headers.update(rate_headers(rate))
+    if replayed:
+        answer.headers["idempotent-replayed"] = "true"
+    return answer
+
+
+def safety_header(job: Job) -> dict[str, str]:
+    """Whether the operator's checker has looked at the job's pictures, once there were some.
+
+    The header is a list: the server names the rules for prompts on every answer, and this is one
+    more entry.
+    """
+    if job.state is State.COMPLETED and job.result and "checked" in job.result:
+        return {"x-safety": f"image-checker={'on' if job.result['checked'] else 'off'}"}
+    if job.state is State.FAILED and job.started_at is not None and job.reason in CHECKS:
+        return {"x-safety": f"image-checker={CHECKS[job.reason]}"}
+    return {}

@@ -1,0 +1,61 @@
+"""A text as its writer may have disguised it: the plain readings that rules are matched with."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+_LOOKALIKES = str.maketrans("асеорхуіјѕԁһӏкмтвαειοκρτυχνıøł", "aceopxyijsdhlkmtbaeiokptuxviol")
+_INVISIBLE = frozenset({"Cf", "Mn", "Me", "Cc"})
+_WORD = re.compile(r"\w+")
+_LEET_WORD = re.compile(r"[a-z0-9@$!|+€]+")
+_LEET = str.maketrans("034578@$+€", "oeastbaste")
+_LEET_I, _LEET_L = str.maketrans("1!|", "iii"), str.maketrans("1!|", "lll")
+_SPACED = re.compile(r"(?<![\w@$])(?:[a-z0-9@$][\s.,_*/|~-]{1,3}){2,}[a-z0-9@$](?![\w@$])")
+_LONG_RUN = re.compile(r"([a-z])\1{2,}")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents, invisible characters and look-alike letters; spaces stay."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    seen = (c if unicodedata.category(c) not in _INVISIBLE else _gap(c) for c in plain)
+    return "".join(seen).translate(_LOOKALIKES)
+
+
+def words(folded: str) -> str:
+    """The words of a folded text with one space before, between and after them."""
+    return f" {' '.join(_WORD.findall(folded.replace('_', ' ')))} "
+
+
+def normalized_variants(folded: str) -> list[str]:
+    """`words` of the text as it stands, with digits read as letters, letters drawn out or apart.
+
+    As it stands comes first: only there are numbers what they are.
+    """
+    plain = words(folded)
+    found = {plain: None}
+    for ones in (_LEET_I, _LEET_L):
+        spelt = " ".join(_unleet(folded, ones))
+        apart = " ".join(_joined(folded, ones))
+        for text in (spelt, _LONG_RUN.sub(r"\1", spelt), apart):
+            found[words(text)] = None
+    return list(found)
+
+
+def _gap(invisible: str) -> str:
+    """A control character such as a line break ends a word; the others are not there at all."""
+    return " " if unicodedata.category(invisible) == "Cc" else ""
+
+
+def _unleet(folded: str, ones: dict[int, int]) -> Iterator[str]:
+    for word in _LEET_WORD.findall(folded):
+        yield word.strip("!|+").translate(_LEET).translate(ones)
+
+
+def _joined(folded: str, ones: dict[int, int]) -> Iterator[str]:
+    """Letters that were written apart, as one word: `a b c` is abc."""
+    for run in _SPACED.findall(folded):
+        letters = "".join(_LEET_WORD.findall(run)).replace("|", "")
+        word = letters.translate(_LEET).translate(ones)
+        yield f"{word} {word[1:]}" if word.startswith("a") else word  # the article before it

@@ -1,0 +1,39 @@
+"""LoRAs as a request names them, in a field of their own or as tags in its prompt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA by its file's name, and how strongly it changes UNet and text encoders."""
+
+    name: str
+    unet: float = 1.0
+    text: float = 1.0
+
+
+MOST_LORAS, MOST_WEIGHT = 8, 10.0
+
+
+LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder
+
+
+_WEIGHT = r"(?::([+-]?(?:\d{1,4}\.?\d{0,9}|\.\d{1,9})))?"
+
+
+_TAG = re.compile(f"<lora:({LORA_NAME.pattern}){_WEIGHT}{_WEIGHT}>")
+
+
+def tagged(prompt: str) -> list[Lora]:
+    """The LoRAs that a prompt names, as A1111 has it: <lora:NAME:TEXT WEIGHT:UNET WEIGHT>; one
+    weight is for both.
+    """
+    return [Lora(n, float(u or t or 1), float(t or 1)) for n, t, u in _TAG.findall(prompt)]
+
+
+def without_loras(prompt: str) -> str:
+    """The prompt without what names a LoRA in it."""
+    return _TAG.sub("", prompt)

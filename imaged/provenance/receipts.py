@@ -1,0 +1,131 @@
+"""A picture's receipt: what was asked, what made it and what came out, signed with Ed25519.
+
+A receipt is of one picture. It names neither its job nor a time, so that the same picture always
+has the same receipt, and with it the same file.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from imaged.errors import ReceiptRefused
+from imaged.params.image_params import ImageParams, plain
+
+VERSION = 1
+LONGEST = 60_000  # bytes of one in a picture's file: a JPEG's comment has no room for more
+#: Of a request, what says how a picture is handed over and not what it shows.
+HANDED = frozenset({"samples", "base64", "prompt_report"})
+#: What a receipt says, beside its signature, and of which type it is.
+FACTS: Mapping[str, type] = {
+    "receipt": int,
+    "model": str,
+    "request": dict,
+    "checkpoint": str,
+    "checkpoint_sha256": str,
+    "table_sha256": str,
+    "loras": str,
+    "engine": str,
+    "device": str,
+    "dtype": str,
+    "determinism": str,
+    "varied": bool,
+    "picture": dict,
+}
+#: Where two receipts of the same request may differ, and why their pictures then do.
+CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dtype", "determinism")
+
+
+def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
+    """A request for this picture alone, as it could be sent, with nothing left to defaults."""
+    values = {name: plain(getattr(params, name)) for name in params.as_dict()}
+    said = {n: v for n, v in values.items() if n not in HANDED and v is not None}
+    return {**said, "seed": seed}
+
+
+def picture_of(rgb: bytes, width: int, height: int) -> dict[str, Any]:
+    """A picture by its pixels, not by its file: files have receipts in them."""
+    return {"width": width, "height": height, "sha256": hashlib.sha256(rgb).hexdigest()}
+
+
+def sign(facts: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
+    """The receipt that says so."""
+    said = {"receipt": VERSION, **facts}
+    assert said.keys() == FACTS.keys()
+    return {**said, "key": public(key), "signature": _text(key.sign(_bytes(said)))}
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    """The half of a key by which others know its signatures, in base64."""
+    return _text(key.public_key().public_bytes_raw())
+
+
+def read(receipt: object) -> dict[str, Any]:
+    """A receipt whose signature is right, be it of a key that is known or not; raises
+    ReceiptRefused.
+    """
+    if not isinstance(receipt, Mapping) or receipt.keys() != {*FACTS, "key", "signature"}:
+        raise ReceiptRefused("it is no receipt")
+    said = {name: receipt[name] for name in FACTS}
+    if said["receipt"] != VERSION:
+        raise ReceiptRefused("it is of another version")
+    try:
+        key = Ed25519PublicKey.from_public_bytes(_raw(receipt["key"]))
+        key.verify(_raw(receipt["signature"]), _bytes(said))
+    except (InvalidSignature, ValueError, TypeError, RecursionError) as error:
+        raise ReceiptRefused("its signature is not of what it says") from error
+    if any(not isinstance(said[name], kind) for name, kind in FACTS.items()):
+        raise ReceiptRefused("it is no receipt")
+    return dict(receipt)
+
+
+def made_in(receipt: Mapping[str, Any]) -> str:
+    """Kind of device and types of numbers: what may be chosen when it is made again."""
+    return f"{'cpu' if receipt['device'].startswith('CPU ') else 'cuda'} {receipt['dtype']}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What made two pictures of the same request, where that differs."""
+    return [
+        {"field": name, "receipt": before[name], "now": now[name]}
+        for name in CAUSES
+        if before[name] != now[name]
+    ]
+
+
+def written(receipt: Mapping[str, Any]) -> str:
+    """As it stands in a picture's file; empty if it is too long for that."""
+    text = json.dumps(receipt, separators=(",", ":"))
+    return text if len(text) <= LONGEST else ""
+
+
+def _bytes(said: Mapping[str, Any]) -> bytes:
+    """What is signed: the same for the same facts, in whatever order, and whether whole numbers
+    have a point, as Python writes them, or none, as JavaScript does.
+    """
+    text = json.dumps(_whole(said), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _whole(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(raw: bytes) -> str:
+    return binascii.b2a_base64(raw, newline=False).decode()
+
+
+def _raw(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError
+    return binascii.a2b_base64(text, strict_mode=True)  # its error is a ValueError

@@ -1,0 +1,65 @@
+"""Snapshots of jobs under way, saved as files: another worker resumes where this one stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from imaged.engine.snapshot import RunPlan
+from imaged.jobs import MAX_ATTEMPTS, Job
+from imaged.store.blobs import Blobs
+
+log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """Saves and reads snapshots. every_s: seconds between two of a job; 0: none are taken."""
+
+    def __init__(self, blobs: Blobs, every_s: float) -> None:
+        self._blobs, self._every_s = blobs, every_s
+        self._saved: dict[str, float] = {}  # when each job in hand was last saved, or begun
+
+    def due(self, held: Mapping[str, Job], now: float) -> list[Job]:
+        """The jobs whose last snapshot, or start, is every_s old; now: monotonic seconds."""
+        self._saved = {job_id: self._saved.get(job_id, now) for job_id in held}
+        if not self._every_s:
+            return []
+        late = [job for job in held.values() if self._saved[job.id] <= now - self._every_s]
+        self._saved.update((job.id, now) for job in late)
+        return late
+
+    def save(self, job: Job, states: Mapping[int, bytes]) -> None:
+        """Write a job's snapshots. A failure is logged: a crash then costs more work,
+        nothing else.
+        """
+        try:
+            for sample, content in states.items():
+                self._blobs.put(f"{job.id}-{job.epoch}-{sample}.state", content)
+        except OSError as error:
+            log.error("job %s: its state was not saved: %s", job.id, error)
+
+    def save_all(self, states: Sequence[tuple[Job, Mapping[int, bytes]]]) -> None:
+        for job, of_job in states:
+            self.save(job, of_job)
+
+    def resume_plan(self, job: Job) -> RunPlan:
+        """From where a claimed job resumes, and how far it runs."""
+        draft = job.draft
+        if draft and draft.samples:
+            return RunPlan(0, draft.samples, self._states(job), draft.varied)
+        return RunPlan(draft.steps if draft else 0, states=self._states(job))
+
+    def _states(self, job: Job) -> dict[int, bytes]:
+        """The newest snapshot of each image. The last attempt after crashes starts anew, in case a
+        snapshot causes them.
+        """
+        if job.epoch == 1 or (
+            job.attempts == MAX_ATTEMPTS and not (job.draft and job.draft.varied)
+        ):
+            return {}
+        found: dict[int, bytes] = {}
+        for name in self._blobs.states_of(job.id):
+            content = self._blobs.read(name)
+            if content is not None:
+                found[int(name[: -len(".state")].rpartition("-")[2])] = content
+        return found

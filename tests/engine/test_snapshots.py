@@ -1,0 +1,187 @@
+"""Workers that stop, die or give way: what was made is not made again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.torch import load
+
+from imaged.engine.engine import Engine
+from imaged.engine.snapshot import WHOLE, RunPlan
+from imaged.jobs import MAX_ATTEMPTS, Job, State
+from imaged.store.blobs import Blobs
+from imaged.store.jobs import queue
+from imaged.worker import loop
+from imaged.worker.snapshots import Snapshots
+from tests.engine.test_worker import SMALL, Bench, working
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RunPlan]]:
+    """What engines were given, in order."""
+    given, submit = list[tuple[str, RunPlan]](), Engine.submit
+
+    def noted(
+        self: Engine, job_id: str, params: Any, key: int = 0, resume_plan: RunPlan = WHOLE
+    ) -> None:
+        given.append((job_id, resume_plan))
+        submit(self, job_id, params, key, resume_plan)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    return given
+
+
+def done(bench: Bench, *job_ids: str) -> bool:
+    return all(bench.job(job_id).state is State.COMPLETED for job_id in job_ids)
+
+
+def picture(bench: Bench, job_id: str) -> bytes:
+    result = bench.job(job_id).result
+    assert result is not None
+    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+
+
+def states(bench: Bench, job_id: str) -> list[str]:
+    return Blobs(f"file://{bench.files}").states_of(job_id)
+
+
+def behind(resume_plan: RunPlan) -> int:
+    """UNet calls that a course goes on after."""
+    [content] = resume_plan.states.values()
+    return len(load(content)["outputs"])
+
+
+def test_a_worker_that_stops_parks_what_it_cannot_finish(
+    tmp_path: Path, begun: list[tuple[str, RunPlan]]
+) -> None:
+    with working(tmp_path) as bench:
+        bench.at_call(15, lambda: stop(bench))
+        job_id = bench.put(SMALL)
+        bench.wait(bench.worker._time_up.is_set)
+    with working(tmp_path) as bench:
+        bench.wait(lambda: done(bench, job_id))
+        fresh = bench.put(SMALL)
+        bench.wait(lambda: done(bench, fresh))
+        assert picture(bench, job_id) == picture(bench, fresh)
+        assert bench.job(job_id).attempts == 1
+        assert states(bench, job_id) == []
+    assert [job for job, _ in begun] == [job_id, job_id, fresh]
+    assert behind(begun[1][1]) == 15
+
+
+def stop(bench: Bench) -> None:
+    bench.worker.stop(drain_s=0.0)
+    bench.worker._time_up.wait()
+
+
+def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, RunPlan]]) -> None:
+    """A worker that dies costs at most what was made since."""
+
+    def lose() -> None:
+        bench.wait(lambda: bool(states(bench, job_id)))
+        with bench.db.write() as c:  # as when it is silent for longer than its lease
+            queue.release(c, "w", time.time(), 60.0, blame=True)
+
+    with working(tmp_path, park_s=0.001) as bench:
+        bench.at_call(10, lose)
+        job_id = bench.put(SMALL)
+        bench.wait(lambda: done(bench, job_id))
+        assert bench.job(job_id).attempts == 2
+        fresh = bench.put(SMALL)
+        bench.wait(lambda: done(bench, fresh))
+        assert picture(bench, job_id) == picture(bench, fresh)
+    assert 0 < behind(begun[1][1]) <= 10
+
+
+@pytest.mark.slow
+def test_a_mutant_that_saves_nothing_is_seen(
+    tmp_path: Path, begun: list[tuple[str, RunPlan]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Snapshots, "save", lambda *_: None)
+    with pytest.raises(ValueError):  # there is no state to look into
+        test_a_worker_that_stops_parks_what_it_cannot_finish(tmp_path, begun)
+
+
+@pytest.fixture
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look at what waits before every call, and not only twice a second."""
+    monkeypatch.setattr(loop, "LOOK_S", 0.0)
+
+
+def in_which_order(tmp_path: Path, steps: int, count: int) -> tuple[str, list[str], list[str]]:
+    """(a long job, short ones, all as they were done) of a worker with one slot."""
+    short, shorts = replace(SMALL, num_inference_steps=4), list[str]()
+
+    def come() -> None:
+        shorts.extend(bench.put(short, cost=1) for _ in range(count))
+
+    with working(tmp_path, slots=1) as bench:
+        bench.at_call(5, come)
+        long = bench.put(replace(SMALL, num_inference_steps=steps))
+        bench.wait(lambda: len(shorts) == count and done(bench, long, *shorts))
+        jobs = [bench.job(job_id) for job_id in (long, *shorts)]
+        order = sorted(jobs, key=lambda job: job.finished_at or 0)
+        assert all(job.attempts == 1 for job in jobs)
+        return long, shorts, [job.id for job in order]
+
+
+def test_a_short_job_does_not_wait_for_long_ones(
+    tmp_path: Path, begun: list[tuple[str, RunPlan]], attentive: None
+) -> None:
+    long, [short], order = in_which_order(tmp_path, 20, 1)
+    assert order == [short, long]
+    assert [job_id for job_id, _ in begun] == [long, short, long]
+    assert behind(begun[2][1]) >= 5
+
+
+@pytest.mark.slow
+def test_a_mutant_that_never_gives_way_is_seen(
+    tmp_path: Path, attentive: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PREEMPT", 1e9)
+    _, [short], order = in_which_order(tmp_path, 20, 1)
+    assert order[0] != short
+
+
+@pytest.mark.slow
+def test_a_long_job_gives_way_so_often_and_no_more(
+    tmp_path: Path, begun: list[tuple[str, RunPlan]], attentive: None
+) -> None:
+    long, _, order = in_which_order(tmp_path, 100, loop.MOST_PARKS + 2)
+    assert sum(job_id == long for job_id, _ in begun) == 1 + loop.MOST_PARKS
+    assert order[loop.MOST_PARKS] == long
+
+
+def test_at_last_a_job_begins_anew(tmp_path: Path) -> None:
+    """In case it is its state that ends workers."""
+    parking = Snapshots(Blobs(f"file://{tmp_path}"), 1.0)
+    job = Job("0" * 32, 1, "m", SMALL, State.PROCESSING, 2, 2, "w", 1, *(None,) * 6, None)  # type: ignore[arg-type]
+    parking.save(job, {0: b"a state"})
+    assert parking.resume_plan(job).states == {0: b"a state"}
+    assert parking.resume_plan(replace(job, attempts=MAX_ATTEMPTS)).states == {}
+    assert parking.resume_plan(replace(job, epoch=1, attempts=1)).states == {}
+
+
+def test_the_newest_state_counts(tmp_path: Path) -> None:
+    parking = Snapshots(Blobs(f"file://{tmp_path}"), 1.0)
+    job = Job("0" * 32, 1, "m", SMALL, State.PROCESSING, 2, 2, "w", 1, *(None,) * 6, None)  # type: ignore[arg-type]
+    for epoch in (2, 10, 9):
+        parking.save(replace(job, epoch=epoch), {0: str(epoch).encode()})
+    parking.save(replace(job, epoch=8), {1: b"other"})
+    assert parking.resume_plan(replace(job, epoch=11)).states == {0: b"10", 1: b"other"}
+
+
+def test_when_it_is_time_to_save() -> None:
+    parking = Snapshots(None, 10.0)  # type: ignore[arg-type]
+    held: dict[str, Any] = {"a": SimpleNamespace(id="a")}
+    assert parking.due(held, 0.0) == parking.due(held, 9.9) == []
+    assert parking.due(held, 10.0) == [held["a"]]
+    held["b"] = SimpleNamespace(id="b")
+    assert parking.due(held, 12.0) == parking.due(held, 19.9) == []
+    assert parking.due(held, 20.0) == [held["a"]]
+    assert Snapshots(None, 0.0).due(held, 1e9) == []  # type: ignore[arg-type]
