@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
-.PHONY: demo serve test test-slow portable release full-size clean
+.PHONY: demo serve test test-slow coverage portable release full-size clean
 
 demo: $(READY)  ## one picture through the vendor's SDK, over the real API
 	@$(BIN)/python -m demo.demo
@@ -24,6 +24,12 @@ test: $(READY)  ## format, lint, types and the fast tests
 
 test-slow: $(READY)  ## the other tests: full sizes, servers that are killed, training
 	$(PYTEST) -m slow
+
+coverage: $(READY)  ## which lines the fast tests run, processes included: the report's last line is the sum
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
 
 release: $(READY)  ## sdist and wheel into dist, if the documents' figures are of this code
 	@$(BIN)/python -m bench check --strict

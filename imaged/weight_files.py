@@ -1,7 +1,7 @@
-"""Files of weights, judged by what is in them before room is made for any of it.
+"""Weight files: headers, refusals and digests, without reading tensors.
 
 A safetensors file begins with the length of a JSON header, which names each tensor's type, shape
-and place; the numbers follow. It cannot hold code. A file's name says nothing about it.
+and place. It cannot contain code. File names are not trusted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONVERT = (
     "weights_only=True); d = d.get('state_dict', d); s.save_file({k: v.clone().contiguous() "
     "for k, v in d.items() if torch.is_tensor(v)}, 'OUT.safetensors')\""
 )
-#: How files begin that people take for safetensors.
+#: First bytes of files that are often mistaken for safetensors.
 BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"$", "is empty"),
     (rb"PK\x03\x04", f"is a pickle, as torch.save writes them: {CONVERT}"),
@@ -35,7 +35,7 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself: git lfs pull"),
     (rb"(?i)\s*<(!doctype|html)", "is a web page: what was downloaded is not the file"),
 )
-#: What other files hold, told by the name of a tensor that only they have.
+#: Other kinds of models, by a tensor that only they have.
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\b|.*\.hada_w1_a$", "a LoRA, not a checkpoint"),
     (r"(control_model|controlnet_\w+|input_hint_block)\.", "a ControlNet, not a checkpoint"),
@@ -51,7 +51,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says it holds: shape and type of each tensor, and remarks."""
+    """Header of a safetensors file: shape and type of each tensor, and metadata."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -60,7 +60,7 @@ class Header:
 
     @classmethod
     def read(cls, path: Path) -> Header:
-        """Raises CheckpointRefused for a file that is none, or not whole."""
+        """Raises CheckpointRefused for another or a truncated file."""
         try:
             with safe_open(path, framework="np") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -78,13 +78,13 @@ class Header:
             raise CheckpointRefused(f"{path.name} {what}") from error
 
     def refuse_others(self) -> None:
-        """Raise CheckpointRefused, by its name, for a model that is not SDXL's base."""
+        """Raise CheckpointRefused, naming what it is, for a model that is not SDXL's base."""
         for pattern, what in OTHERS:
             if any(re.match(pattern, key) for key in self.shapes):
                 raise CheckpointRefused(f"{self.path.name} is {what}; SDXL checkpoints are served")
 
     def refuse_odd_types(self, keys: Iterable[str]) -> None:
-        """Raise CheckpointRefused unless all of these tensors are plain numbers."""
+        """Raise CheckpointRefused for quantized tensors and other unusual types."""
         for key in keys:
             if self.dtypes[key] not in DTYPES:
                 raise CheckpointRefused(
@@ -94,7 +94,7 @@ class Header:
 
 
 def _what_else(path: Path) -> str:
-    """What a file is that is not a whole safetensors file."""
+    """Why a file is not a whole safetensors file."""
     with path.open("rb") as file:
         begin = file.read(64)
         for pattern, what in BEGINNINGS:
@@ -117,8 +117,8 @@ def _what_else(path: Path) -> str:
 
 
 def digest(files: Mapping[str, Path], stop: Callable[[], bool] = lambda: False) -> str:
-    """SHA-256 of one file, as sites that share checkpoints give it; of several, of their digests
-    and names. Empty when told to stop.
+    """SHA-256 of one file, as model sites give it; of several files that of their digests and
+    names. Empty if `stop` says so.
     """
     found = {name: _digest(path, stop) for name, path in sorted(files.items())}
     if len(found) == 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import room_map
 from tests.conftest import Server, cli, imaged
 
 ROOT = Path(__file__).parent.parent
@@ -212,3 +213,26 @@ def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = project["dependencies"] + project["optional-dependencies"]["dev"]
     assert {re.split(r"[<>\[]", name)[0].lower() for name in names} <= pinned
+
+
+def test_the_map_is_drawn_from_the_imports() -> None:
+    text = room_map.DOCUMENT.read_text()
+    assert room_map.document(text) == text
+    assert text.count("```mermaid") == 5 and "gateway --> store" in text
+
+
+def test_the_map_has_no_arrow_that_follows_from_others() -> None:
+    arrows = {"a": {"b", "c"}, "b": {"c"}, "c": set[str]()}
+    assert room_map.reduced(arrows) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    titles = {
+        path.name: path.read_text().splitlines()[0].removeprefix("# ")
+        for path in sorted(folder.glob("[0-9]*.md"))
+    }
+    index = (folder / "README.md").read_text()
+    for name, title in titles.items():
+        number, _, subject = title.partition(". ")
+        assert f"| {number} | [{subject}]({name}) |" in index

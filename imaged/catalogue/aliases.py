@@ -1,4 +1,6 @@
-"""Other names for models: slugs that clients of the original know, each with its own ranges."""
+"""Aliases: other slugs for models, with their own bounds, as clients of the original API
+know them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ SHIPPED = Path(__file__).parent / "aliases.toml"
 
 @dataclass(frozen=True)
 class Aliases:
-    """`ranges`: alias -> the slug that is served and the knobs as this alias takes them;
-    `retired`: slug -> what to tell those who still ask for it.
+    """ranges: alias -> slug that is served, and its parameters; retired: slug -> text of
+    the 410.
     """
 
     ranges: Mapping[str, tuple[str, tuple[Knob, ...]]]
@@ -27,7 +29,7 @@ class Aliases:
 
 
 def load(own: Path | None) -> Aliases:
-    """The shipped aliases and, over them, those of the operator's file; raises CommandError."""
+    """The built-in aliases, overridden by the operator's file; raises CommandError."""
     ranges: dict[str, tuple[str, tuple[Knob, ...]]] = {}
     retired: dict[str, str] = {}
     for path in (SHIPPED, own):
@@ -42,7 +44,7 @@ def load(own: Path | None) -> Aliases:
 
 
 def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
-    """The knobs with the widest ranges that the engine can do; a range of the operator's stays."""
+    """Parameters with the engine's widest bounds, where the operator has set none."""
     return tuple(
         replace(knob, low=WIDEST[knob.name][0], high=WIDEST[knob.name][1])
         if knob.name in WIDEST and (knob.low, knob.high) == (usual.low, usual.high)
@@ -52,7 +54,7 @@ def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
 
 
 def over(knobs: tuple[Knob, ...], alias: tuple[Knob, ...]) -> tuple[Knob, ...]:
-    """An alias's knobs where a model has the usual ones; what the operator said of it stays."""
+    """Merge parameters: alias over default, the operator's over both."""
     return tuple(
         other if knob == usual else knob
         for knob, other, usual in zip(knobs, alias, KNOBS, strict=True)

@@ -1,4 +1,4 @@
-"""Models on offer: what a slug means, where its checkpoint lies and what a picture costs."""
+"""A model on offer: its slug, checkpoint, price and parameters."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ STANDARD_PRICE = 8_000  # micro-dollars for 1024 x 1024 at 25 UNet calls
 
 
 class ModelState(StrEnum):
-    """Where a model's checkpoint is on a worker, or on the one that is furthest; the best first."""
+    """State of a model's checkpoint on a worker; on several the best, in this order."""
 
-    BUSY = "BUSY"  # on the device, making pictures
-    READY = "READY"  # on the device
+    BUSY = "BUSY"  # loaded, with jobs
+    READY = "READY"  # loaded, idle
     STARTING = "STARTING"  # being loaded
-    UNAVAILABLE = "UNAVAILABLE"  # it could not be loaded
-    UNLOADED = "UNLOADED"  # nobody has asked for it
+    UNAVAILABLE = "UNAVAILABLE"  # loading failed
+    UNLOADED = "UNLOADED"  # no job has needed it
 
     @property
     def loaded(self) -> bool:
-        """On the device: a job begins at once, or when there is a slot."""
+        """Whether jobs can start without loading."""
         return self in (ModelState.BUSY, ModelState.READY)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights lie, and what was said of them when they were added."""
+    """A checkpoint's files, and how to load them."""
 
     checkpoint: Path  # a diffusers folder or a safetensors file
-    vae: Path | None = None  # taken in place of the checkpoint's own
+    vae: Path | None = None  # replaces the checkpoint's own
     dtype: str = ""  # of DTYPES; empty: what suits the device
     prediction: str = ""  # of PREDICTIONS; empty: what the files say
-    zero_snr: bool | None = None  # the training's noise ended in noise alone; None: likewise
-    sha256: str = ""  # of the files when they were added; empty: never found
-    cpu_dtype: str = ""  # of CPU_DTYPES: what suits a CPU, as was found when they were added
+    zero_snr: bool | None = None  # trained with zero terminal SNR; None: as the files say
+    sha256: str = ""  # digest when the model was added; empty: unknown
+    cpu_dtype: str = ""  # of CPU_DTYPES: chosen for CPUs when the model was added
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def checkpoint_name(self) -> str:
-        """What results, listings and pages call the weights."""
+        """The checkpoint's name in results and listings."""
         return (
             "micro"
             if self.checkpoint == MICRO

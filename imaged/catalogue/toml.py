@@ -1,4 +1,4 @@
-"""Models on offer as data: a table for each, in models.toml files and in the store."""
+"""Models as tables, in models.toml files and in the store."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ Table = Mapping[str, Any]
 
 @cache
 def built_in() -> Mapping[str, Model]:
-    """What is served when nothing else was added under the same slug."""
+    """The built-in models by slug."""
     return {slug: model(slug, table) for slug, table in tables(SHIPPED).items()}
 
 
 def shipped(slug: str) -> Table:
-    """What comes with imaged for this slug; its fields stand where others say nothing."""
+    """The built-in table of a slug, whose fields are defaults for an added model."""
     return tables(SHIPPED).get(slug, {})
 
 
 @cache
 def tables(path: Path) -> Mapping[str, Table]:
-    """Slug -> table of one file, with its paths made absolute; raises CommandError."""
+    """Tables of one file by slug, with absolute paths; raises CommandError."""
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def tables(path: Path) -> Mapping[str, Table]:
 
 
 def model(slug: str, table: Table) -> Model:
-    """The model that a table describes; raises CommandError that names the field."""
+    """A model from its table; raises CommandError naming the field."""
     if not SLUG.fullmatch(slug):
         raise CommandError(
             f"{slug!r}: a slug is lower-case letters, digits, '.', '_' and '-', at most 80"
@@ -135,7 +135,7 @@ def _knob(slug: str, knob: Knob, parameters: Table) -> Knob:
 
 
 def chosen(where: str, knob: Knob, table: Any) -> Knob:
-    """The knob with some of its choices and another default; raises CommandError."""
+    """A choice with fewer choices or another default; raises CommandError."""
     if not isinstance(table, dict) or set(table) - {"choices", "default"}:
         raise CommandError(f"{where} should be under choices and default")
     choices = table.get("choices", list(knob.choices))
@@ -146,7 +146,7 @@ def chosen(where: str, knob: Knob, table: Any) -> Knob:
 
 
 def ranged(where: str, knob: Knob, table: Any) -> Knob:
-    """The knob with another range or default; raises CommandError."""
+    """A parameter with other bounds or default; raises CommandError."""
     numeric = knob.name in WIDEST
     allowed = {"low", "high", "default"} if numeric else {"default"}
     if not isinstance(table, dict) or set(table) - allowed:

@@ -1,3 +1,3 @@
-"""What a checkpoint's files tell without tensors: headers and digests (weight_files), configuration
-and tokenizers (metadata), how its prompts and schedulers would be read (explain).
+"""What a checkpoint's files tell without loading tensors: configuration and tokenizers (metadata),
+and how its prompts and schedulers are read (explain).
 """

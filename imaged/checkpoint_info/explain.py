@@ -1,4 +1,4 @@
-"""What a checkpoint would make of a request, told without loading it."""
+"""How a checkpoint would read a request: tokens, weights, schedule; without loading it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from imaged.sampling.schedulers import (
     unet_calls,
 )
 
-#: Below so many steps DPM Multi leaves artefacts with SDXL: its last steps are too long for its
-#: order where they are not Karras's.
+#: Below so many steps DPM Multi leaves artefacts with SDXL: without Karras's spacing its last steps
+#: are
+#: too long for its order.
 DPM_STEPS = 50
 
 
@@ -40,11 +41,13 @@ class Explainer:
 
     @classmethod
     def of(cls, weights: Weights, embeddings: Path | None = None) -> Explainer:
-        """Raises CheckpointRefused where its files are not, or are none. Takes time at first."""
+        """Cached by files and their times. Raises CheckpointRefused for missing or damaged
+        files.
+        """
         return _explainer(weights, embeddings, _changed(weights.checkpoint))
 
     def scheduler(self, name: str, profile: str, steps: int) -> dict[str, Any]:
-        """Where it steps: timesteps (N,) and sigmas (N + 1,), the last 0; raises
+        """Settings, timesteps (N,) and sigmas (N + 1,) of one scheduler; raises
         CheckpointRefused.
         """
         laid = STEPS[profile][name]
@@ -65,9 +68,7 @@ class Explainer:
         }
 
     def schedulers(self, profile: str, steps: int) -> list[dict[str, Any]]:
-        """All that this profile has; what the checkpoint's training has too few steps for is
-        left out.
-        """
+        """All schedulers of a profile, but those that need more training timesteps."""
         found = []
         for name in IN_A1111 if profile == "a1111" else SCHEDULERS:
             try:
@@ -78,7 +79,7 @@ class Explainer:
 
 
 def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
-    """Of the prompt and, if there is one, of the negative prompt; see Reader.report."""
+    """Reports of prompt and negative prompt; see Reader.report."""
     read = partial(reader.report, reading=params.reading, steps=params.num_inference_steps)
     negative = params.negative_prompt
     return {
@@ -93,7 +94,7 @@ def _explainer(weights: Weights, embeddings: Path | None, _: int) -> Explainer:
         widths = text_widths(weights.checkpoint)
         config = scheduler_config(weights)
         reader = Reader(tokenizers(weights.checkpoint), Embeddings(embeddings, widths))
-    except OSError as error:  # without its path, which is nobody else's business
+    except OSError as error:  # without its path, which callers must not see
         name, why = weights.checkpoint.name, error.strerror
         raise CheckpointRefused(f"{name} cannot be read: {why}") from error
     except (KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -102,7 +103,7 @@ def _explainer(weights: Weights, embeddings: Path | None, _: int) -> Explainer:
 
 
 def _changed(checkpoint: Path) -> int:
-    """When what is read of a checkpoint was last changed; 0 where there is nothing."""
+    """Latest modification time of the small files, in nanoseconds; 0 without any."""
     folders = [checkpoint / name for name in ("", "tokenizer", "tokenizer_2", "scheduler")]
     files = [f for folder in folders if folder.is_dir() for f in folder.iterdir()]
     try:
@@ -112,7 +113,7 @@ def _changed(checkpoint: Path) -> int:
 
 
 def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
-    """What a caller may not expect of a request that is right, in sentences."""
+    """Warnings about a valid request that may surprise its caller."""
     found = []
     steps = params.num_inference_steps
     if params.scheduler == "DPM Multi" and steps < DPM_STEPS:
@@ -130,14 +131,14 @@ def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
 def taken(
     body: Mapping[str, Any], params: ImageParams, knobs: Sequence[Knob]
 ) -> list[dict[str, Any]]:
-    """Fields that were understood otherwise than they were written: under another name, as a
-    number in text, a scheduler by another of its names.
+    """Fields that were read differently than sent: by an alias, a number as text, a
+    scheduler's alias.
     """
     found = []
     for knob in knobs:
         if knob.name in ("prompt", "negative_prompt", "loras"):
             continue
-        names = (knob.name, *knob.aliases[::-1])  # the first of these that was sent counts
+        names = (knob.name, *knob.aliases[::-1])  # the first that was sent counts
         sent = [n for n in names if body.get(n) is not None][:1]
         value = plain(getattr(params, knob.name))
         for name in sent:

@@ -1,8 +1,6 @@
-"""What a checkpoint says of itself in small files and headers: enough to tell how a prompt is read
-and where a sampler steps, without loading a net.
+"""Configuration of a checkpoint from its small files and headers: tokenizers and scheduler.
 
-A single file carries no tables: its tokenizers and its scheduler's config are SDXL's own, which
-come with the product.
+A single file has neither: SDXL's own come with the product.
 """
 
 from __future__ import annotations
@@ -19,24 +17,24 @@ from imaged.prompt.tokenizer import Tokenizer
 from imaged.weight_files import Header
 
 Noise = dict[str, Any]  # a part of a scheduler's config
-#: Of a single file's two text encoders, the tensors that are as wide as they are.
+#: Tensors of a single file that tell the widths of its text encoders.
 FIRST = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight"
 SECOND = "conditioner.embedders.1.model.token_embedding.weight"
 
 
 def tables(checkpoint: Path) -> Path:
-    """The folder of its tokenizers and its scheduler."""
+    """The folder of tokenizers and scheduler config."""
     return checkpoint if checkpoint.is_dir() else MICRO
 
 
 def tokenizers(checkpoint: Path) -> tuple[Tokenizer, Tokenizer]:
-    """Of both text encoders; raises CheckpointRefused."""
+    """The tokenizers of both text encoders; raises CheckpointRefused."""
     folder = tables(checkpoint)
     return Tokenizer(folder / "tokenizer"), Tokenizer(folder / "tokenizer_2")
 
 
 def scheduler_config(weights: Weights) -> dict[str, Any]:
-    """What the files say of the training's noise, and the operator over it."""
+    """The scheduler config, overridden by what the operator set for the model."""
     checkpoint = weights.checkpoint
     config = read_json(tables(checkpoint) / "scheduler" / "scheduler_config.json")
     if not checkpoint.is_dir():
@@ -45,7 +43,7 @@ def scheduler_config(weights: Weights) -> dict[str, Any]:
 
 
 def text_widths(checkpoint: Path) -> Widths:
-    """Of both text encoders."""
+    """Hidden sizes of both text encoders."""
     if checkpoint.is_dir():
         configs = (checkpoint / f"text_encoder{n}" / "config.json" for n in ("", "_2"))
         first, second = (read_json(config)["hidden_size"] for config in configs)
@@ -56,9 +54,9 @@ def text_widths(checkpoint: Path) -> Widths:
 
 
 def noise(header: Header) -> Noise:
-    """What a file says of the noise that it was trained with, in words of scheduler configs.
+    """Prediction type and zero terminal SNR of a single file, as a scheduler config.
 
-    Marks that trainers leave: tensors without content, or remarks.
+    Trainers leave them as metadata, or as marker tensors ("v_pred", "ztsnr").
     """
     said = header.metadata
     prediction = said.get("modelspec.prediction_type", "").lower()
@@ -77,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _told(weights: Weights, config: Mapping[str, Any]) -> Noise:
-    """What the operator says of the noise."""
+    """The operator's settings as a scheduler config."""
     if not weights.prediction and weights.zero_snr is None:
         return {}
     prediction = weights.prediction or config.get("prediction_type", "epsilon")
@@ -87,9 +85,8 @@ def _told(weights: Weights, config: Mapping[str, Any]) -> Noise:
 
 
 def _terms(prediction: str, zero_snr: bool) -> Noise:
-    """Scheduler config of a kind of training.
-
-    Where training ended in noise alone, sampling has to begin there (Lin et al. 2024, 3.3).
+    """A scheduler config. With zero terminal SNR sampling has to start at the last timestep (Lin et
+    al. 2024, 3.3).
     """
     spacing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return {"prediction_type": prediction} | (spacing if zero_snr else {})

@@ -81,7 +81,9 @@ GLUED = re.compile(rf" (?:(?:{_ANY_MINOR})(\w{{3,14}})|(\w{{3,14}}?)(?:{_ANY_MIN
 
 
 def involves_minors_sexually(variants: Iterable[str]) -> bool:
-    """Judges the variants of `normalize.normalized_variants`; the first keeps its numbers."""
+    """Judge the result of `normalize.normalized_variants`; ages are looked for in the first
+    only.
+    """
     minor = sexual = False
     for n, variant in enumerate(variants):
         text = INNOCENT.sub("", variant)

@@ -1,4 +1,4 @@
-"""A text as its writer may have disguised it: the plain readings that rules are matched with."""
+"""Normalization of text against disguises: look-alike letters, digits for letters, spacing."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ _LONG_RUN = re.compile(r"([a-z])\1{2,}")
 
 
 def fold(text: str) -> str:
-    """Lower case without accents, invisible characters and look-alike letters; spaces stay."""
+    """Lower case, without accents, invisible characters and look-alike letters."""
     plain = unicodedata.normalize("NFKD", text).casefold()
     seen = (c if unicodedata.category(c) not in _INVISIBLE else _gap(c) for c in plain)
     return "".join(seen).translate(_LOOKALIKES)
 
 
 def words(folded: str) -> str:
-    """The words of a folded text with one space before, between and after them."""
+    """The words of a folded text, with one space before, between and after."""
     return f" {' '.join(_WORD.findall(folded.replace('_', ' ')))} "
 
 
 def normalized_variants(folded: str) -> list[str]:
-    """`words` of the text as it stands, with digits read as letters, letters drawn out or apart.
-
-    As it stands comes first: only there are numbers what they are.
+    """`words` of the text as it is, then with digits as letters, without repeated letters, and with
+    spaced letters joined. Ages are looked for in the first only, where digits are digits.
     """
     plain = words(folded)
     found = {plain: None}
@@ -44,7 +43,7 @@ def normalized_variants(folded: str) -> list[str]:
 
 
 def _gap(invisible: str) -> str:
-    """A control character such as a line break ends a word; the others are not there at all."""
+    """A space for a control character such as a line break, nothing for other invisible ones."""
     return " " if unicodedata.category(invisible) == "Cc" else ""
 
 
@@ -54,7 +53,7 @@ def _unleet(folded: str, ones: dict[int, int]) -> Iterator[str]:
 
 
 def _joined(folded: str, ones: dict[int, int]) -> Iterator[str]:
-    """Letters that were written apart, as one word: `a b c` is abc."""
+    """Spaced letters as words: `a b c` -> abc."""
     for run in _SPACED.findall(folded):
         letters = "".join(_LEET_WORD.findall(run)).replace("|", "")
         word = letters.translate(_LEET).translate(ones)

@@ -1,7 +1,7 @@
-"""Which prompts are refused: a hard class that is always on, and the operator's own list.
+"""Prompt rules: a built-in class that is always refused, and the operator's own list.
 
-A pure function over text. It catches words, not meaning: what it lets through is not thereby
-safe. The negative prompt is not judged, for to name what to avoid is not to ask for it.
+They match words, not meaning: what they let through need not be safe. Negative prompts are not
+judged, because they name what to avoid.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 REASON, REFUSAL = "content_policy", "The prompt was refused by the content policy."
 HARD = "the hard class"
 MOST_RULES, LONGEST_RULE, LARGEST_FILE = 10_000, 1_000, 1_000_000
-PATTERNS_S = 0.5  # for all patterns of one prompt; a pattern that cannot decide in time refuses
-UNSPACED = "\u2e80"  # from here on scripts that write words without spaces between them
+PATTERNS_S = 0.5  # for all patterns of a prompt; a pattern that takes longer refuses
+UNSPACED = "\u2e80"  # code points from here on: scripts without spaces between words
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the operator's file: words that stand side by side, or a pattern."""
+    """One line of the operator's file: a phrase or a pattern."""
 
     name: str
     text: str
@@ -37,16 +37,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rules:
-    """The hard class and an operator's rules; `Rules()` is the hard class alone."""
+    """The built-in class, and the operator's rules if any."""
 
     listed: tuple[Rule, ...] = ()
 
     @classmethod
     def load(cls, path: str) -> Rules:
-        """The rules of a file, or the hard class alone if the path is empty.
+        """The rules of a file; an empty path gives the built-in class alone.
 
-        One rule a line: words, or a /regular expression/; empty lines and lines that begin with
-        # are left out. Raises CommandError with the file and the line.
+        One rule per line: a phrase or a /regular expression/; empty lines and # comments are
+        skipped. Raises CommandError with file and line.
         """
         if not path:
             return cls()
@@ -65,7 +65,7 @@ class Rules:
         return cls(tuple(_read_rule(line, f"{path}:{n}") for n, line in kept))
 
     def judge(self, prompt: str) -> str | None:
-        """The name of a rule that refuses this prompt, or None. Takes time: use a thread."""
+        """The name of the rule that refuses this text, or None. CPU-bound: call it in a thread."""
         folded = normalize.fold(prompt)
         variants = normalize.normalized_variants(folded)
         if minors.involves_minors_sexually(variants):
@@ -75,8 +75,8 @@ class Rules:
 
 
 def statement(settings: Settings) -> str:
-    """Which rules every prompt goes through here, for the header x-safety; what looked at a job's
-    pictures is said of that job (`replies.checked`).
+    """The rules in use, for the header x-safety of every answer; see present.headers.safety_header
+    for the image checker's entry.
     """
     return f"prompt-rules={'hard+operator' if settings.rules else 'hard'}"
 

@@ -1,1 +1,3 @@
-"""The parameters of a picture, defined once: name, type, default, bounds and text of each."""
+"""Request parameters: their definitions (knobs), the LoRA ones (loras), a checked request
+(image_params).
+"""

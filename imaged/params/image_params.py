@@ -1,8 +1,5 @@
-"""What a caller may ask for: every knob once, with type, default, bounds and text.
-
-The API, the command line, the SDK and the documentation read `KNOBS`; nothing else knows a
-bound. `read_params` turns a request body into frozen `ImageParams` or names the field that is
-wrong and what is allowed.
+"""A checked request: `read_params` turns a body into frozen ImageParams, or raises an error that
+names the field and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,12 +14,12 @@ from imaged.params.loras import Lora, tagged, without_loras
 from imaged.prompt import A1111, Reading
 from imaged.sampling.schedulers import IN_A1111, unet_calls
 
-MOST_TEXTS, MOST_SAID = 32, 100_000  # different texts of a prompt that changes, and characters
+MOST_TEXTS, MOST_SAID = 32, 100_000  # texts of a prompt that changes by step; characters
 
 
 @dataclass(frozen=True)
 class ImageParams:
-    """One request, complete and checked; what the queue stores and the engine reads."""
+    """A complete and checked request, as the queue stores it and the engine reads it."""
 
     prompt: str
     negative_prompt: str | None = None
@@ -49,7 +46,7 @@ class ImageParams:
     target_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """As read from JSON, the LoRAs are tables and pairs are lists."""
+        """Convert what JSON has as objects and lists."""
         loras = tuple(lora if isinstance(lora, Lora) else Lora(**lora) for lora in self.loras)
         object.__setattr__(self, "loras", loras)
         for name in ("original_size", "crop", "target_size"):
@@ -58,9 +55,7 @@ class ImageParams:
 
     @property
     def all_loras(self) -> tuple[Lora, ...]:
-        """Those of the field and, as A1111 has it, those that the prompt names as <lora:NAME:0.8>
-        or <lora:NAME:TEXT WEIGHT:UNET WEIGHT>.
-        """
+        """LoRAs of the field `loras`, then those of tags in the prompt (A1111's syntax)."""
         return (*self.loras, *tagged(self.prompt))
 
     @property
@@ -68,11 +63,10 @@ class ImageParams:
         return Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
 
     def said(self) -> list[str]:
-        """The prompt as it stands, and all that it says to the text encoders: at any step, and over
-        all of them; with its pieces joined, and apart, as they are where their weights differ.
+        """The texts that moderation judges: the prompt as sent, and what the text encoders get of
+        it at each step and over all steps, with differently weighted pieces joined and apart.
 
-        Takes time: use a thread. Raises BadParameter for a prompt, or a negative one, that changes
-        too often.
+        CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too often.
         """
         found = [self.prompt]
         for name in ("prompt", "negative_prompt"):
@@ -85,14 +79,14 @@ class ImageParams:
                     f"should say at most {MOST_TEXTS} different things over its steps, of "
                     f"{MOST_SAID} characters in all",
                 )
-            if name == "prompt" or self.guidance_scale < 1:  # then the picture is of the negative
+            if name == "prompt" or self.guidance_scale < 1:  # below 1 the negative prompt is drawn
                 read = [self.reading.plain(t, between) for t in texts for between in ("", " ")]
                 found += [drawn, *read, *([" then ".join(read)] if len(texts) > 1 else [])]
         return list(dict.fromkeys(found))
 
     @property
     def unet_calls(self) -> int:
-        """UNet calls of one picture."""
+        """UNet calls of one image."""
         return unet_calls(self.scheduler, self.num_inference_steps)
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,7 +130,7 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
 
 
 def plain(value: Any) -> Any:
-    """A parameter's value as JSON has it."""
+    """A parameter's value in JSON types."""
     if not isinstance(value, tuple):
         return value
     return [{"name": v.name, "weight": v.unet} if isinstance(v, Lora) else v for v in value]

@@ -1,5 +1,6 @@
-"""Every parameter of a picture once: name, type, default, bounds and text, and how its value is
-read.
+"""Parameters, each defined once: name, type, default, bounds, text, and how its value is read.
+
+API, OpenAPI, command line, SDK and documentation read KNOBS; no bound stands anywhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Knob:
-    """One parameter on the wire: its bounds are inclusive, `multiple` counts from zero."""
+    """One parameter of a request. Bounds are inclusive; values are multiples of `multiple`."""
 
     name: str
     kind: Literal["text", "integer", "number", "boolean", "choice", "loras", "pair"]
@@ -140,7 +141,7 @@ KNOBS: tuple[Knob, ...] = (
 )
 
 
-#: What the engine can do, knob by knob; an alias or another dialect may allow so much.
+#: The widest bounds that the engine can do, which aliases and other dialects may use.
 WIDEST: Mapping[str, tuple[int, int]] = {
     "samples": (1, 4),
     "num_inference_steps": (4, 150),
@@ -151,7 +152,7 @@ WIDEST: Mapping[str, tuple[int, int]] = {
 
 
 def shown(name: str) -> str:
-    """A foreign field's name, short, and such that it can be sent back."""
+    """An unknown field's name, shortened, and safe to encode."""
     return name[:40].encode("utf-8", "replace").decode()
 
 

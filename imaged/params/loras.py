@@ -1,4 +1,4 @@
-"""LoRAs as a request names them, in a field of their own or as tags in its prompt."""
+"""LoRAs of a request: in the field `loras`, or as tags in the prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA by its file's name, and how strongly it changes UNet and text encoders."""
+    """A LoRA by file name without ending, and its weights for UNet and text encoders."""
 
     name: str
     unet: float = 1.0
@@ -35,5 +35,5 @@ def tagged(prompt: str) -> list[Lora]:
 
 
 def without_loras(prompt: str) -> str:
-    """The prompt without what names a LoRA in it."""
+    """The prompt without its LoRA tags."""
     return _TAG.sub("", prompt)

@@ -1,1 +1,1 @@
-"""Where a picture came from: signed receipts, and A1111's parameters text."""
+"""Provenance of image files: signed receipts, and A1111's parameters text (infotext)."""

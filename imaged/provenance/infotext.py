@@ -1,7 +1,6 @@
-"""A picture's parameters as the text that A1111 keeps in its PNG files, so that tools which read
-those can read ours.
+"""Infotext: a request's parameters in A1111's text format for PNG files, written and read.
 
-The prompt stands first, then `Negative prompt: `, then one line of `Name: value, ` pairs.
+The prompt comes first, then `Negative prompt: `, then one line of `Name: value, ` pairs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from imaged.errors import ReceiptRefused
 from imaged.params.image_params import ImageParams
 
-#: Our sampler -> the name under which A1111 has the same one.
+#: Samplers with another name in A1111.
 A1111_NAMES = {"DPM Multi": "DPM++ 2M", "PNDM": "PLMS"}
 UNUSUAL = {
     "clip_skip": "Clip skip",
@@ -26,7 +25,7 @@ UNUSUAL = {
     "scheduler_profile": "Scheduler profile",
     "prompt_dialect": "Prompt dialect",
 }
-#: Fields that are always told.
+#: Fields that are always written.
 THEIRS = {
     "num_inference_steps": "Steps",
     "scheduler": "Sampler",
@@ -38,10 +37,8 @@ _PAIR = re.compile(r'([A-Z][\w ]*): ("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
 
 def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
-    """The text for one picture.
-
-    Readers strip every line and take any line that begins with `Negative prompt:` for the start
-    of the negative prompt, so a prompt that has such a line is put on one line.
+    """The infotext of one image. A prompt with a line that begins with `Negative prompt:` is put on
+    one line, because readers would take that line for the negative prompt.
     """
     pairs = {
         "Steps": str(params.num_inference_steps),
@@ -62,7 +59,7 @@ def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
 
 
 def _unusual(params: ImageParams) -> dict[str, str]:
-    """What is not as it is by default; in A1111's words where it has them."""
+    """Pairs for parameters that differ from their defaults, in A1111's names where it has them."""
     usual, given = ImageParams("").as_dict(), params.as_dict()
     found = {}
     for name, label in UNUSUAL.items():
@@ -77,7 +74,7 @@ def _unusual(params: ImageParams) -> dict[str, str]:
 
 
 def _lines(text: str) -> str:
-    """Lines as a reader will have them; none of them looks like a heading."""
+    """Stripped lines, none of which looks like the negative prompt."""
     lines = [line.strip() for line in text.strip().split("\n")]
     if any(line.startswith(NEGATIVE) for line in lines[1:]):
         lines = [" ".join(lines)]
@@ -87,14 +84,12 @@ def _lines(text: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value with a separator in it, in quotes."""
+    """Quote a value that contains a separator."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 
 
 def read_infotext(text: str) -> dict[str, str]:
-    """The fields of the request that made a picture, from its infotext: ours, or A1111's as far as
-    it has the same fields. Raises ReceiptRefused for a text without them.
-    """
+    """Request fields from an infotext, ours or A1111's; raises ReceiptRefused without them."""
     *lines, last = text.strip().split("\n")
     try:
         pairs = {name: _plain(value) for name, value in _PAIR.findall(last)}

@@ -1,7 +1,6 @@
-"""A picture's receipt: what was asked, what made it and what came out, signed with Ed25519.
+"""Receipts: request, provenance and pixels of one image, signed with Ed25519.
 
-A receipt is of one picture. It names neither its job nor a time, so that the same picture always
-has the same receipt, and with it the same file.
+They name neither job nor time, so that equal images have equal receipts and equal files.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from imaged.errors import ReceiptRefused
 from imaged.params.image_params import ImageParams, plain
 
 VERSION = 1
-LONGEST = 60_000  # bytes of one in a picture's file: a JPEG's comment has no room for more
-#: Of a request, what says how a picture is handed over and not what it shows.
+LONGEST = 60_000  # bytes in an image file: the limit of a JPEG comment is near
+#: Parameters of delivery, which are not part of a receipt.
 HANDED = frozenset({"samples", "base64", "prompt_report"})
-#: What a receipt says, beside its signature, and of which type it is.
+#: Fields of a receipt beside key and signature, and their types.
 FACTS: Mapping[str, type] = {
     "receipt": int,
     "model": str,
@@ -38,38 +37,36 @@ FACTS: Mapping[str, type] = {
     "varied": bool,
     "picture": dict,
 }
-#: Where two receipts of the same request may differ, and why their pictures then do.
+#: Fields that explain why two images of the same request differ.
 CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dtype", "determinism")
 
 
 def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
-    """A request for this picture alone, as it could be sent, with nothing left to defaults."""
+    """The request of this image alone, with every parameter explicit."""
     values = {name: plain(getattr(params, name)) for name in params.as_dict()}
     said = {n: v for n, v in values.items() if n not in HANDED and v is not None}
     return {**said, "seed": seed}
 
 
 def picture_of(rgb: bytes, width: int, height: int) -> dict[str, Any]:
-    """A picture by its pixels, not by its file: files have receipts in them."""
+    """Size and SHA-256 of the pixels; not of the file, which contains the receipt."""
     return {"width": width, "height": height, "sha256": hashlib.sha256(rgb).hexdigest()}
 
 
 def sign(facts: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
-    """The receipt that says so."""
+    """A signed receipt of these facts."""
     said = {"receipt": VERSION, **facts}
     assert said.keys() == FACTS.keys()
     return {**said, "key": public(key), "signature": _text(key.sign(_bytes(said)))}
 
 
 def public(key: Ed25519PrivateKey) -> str:
-    """The half of a key by which others know its signatures, in base64."""
+    """The public key in base64."""
     return _text(key.public_key().public_bytes_raw())
 
 
 def read(receipt: object) -> dict[str, Any]:
-    """A receipt whose signature is right, be it of a key that is known or not; raises
-    ReceiptRefused.
-    """
+    """Check a receipt's form and signature, under whatever key; raises ReceiptRefused."""
     if not isinstance(receipt, Mapping) or receipt.keys() != {*FACTS, "key", "signature"}:
         raise ReceiptRefused("it is no receipt")
     said = {name: receipt[name] for name in FACTS}
@@ -86,12 +83,12 @@ def read(receipt: object) -> dict[str, Any]:
 
 
 def made_in(receipt: Mapping[str, Any]) -> str:
-    """Kind of device and types of numbers: what may be chosen when it is made again."""
+    """Device kind and dtypes of a receipt, which a replay asks for, as in "cpu float32"."""
     return f"{'cpu' if receipt['device'].startswith('CPU ') else 'cuda'} {receipt['dtype']}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What made two pictures of the same request, where that differs."""
+    """The CAUSES in which two receipts differ."""
     return [
         {"field": name, "receipt": before[name], "now": now[name]}
         for name in CAUSES
@@ -100,14 +97,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[
 
 
 def written(receipt: Mapping[str, Any]) -> str:
-    """As it stands in a picture's file; empty if it is too long for that."""
+    """The receipt as text for an image file; empty if it is too long."""
     text = json.dumps(receipt, separators=(",", ":"))
     return text if len(text) <= LONGEST else ""
 
 
 def _bytes(said: Mapping[str, Any]) -> bytes:
-    """What is signed: the same for the same facts, in whatever order, and whether whole numbers
-    have a point, as Python writes them, or none, as JavaScript does.
+    """The signed bytes: independent of the order of fields, and of whether whole numbers have a
+    decimal point (Python) or none (JavaScript).
     """
     text = json.dumps(_whole(said), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode()

@@ -21,7 +21,7 @@ Part = tuple[Mapping[str, Any], Tensors]  # config.json of a net and its weights
 
 
 def read_folder(folder: Path, given: Mapping[str, Part]) -> dict[str, Part]:
-    """Config and tensors of each net, but for those that are given; raises CheckpointRefused."""
+    """Config and tensors of each net that is not given; raises CheckpointRefused."""
     index = folder / "model_index.json"
     if not index.is_file():
         files = [path.name for path in sorted(folder.glob("*.safetensors"))]
@@ -41,7 +41,7 @@ def read_folder(folder: Path, given: Mapping[str, Part]) -> dict[str, Part]:
 
 
 def read_part(folder: Path) -> Part:
-    """One net's config and its tensors, mapped; raises CheckpointRefused."""
+    """Config and memory-mapped tensors of one net; raises CheckpointRefused."""
     tensors: dict[str, Any] = {}
     for file in _weights(folder):
         header = Header.read(file)
@@ -51,7 +51,7 @@ def read_part(folder: Path) -> Part:
 
 
 def folder_files(folder: Path) -> Iterator[Path]:
-    """Every file of the folder that is read."""
+    """All files that are read."""
     for inner in (folder, *(folder / part for part in PARTS)):
         if inner.is_dir():
             yield from (path for path in sorted(inner.iterdir()) if path.suffix in TABLES)
@@ -60,7 +60,7 @@ def folder_files(folder: Path) -> Iterator[Path]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """A net's one file, or its several; in half precision if there is no other."""
+    """The weight files of a net, full precision preferred to fp16; raises CheckpointRefused."""
     for variant in ("", r"\.fp16"):
         form = re.compile(rf"(diffusion_pytorch_)?model{variant}(-\d+-of-(\d+))?\.safetensors")
         found = {path: form.fullmatch(path.name) for path in sorted(folder.iterdir())}

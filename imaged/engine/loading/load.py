@@ -1,11 +1,9 @@
-"""A checkpoint on disk to nets on a device, without any network.
+"""Load a checkpoint from disk to a device: a diffusers folder, or a single file in SDXL's original
+layout.
 
-Two forms: a diffusers folder, and one safetensors file in the original SDXL layout. The
-file carries no configs, so they are read off its tensors' shapes; tokenizers and the
-scheduler's config are SDXL's own and come with the product.
-
-The files are mapped. Each tensor goes from there to its place on the device in its type there, one
-after the other, so that there is never a second copy of the weights.
+A single file has no configs: they follow from tensor shapes; tokenizers and scheduler config are
+SDXL's own. Files are memory-mapped, and tensors converted one by one, so that there is no second
+copy.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from imaged.weight_files import Header, digest
 
 log = logging.getLogger(__name__)
 
-# What the libraries raise on files that are damaged or are something else.
+# Exceptions of the libraries for damaged or other files.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError)
 NETS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, UNetModel),
@@ -60,7 +58,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Nets:
-    """Everything of one checkpoint that the engine runs."""
+    """Nets, tokenizers and configs of a loaded checkpoint."""
 
     unet: UNetModel
     vae: VAE
@@ -90,7 +88,7 @@ class Nets:
 
     @property
     def factor(self) -> int:
-        """Pixels a side of one latent cell."""
+        """Pixels per latent cell, on each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
@@ -107,10 +105,10 @@ def set_threads(threads: int) -> None:
 def load(
     weights: Weights | Path, device: torch.device | None = None, *, show: bool = False
 ) -> Nets:
-    """A diffusers folder or a single file on a device; raises CheckpointRefused with the reason.
+    """Load a checkpoint; raises CheckpointRefused with the reason.
 
-    The digest of the files is found beside the loading, and has to be the one that was recorded,
-    if one was. show: a progress bar on stderr.
+    The SHA-256 of the files is computed in parallel, and compared with the recorded one if any.
+    show: a progress bar on stderr.
     """
     weights = Weights(weights) if isinstance(weights, Path) else weights
     device = device or best_device()
@@ -136,8 +134,8 @@ def load(
 
 
 def size(weights: Weights, device: torch.device) -> int:
-    """Bytes that a checkpoint will take on a device, told from its files' headers; raises
-    CheckpointRefused. A little more than it will be: not all that files carry is used.
+    """Bytes that a checkpoint will take on a device, from file headers, an upper bound; raises
+    CheckpointRefused.
     """
     dtype, of_vae = _dtypes(weights, device)
     return sum(
@@ -147,8 +145,8 @@ def size(weights: Weights, device: torch.device) -> int:
 
 
 def numbers(weights: Weights) -> dict[str, int]:
-    """How many numbers a checkpoint's files hold of the UNet, of VAEs and of all else, told from
-    their headers; raises CheckpointRefused.
+    """Number of parameters of UNet, VAE and the rest, from file headers; raises
+    CheckpointRefused.
     """
     found = dict.fromkeys(("unet", "vae", "texts"), 0)
     for name, path in _files(weights).items():
@@ -170,7 +168,7 @@ def memory(device: torch.device) -> int:
 
 @contextmanager
 def _digested(files: Mapping[str, Path]) -> Iterator[Callable[[], str]]:
-    """Find the digest beside what is done meanwhile; whoever leaves early does not wait for it."""
+    """Compute the digest in a thread; it is stopped when the block is left early."""
     stop = threading.Event()
     with ThreadPoolExecutor(1, "digest") as beside:
         try:
@@ -180,7 +178,7 @@ def _digested(files: Mapping[str, Path]) -> Iterator[Callable[[], str]]:
 
 
 def _files(weights: Weights) -> dict[str, Path]:
-    """Every file that decides what pictures look like, by its name within the checkpoint."""
+    """Files that affect images, by name within the checkpoint; raises CheckpointRefused."""
     files: dict[str, Path] = {}
     for name, path in (("", weights.checkpoint), ("vae/", weights.vae)):
         if path is None:
@@ -222,9 +220,7 @@ def _vae(path: Path | None) -> Part | None:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """float32 on the CPU; on a GPU bfloat16, which overflows no sooner than float32, where the
-    GPU has it.
-    """
+    """float32 on the CPU; on a GPU bfloat16 (the range of float32) if it has it, else float16."""
     if device.type == "cpu":
         return torch.float32
     has = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -232,7 +228,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def _dtypes(weights: Weights, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """Of UNet and text encoders, and of the VAE."""
+    """(UNet and text encoders, VAE)."""
     if device.type == "cpu" and not weights.dtype and weights.cpu_dtype:
         return DTYPES[weights.cpu_dtype], torch.float32
     dtype = DTYPES[weights.dtype] if weights.dtype else best_dtype(device)
@@ -240,8 +236,8 @@ def _dtypes(weights: Weights, device: torch.device) -> tuple[torch.dtype, torch.
 
 
 def as_made(weights: Weights, made_in: str, device: torch.device) -> Weights:
-    """The same weights in the types of a picture that was made on this kind of device (as in
-    receipts.made_in); on another its bits are others anyway, and they stay as they are.
+    """The weights with the dtypes of a receipt (receipts.made_in), if it is of this kind of device;
+    unchanged for another kind, where bits differ anyway.
     """
     kind, _, dtypes = made_in.partition(" ")
     if kind != device.type:
@@ -255,13 +251,13 @@ def as_made(weights: Weights, made_in: str, device: torch.device) -> Weights:
 
 
 def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
-    """SDXL's VAE overflows in float16: its pictures would be black."""
+    """The VAE's dtype: SDXL's VAE overflows in float16, and images would be black."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 @cache
 def _slowly(name: str) -> None:
-    """Say once that another machine would do this faster."""
+    """Warn once that this CPU emulates bfloat16."""
     if not Cpu.here().has_bf16:
         log.warning("%s is in bfloat16, which this CPU does not compute in itself: slow", name)
 
@@ -277,9 +273,9 @@ def assemble(
     force_zeros: bool = True,
     show: bool = False,
 ) -> Nets:
-    """Nets of the four parts' configs and weights; `tokenizers`: of which checkpoint.
+    """Build the nets from config and tensors of each part.
 
-    UNet and VAE have their channels last, as the convolutions of either want them.
+    tokenizers: the checkpoint whose tokenizers to use. UNet and VAE are in channels_last format.
     """
     scheduler = scheduler_config or read_json(MICRO / "scheduler" / "scheduler_config.json")
     configs = {}
@@ -311,7 +307,7 @@ def assemble(
 
 @contextmanager
 def _bar(size: int, show: bool) -> Iterator[Callable[[int], Any]]:
-    """What is to be told of bytes that were loaded."""
+    """A function that takes the number of bytes loaded since its last call."""
     if not show:
         yield lambda _: None
         return
@@ -323,7 +319,7 @@ def _bar(size: int, show: bool) -> Iterator[Callable[[int], Any]]:
 
 @contextmanager
 def _named(part: str) -> Iterator[None]:
-    """Say in which part of the checkpoint it is."""
+    """Prefix CheckpointRefused with the part's name."""
     try:
         yield
     except CheckpointRefused as error:
@@ -331,7 +327,7 @@ def _named(part: str) -> Iterator[None]:
 
 
 def _check(configs: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-    """What the engine takes for granted; raises CheckpointRefused."""
+    """Raises CheckpointRefused unless the configs are those of SDXL's base."""
     unet, vae = configs["unet"], configs["vae"]
     widths = [configs[part].hidden_size for part in ("text_encoder", "text_encoder_2")]
     pooled = configs["text_encoder_2"].projection_dim

@@ -1,9 +1,8 @@
-"""LoRA: a file's small changes to a checkpoint's layers, for the time of a call.
+"""LoRA files, applied to a checkpoint's layers at run time (decision 21).
 
-A layer with weights W gives W x + scale * up(down(x)) while a LoRA is in use (Hu et al. 2021), so
-W itself never changes and nothing has to be taken back. Files name layers in two ways: with
-underscores, by diffusers' names or by those of the original layout, as most trainers write them,
-and with points, as diffusers does.
+A layer computes W x + scale * up(down(x)) while a LoRA is in use (Hu et al. 2021); W never changes.
+Files name layers with underscores (most trainers; diffusers' names or the original layout's) or
+with points (diffusers).
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from imaged.errors import CheckpointRefused, JobFailed
 from imaged.params.loras import Lora
 from imaged.weight_files import Header, digest
 
-KEPT = 4  # sets of LoRAs on the device
-PARTS = {  # how keys begin -> whose layers they name
+KEPT = 4  # sets of LoRAs cached on the device
+PARTS = {  # prefix of keys -> net
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -34,7 +33,7 @@ PARTS = {  # how keys begin -> whose layers they name
     "text_encoder_2.": "text_encoder_2",
     "text_encoder.": "text_encoder",
 }
-ENDS = {  # how keys end -> what they hold
+ENDS = {  # suffix of keys -> what they hold
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".lora_A.weight": "down",
@@ -52,7 +51,7 @@ OTHERS = re.compile(r"\.(hada_|lokr_|dora_scale|lora_mid|oft_|diff|lora_magnitud
 
 @dataclass(frozen=True)
 class Change:
-    """What a LoRA does to one layer: down (rank, inputs, ...), up (outputs, rank, ...)."""
+    """A low-rank update of one layer: down (rank, inputs, ...), up (outputs, rank, ...)."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -63,7 +62,7 @@ Changes = Mapping[tuple[str, str], Change]  # (part, layer's name with underscor
 
 
 def read_lora(path: Path) -> Changes:
-    """Every change in a file; raises CheckpointRefused for files of another kind."""
+    """All updates in a file; raises CheckpointRefused for other kinds of files."""
     found: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     header = Header.read(path)
     for key in header.shapes:
@@ -103,10 +102,7 @@ def _change(path: Path, layer: str, held: Mapping[str, torch.Tensor]) -> Change:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The LoRAs of one picture, read and brought to their layers' device.
-
-    Equal when the same files, as they were then, have the same weights.
-    """
+    """The LoRAs of one image, on the device. Equal if files, their times and weights are equal."""
 
     loras: tuple[Lora, ...] = ()
     files: tuple[tuple[str, int], ...] = ()  # name and time of change
@@ -137,7 +133,7 @@ class Loras:
         self._kept: OrderedDict[Adapted, Adapted] = OrderedDict()
 
     def find(self, loras: tuple[Lora, ...]) -> Adapted:
-        """Read these from their files; raises JobFailed. What was read lately is not read again."""
+        """Read LoRAs, through an LRU cache; raises JobFailed."""
         if not loras:
             return NONE
         paths = [self._path(lora.name) for lora in loras]
@@ -153,7 +149,7 @@ class Loras:
         return found
 
     def use(self, adapted: Adapted) -> None:
-        """Have the nets compute with these and no others from now on."""
+        """Apply these LoRAs, and no others, to the nets."""
         if adapted == self._used:
             return
         for place in self._used.changes.keys() & self._layers.keys():
@@ -183,7 +179,7 @@ class Loras:
         return changes
 
     def _fitted(self, name: str, place: tuple[str, str], change: Change, weight: float) -> LowRank:
-        """The change as its layer applies it; raises JobFailed if the checkpoint has none such."""
+        """An update in its layer's shape and dtype; raises JobFailed if it does not fit."""
         layer = self._layers.get(place)
         if layer is None:
             raise JobFailed("bad_lora", f"the LoRA {name} is made for another model")
@@ -203,7 +199,7 @@ class Loras:
 
 
 def _shaped(change: Change, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As matrices for a linear layer, as kernels for a convolution: files have either for 1 x 1."""
+    """Both halves as matrices for a linear layer, as kernels for a convolution."""
     down, up = change.down, change.up
     if dimensions == 2:
         return down.flatten(1), up.flatten(1)

@@ -1,1 +1,1 @@
-"""The API's own routes: one module a subject, handlers only."""
+"""Routes of the API: one module per subject, handlers only."""

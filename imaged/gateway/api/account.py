@@ -1,4 +1,4 @@
-"""What a key's holder asks about the account."""
+"""Account routes of a key: credits, identity."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ async def health(_: Request) -> Response:
 
 
 def _left(gateway: Gateway, key: Key) -> float:
-    """Dollars that are free."""
+    """Free credits in dollars."""
     with gateway.db.read() as connection:
         return dollars(ledger.free(connection, key.id))
 
 
 def _money(gateway: Gateway, key: Key) -> tuple[float, float]:
-    """Dollars: free, and settled so far."""
+    """(free, charged so far) in dollars."""
     with gateway.db.read() as connection:
         return (
             dollars(ledger.free(connection, key.id)),

@@ -1,4 +1,4 @@
-"""Draft, look, finish: a job that rests after some steps, and what goes on of it."""
+"""Finishing a draft: chosen images of a parked job run to their end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imaged.moderation.rules import REFUSAL
 from imaged.params.image_params import ImageParams
 from imaged.store.jobs import drafts
 
-#: What may be another from the draft on.
+#: Parameters that may change at a draft.
 CHANGES = ("prompt", "guidance_scale")
 
 
@@ -53,7 +53,7 @@ async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
 
 
 def _samples(given: Any, count: int) -> Sequence[int]:
-    """Which pictures, in their order; all when nothing is said of them."""
+    """Chosen image indices in order; all if the field is absent."""
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -71,7 +71,7 @@ def _samples(given: Any, count: int) -> Sequence[int]:
 
 
 async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> ImageParams:
-    """The request from here on. Whatever is another is judged as a whole."""
+    """The request from the draft on; a changed one is judged by the prompt rules again."""
     model = (await gateway.admission.catalogue()).get(job.model)
     if model is None:
         raise UnknownModel()

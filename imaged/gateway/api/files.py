@@ -1,4 +1,4 @@
-"""GET /files: pictures, to anyone who has their signed link."""
+"""Image files, by signed links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handlers of the main job. v1 is v2 plus waiting: one path into the queue."""
+"""Image jobs: submit (v2), submit and wait (v1), result, cancel."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
 
 
 class OwnRequest(HTTPEndpoint):
-    """/v2/requests/{id}: one route, so that a wrong method hears of both right ones."""
+    """GET and DELETE on one route, so that a 405 lists both."""
 
     get = staticmethod(result)
     delete = staticmethod(cancel)
@@ -83,7 +83,7 @@ class OwnRequest(HTTPEndpoint):
 async def _admit(
     request: Request, gateway: Gateway, key: Key, *, drafts: bool = False
 ) -> tuple[Admitted, list[str]]:
-    """Model, body, then the one transaction; the job and the warnings."""
+    """Read model and body, then admit; returns the job and warnings."""
     model = await gateway.admission.model(request.path_params["slug"], key)
     sent = await request_body.read(request)
     options = read_options(request.headers)
@@ -104,7 +104,7 @@ async def _admit(
 
 
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
-    """The answer of v1 once the job has ended, or that it still runs."""
+    """The answer of v1 once the job has ended; 504 if it still runs."""
     job_id, wait_s = admitted.job_id, gateway.settings.wait_s
     job = await gateway.reader.wait_for_end(admitted.key, job_id, wait_s, request.receive)
     if not job.state.final:

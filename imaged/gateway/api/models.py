@@ -1,4 +1,4 @@
-"""What can be asked for: GET /v1/models and GET /v1/schedulers."""
+"""Models and schedulers on offer."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def list_schedulers(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@lru_cache(maxsize=64)  # anyone may ask
+@lru_cache(maxsize=64)  # the route needs no key
 def _schedulers(explainer: Explainer, profile: str, steps: int) -> bytes:
     found = explainer.schedulers(profile, steps)
     return json.dumps({"profile": profile, "steps": steps, "schedulers": found}).encode()

@@ -1,4 +1,4 @@
-"""How a request would be understood, what it would cost and when it would be done: without it."""
+"""Preflight, a dry run: validate, tokenize, price, estimate; nothing is queued."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 def _told(model: Model, params: ImageParams, embeddings: Path) -> dict[str, Any]:
-    """Reports and schedule, as far as the checkpoint's small files are on this machine."""
+    """Prompt reports and schedule, if the checkpoint's small files are on this machine."""
     try:
         explainer = Explainer.of(model.weights, embeddings)
         told = reports(explainer.reader, params)
@@ -82,7 +82,7 @@ def _told(model: Model, params: ImageParams, embeddings: Path) -> dict[str, Any]
 
 
 def _drafted(steps: int, params: ImageParams, cost: int) -> dict[str, Any]:
-    """What is made, and owed, of a draft that nobody finishes."""
+    """UNet calls and price of a draft that is not finished."""
     if not steps:
         return {}
     calls = calls_before(params.scheduler, steps) * params.samples
@@ -98,7 +98,7 @@ def _drafted(steps: int, params: ImageParams, cost: int) -> dict[str, Any]:
 def _expected(
     gateway: Gateway, key: Key, model: Model, cost: int
 ) -> tuple[Forecast | None, ModelState, int]:
-    """The forecast, the best state of the checkpoint on a worker, and the key's free credits."""
+    """Forecast, model state, and free credits of the key in micro-dollars."""
     now, settings = time.time(), gateway.settings
     with gateway.db.read() as connection:
         known = pace(connection, key.id, now, now - settings.lease_s)
@@ -109,7 +109,7 @@ def _expected(
 
 
 def _rounded(found: Forecast) -> dict[str, Any]:
-    """Seconds to the hundredth."""
+    """The forecast with rounded seconds."""
     told = asdict(found)
     for name in ("wait", "run"):
         told[f"{name}_s"] = {k: round(v, 2) for k, v in told.pop(name).items()}
@@ -117,7 +117,7 @@ def _rounded(found: Forecast) -> dict[str, Any]:
 
 
 def _of_server(state: ModelState, cost: int, free: int) -> Sequence[str]:
-    """What stands in the way at the moment."""
+    """Warnings about the model's state and the key's credits."""
     found = []
     if not state.loaded:
         found.append(

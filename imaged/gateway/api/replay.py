@@ -1,4 +1,4 @@
-"""A picture made again from its receipt, and whether it is the same."""
+"""Replay: make a receipt's image again, and compare."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
     receipt = _read((await request_body.read(request)).get(FIELD))
     model = await gateway.admission.model(receipt["model"], key)
-    ours = receipt["key"] == gateway.signer  # then it was made here, be it under a wider alias
+    ours = receipt["key"] == gateway.signer  # made here, perhaps under an alias with wider bounds
     knobs = widened(model.knobs) if ours else model.knobs
     params, unknown = parse_params(request, {**receipt["request"], "samples": 1}, knobs)
     if unknown:
         raise BadParameter(FIELD, f"asks for what is not known here: {unknown[0]}")
     options = read_options(request.headers)
-    if ours:  # nobody else says in which types a checkpoint is to be loaded here
+    if ours:  # other receipts must not choose the dtypes of checkpoints here
         options = replace(options, made_in=receipts.made_in(receipt))
     admitted = await gateway.admission.admit(key, model, params, options)
     job = await gateway.reader.wait_for_end(
@@ -63,7 +63,7 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 def _read(given: object) -> dict[str, Any]:
-    """What can be made again; raises BadParameter."""
+    """A receipt that can be replayed; raises BadParameter."""
     try:
         receipt = receipts.read(given)
     except ReceiptRefused as error:

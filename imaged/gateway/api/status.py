@@ -42,7 +42,7 @@ Answer = tuple[Message, Message]
 
 
 class Status:
-    """Answers status polls from the store; everything else goes on to the app."""
+    """ASGI middleware that answers status polls itself; all else goes to the app."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app, self._gateway = app, gateway
@@ -59,7 +59,7 @@ class Status:
             await send(message)
 
     async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
-        """As the store has it now, or why not."""
+        """The answer to a poll, or the error."""
         try:
             return await self._read(job_id, scope, receive)
         except ImagedError as problem:
@@ -67,7 +67,7 @@ class Status:
         except sa.exc.OperationalError:
             log.exception("the store did not answer")
             return _problem(Unavailable())
-        except Exception:  # nobody behind this would make JSON of it
+        except Exception:  # no error handler of the app is behind this
             log.exception("unexpected")
             return _problem(ImagedError("Internal server error"))
 
@@ -82,9 +82,9 @@ class Status:
         if with_preview and job.state is State.PROCESSING and job.preview_call:
             made = await gateway.reader.preview(job)
             body.update({"preview": bodies.preview(made)} if made else {})
-        keep = scope.get("extensions", {}).get(EXTENSION)  # not of every request, see `edge`
+        keep = scope.get("extensions", {}).get(EXTENSION)  # only of whole requests, see protocol.py
         if keep and not query and headers.get("host"):
-            # No longer than a key is believed: it may have been revoked before this read.
+            # Not longer than keys are cached: the key may be revoked since.
             keep(writes, min(time.time() + FRESH_S, job.expires_at or math.inf))
         return _json(code, body, safety_header(job))
 

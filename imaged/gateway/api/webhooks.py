@@ -81,7 +81,7 @@ def shown(webhook: Webhook) -> dict[str, Any]:
 
 
 def logged(event: Event) -> dict[str, Any]:
-    """One line of the log; `event_id` is the header webhook-id of every attempt."""
+    """One line of the log; event_id is sent as webhook-id with every attempt."""
     return {
         "event_id": event.id,
         "request_id": event.job_id,
@@ -110,7 +110,7 @@ async def _write(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
 async def _subscription(
     request: Request, gateway: Gateway
 ) -> tuple[str, list[str], dict[str, Any]]:
-    """Where and what, checked, and the body they came in."""
+    """URL, event types and the whole body; raises BadParameter."""
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "application/json":
         raise WrongContentType()

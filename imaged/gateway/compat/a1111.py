@@ -31,7 +31,7 @@ from imaged.store.jobs import queue
 
 ANCESTRAL = ("Euler a", "DPM2 a Karras")
 PLAIN = ("uniform", "normal")
-#: A1111's sampler, in lower case -> ours with its own schedule, and by named schedule.
+#: A1111's sampler name, lower case -> our scheduler by schedule name.
 SAMPLERS: Mapping[str, Mapping[str, str]] = {
     **{name.lower(): {"automatic": name} for name in SCHEDULERS},
     "dpm++ 2m": {
@@ -51,7 +51,7 @@ SAMPLERS: Mapping[str, Mapping[str, str]] = {
     },
 }
 OFFERED = ("DPM++ 2M", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DDIM", "PLMS", "UniPC")
-#: What we cannot do, with the values that ask for nothing.
+#: Fields that are not supported, with the values that are accepted because they do nothing.
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "enable_hr": (False,),
     "init_images": ([],),
@@ -72,7 +72,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 
 
 def translate_errors(endpoint: Endpoint) -> Endpoint:
-    """Errors in A1111's shape, with ours in it."""
+    """Errors in A1111's form, with our code."""
 
     @wraps(endpoint)
     async def inner(request: Request) -> Response:
@@ -222,7 +222,7 @@ def _or(value: Any, default: float) -> Any:
 
 
 def _pictures(given: Mapping[str, Any]) -> int:
-    """batch_size x n_iter, at most what one job may make."""
+    """batch_size x n_iter; raises BadParameter above the limit of a job."""
     numbers = [_or(given.get(name), 1) for name in ("batch_size", "n_iter")]
     for name, number in zip(("batch_size", "n_iter"), numbers, strict=True):
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 4:
@@ -233,7 +233,7 @@ def _pictures(given: Mapping[str, Any]) -> int:
 
 
 def _sampler(given: Mapping[str, Any]) -> str:
-    """Our scheduler for their sampler and schedule; raises BadParameter with the names."""
+    """Our scheduler for their sampler and schedule; raises BadParameter listing the names."""
     name = shared.text(given, "sampler_name") or shared.text(given, "sampler_index") or "Euler"
     schedule = (shared.text(given, "scheduler") or "automatic").lower()
     by_schedule = SAMPLERS.get(name.strip().lower())
@@ -245,7 +245,7 @@ def _sampler(given: Mapping[str, Any]) -> str:
 
 
 def _no_scripts(given: Mapping[str, Any]) -> None:
-    """Scripts may be named as long as they are switched off: args empty or [false]."""
+    """Raises BadParameter for scripts that are not switched off (args empty or [false])."""
     scripts = given.get("alwayson_scripts") or {}
     if not isinstance(scripts, dict):
         raise BadParameter("alwayson_scripts", "should be an object")

@@ -31,7 +31,7 @@ from imaged.store.accounts.keys import Key
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 OURS = ("negative_prompt", "num_inference_steps", "guidance_scale", "seed", "scheduler")
-#: What we cannot do, with the values that ask for nothing.
+#: Fields that are not supported, with the values that are accepted because they do nothing.
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "background": ("auto", "opaque"),
     "stream": (False,),
@@ -44,9 +44,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 def translate_errors(endpoint: Endpoint) -> Endpoint:
-    """Errors in OpenAI's shape; its clients do not send again what cannot end otherwise, or what
-    may still be running.
-    """
+    """Errors in OpenAI's form; x-should-retry: false where a retry cannot help."""
 
     @wraps(endpoint)
     async def inner(request: Request) -> Response:
@@ -92,7 +90,7 @@ async def one_model(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Our parameters from theirs; a value out of range is refused later, under its name."""
+    """Our parameters from theirs; bounds are checked later, under their names."""
     params = {name: given.get(name) for name in ("prompt", *OURS)}
     params["samples"] = given.get("n")
     params["output_format"] = _one_of(given, "output_format", ("png", "jpeg"))
@@ -128,7 +126,7 @@ def _model(slug: str, model: Model) -> dict[str, Any]:
 
 
 def _one_of(given: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
-    """One of the allowed words; absent is the first."""
+    """One of the allowed values, the first if absent; raises BadParameter."""
     value = given.get(name)
     if value is None:
         return allowed[0]

@@ -1,4 +1,4 @@
-"""What the vendor's SDK asks at its fixed hosts: the catalogue, and a key's own requests."""
+"""Routes of the vendor's SDK at its other hosts: catalogue and request history."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def _page(
 
 
 def _generation(entry: Entry, links: Links) -> list[dict[str, Any]]:
-    """A row for each picture, as long as there is one."""
+    """A row per image that still exists."""
     return [
         {
             "id": f"{entry.id}-{k}",
@@ -145,7 +145,7 @@ def _generation(entry: Entry, links: Links) -> list[dict[str, Any]]:
 
 
 def _record(entry: Entry, links: Links) -> list[dict[str, Any]]:
-    """A row for each picture; one for a request without."""
+    """A row per image; one for a request without images."""
     state = next(name for name, states in STATES.items() if entry.state in states)
     return [
         {
@@ -165,7 +165,7 @@ def _record(entry: Entry, links: Links) -> list[dict[str, Any]]:
 
 
 def _urls(entry: Entry, links: Links) -> list[str | None]:
-    """A link for each picture that is still there; None for one that is not."""
+    """A link per image, None for deleted ones."""
     if entry.state is not State.COMPLETED:
         return [None]
     if entry.result is None or entry.expires_at is None:
@@ -234,7 +234,7 @@ def _one_of(name: str, value: str | None, allowed: Any, *, may_miss: bool = Fals
 
 
 def _day(request: Request, name: str, *, end: bool = False) -> float | None:
-    """A day's first second in UTC, or with `end` the next day's."""
+    """Start of a day in UTC; with `end` that of the next day."""
     text = request.query_params.get(name)
     if text is None:
         return None
@@ -246,7 +246,7 @@ def _day(request: Request, name: str, *, end: bool = False) -> float | None:
 
 
 def _window(request: Request) -> tuple[float, float]:
-    """The days asked for, the last seven when none were; raises BadParameter if too many."""
+    """Range of days, by default the last seven; raises BadParameter if it is too long."""
     before, after = _day(request, "to_date", end=True), _day(request, "from_date")
     before = datetime.now(UTC).timestamp() + 86_400 if before is None else before
     after = before - 8 * 86_400 if after is None else after

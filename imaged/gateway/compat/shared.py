@@ -1,4 +1,4 @@
-"""What the other dialects share: a job from their words, its pictures, and refusing by name."""
+"""Shared by the dialects: bodies, running a job to its end, refusing fields by name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def run_and_wait(
 
 
 def refuse_unless(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse by its name a field whose value would change the picture in a way we cannot do."""
+    """Raises BadParameter for a field whose value is not supported."""
     for name, values in neutral.items():
         value = given.get(name)
         if value is not None and not any(_same(value, neutral_one) for neutral_one in values):
@@ -70,7 +70,7 @@ def refuse_unless(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
 
 
 def text(given: Mapping[str, Any], name: str) -> str | None:
-    """A field that is a string or absent."""
+    """An optional string field; raises BadParameter."""
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         raise BadParameter(name, "should be a string")
@@ -78,5 +78,5 @@ def text(given: Mapping[str, Any], name: str) -> str | None:
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Equal, and not merely 0 == False."""
+    """Equal, without taking 0 for False."""
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)

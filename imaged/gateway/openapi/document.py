@@ -1,4 +1,4 @@
-"""The API described by what it is made of: the routes, the knobs and the errors."""
+"""The OpenAPI document, made from routes, parameters and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIALECTS = (schemas.OPENAI, schemas.SDAPI)
 FEWEST, MOST = WIDEST["num_inference_steps"]
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
-#: What is read of a query, by path.
+#: Query parameters by path.
 QUERIES: dict[str, dict[str, Any]] = {
     STATUS: {
         "wait": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S},
@@ -66,7 +66,7 @@ QUERIES: dict[str, dict[str, Any]] = {
 }
 
 
-#: Which headers of a request matter, by path.
+#: Request headers by path.
 HEADERS: dict[str, dict[str, Any]] = {
     **{
         path: {
@@ -81,7 +81,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Described:
-    """The document and the page, made once: anyone may ask for them, without a key."""
+    """Document and page, made once."""
 
     document: bytes
     page: bytes
@@ -126,7 +126,7 @@ def _page(made: Mapping[str, Any]) -> str:
 
 
 def document(routes: Iterable[Any]) -> dict[str, Any]:
-    """OpenAPI 3.1 of these routes and of the status path in front of them."""
+    """OpenAPI 3.1 of these routes and of the status poll, which is middleware."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         for verb, handler in _handlers(route):
@@ -169,7 +169,7 @@ def _handlers(route: Route) -> Iterator[tuple[str, Any]]:
 
 
 def _summary(handler: Any) -> str:
-    """`GET /path: what it does.` -> the second half; empty for what is no operation."""
+    """The summary of an operation: its docstring after `GET /path: `."""
     first = (handler.__doc__ or "").strip().split("\n")[0]
     match = re.match(r"[A-Z]+ \S+ ?(.*)", first)
     return match[1] if match else ""
@@ -240,7 +240,7 @@ def _refusals(kind: type[ImagedError]) -> Iterator[type[ImagedError]]:
 
 
 def _may(kind: type[ImagedError], verb: str, mark: str) -> bool:
-    """Whether an operation may answer so: by its verb, and by who may call it."""
+    """Whether an operation can answer with this error, by its verb and who may call it."""
     if kind.status == 401:
         return mark != "public"
     if verb == "post":

@@ -41,7 +41,7 @@ _LORA: Schema = {
 
 
 def knob(one: Knob) -> Schema:
-    """A knob as JSON schema; what is accepted beside it (numbers as text) is left unsaid."""
+    """JSON schema of a parameter, without what is accepted beside it (numbers as text)."""
     kinds = {"text": "string", "choice": "string", "loras": "array", "pair": "array"}
     found: Schema = {"type": kinds.get(one.kind, one.kind), "description": one.text}
     if one.kind == "text":
@@ -62,13 +62,13 @@ def knob(one: Knob) -> Schema:
 
 
 def request(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """An object to send; fields that are not in it are ignored."""
+    """Schema of a request object; other fields are ignored."""
     properties = {**required, **(optional or {})}
     return {"type": "object", "required": list(required), "properties": properties}
 
 
 def answer(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """An object of an answer: it has no other fields."""
+    """Schema of an answer object, without other fields."""
     return {**request(required, optional), "additionalProperties": False}
 
 
@@ -124,7 +124,7 @@ def _neutral(table: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
     return {name: {"enum": list(values)} for name, values in table.items()}
 
 
-#: By path, of POSTs; those that make pictures under /v1 and /v2 take PICTURE.
+#: Request schemas by path; /v1 and /v2 image routes take PICTURE.
 REQUESTS: dict[str, Schema] = {
     "/v2/replay": request({"receipt": RECEIPT}),
     "/v2/requests/{job_id}/finish": answer(  # closed: what cannot change is refused
@@ -345,7 +345,7 @@ _PROGRESS = answer(
     }
 )
 
-#: By verb and path, of 200 in JSON.
+#: Schemas of JSON answers with 200, by verb and path.
 ANSWERS: dict[tuple[str, str], Schema] = {
     ("get", "/livez"): _STATUS_WORD,
     ("get", "/readyz"): answer({"status": TEXT, "workers": INTEGER}),

@@ -1,1 +1,1 @@
-"""Rows as answers: bodies and headers of jobs and of errors."""
+"""Rendering: jobs and errors as bodies and headers."""

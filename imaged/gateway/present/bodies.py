@@ -18,7 +18,7 @@ from imaged.gateway.present.links import Links, media_type
 from imaged.gateway.present.units import dollars, utc
 from imaged.jobs import Job, Preview, State
 
-#: What made a picture, as results name it (worker/deliver.py).
+#: Fields of a result that name what made it (worker/deliver.py).
 STAMP = ("checkpoint", "determinism", "engine", "device", "dtype")
 WIRE = {State.CANCELLED: State.FAILED, State.PARKED: State.PROCESSING}
 
@@ -31,7 +31,7 @@ def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
 
 
 def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of the status endpoint, in every state."""
+    """HTTP status and body of the status route."""
     links_of_job = links.job(job.id)
     body: dict[str, Any] = {
         "status": wire_state(job),
@@ -50,7 +50,7 @@ def status(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
 
 
 def _parked(job: Job, links: Links) -> dict[str, Any]:
-    """Until when a draft rests, and what there is to look at."""
+    """Fields of a parked draft: until when, its images, where to finish it."""
     assert job.expires_at is not None and job.result is not None
     return {
         "progress": {"parked": True, "until": utc(job.expires_at)},
@@ -60,7 +60,7 @@ def _parked(job: Job, links: Links) -> dict[str, Any]:
 
 
 def steps_done(job: Job) -> dict[str, int]:
-    """Denoising steps made and to make; the pictures of a job advance together."""
+    """Steps and UNet calls, made and in all."""
     steps, total = job.params.num_inference_steps, job.unet_calls
     last = job.draft.steps if job.draft and not job.draft.samples else steps
     return {
@@ -72,7 +72,7 @@ def steps_done(job: Job) -> dict[str, int]:
 
 
 def preview(made: Preview) -> dict[str, Any]:
-    """A picture on its way; `call` is the UNet call after which it was made."""
+    """A preview in base64; call: the UNet call after which it was made."""
     return {
         "content_type": "image/jpeg",
         "base64": base64.b64encode(made.jpeg).decode(),
@@ -81,7 +81,7 @@ def preview(made: Preview) -> dict[str, Any]:
 
 
 def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of the result endpoint; `encoded` are the pictures if base64."""
+    """HTTP status and body of the result route; encoded: image files, if base64 was asked for."""
     if job.state is not State.COMPLETED:
         return status(job, links)
     assert job.result is not None
@@ -103,7 +103,7 @@ def result(job: Job, links: Links, encoded: Sequence[bytes] = ()) -> tuple[int, 
 
 
 def _images(job: Job, links: Links) -> list[dict[str, Any]]:
-    """The files of a job that is completed or rests."""
+    """Image entries of a completed or parked job."""
     assert job.result is not None
     return [
         {
@@ -121,7 +121,7 @@ def _images(job: Job, links: Links) -> list[dict[str, Any]]:
 
 
 def polled(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
-    """The older poll_url: the status body, with `output` when there is one."""
+    """HTTP status and body of the older poll_url: status, and `output` once completed."""
     code, body = status(job, links)
     if job.state is State.COMPLETED:
         body["output"] = result(job, links)[1]["output"]
@@ -129,7 +129,7 @@ def polled(job: Job, links: Links) -> tuple[int, dict[str, Any]]:
 
 
 def metrics(job: Job) -> dict[str, float]:
-    """Seconds and dollars of a job that has ended; nothing before, no cost without a charge."""
+    """Times in seconds and cost in dollars of an ended job; empty before."""
     if not job.state.final or job.finished_at is None:
         return {}
     started = job.started_at or job.finished_at
@@ -150,7 +150,7 @@ def metrics(job: Job) -> dict[str, float]:
 
 
 def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
-    """The answer of v1: the first picture's bytes, or JSON with all when base64 was asked."""
+    """The answer of v1: the first image file, or JSON with all in base64."""
     assert job.result is not None
     headers = v1_headers(job, links)
     if not job.params.base64:
@@ -170,7 +170,7 @@ def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:
 
 
 def _reports(job: Job) -> dict[str, Any]:
-    """How the prompts were read, if that was asked for."""
+    """The prompt reports, if they were asked for."""
     return {"prompts": job.result["prompts"]} if job.result and "prompts" in job.result else {}
 
 
@@ -201,7 +201,5 @@ def failed(job: Job, links: Links) -> Response:
 
 
 def wire_state(job: Job) -> State:
-    """The original knows four states: a cancelled job shows as FAILED with its reason, a parked one
-    as PROCESSING.
-    """
+    """The state in the original's four: CANCELLED shows as FAILED, PARKED as PROCESSING."""
     return WIRE.get(job.state, job.state)

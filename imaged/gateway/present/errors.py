@@ -1,4 +1,4 @@
-"""An error of the product's own tree as an answer."""
+"""Errors as answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of answers beside their bodies: rate limits, what checked the pictures, and of errors."""
+"""Headers of answers: rate limit, image checker, errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from imaged.gateway.present.units import utc
 from imaged.jobs import Job, State
 from imaged.store.accounts.rate_limits import RateLimit
 
-#: What a checker has done when a job that was begun failed for this reason
-#: (worker/image_checker.py).
+#: x-safety of a started job that failed for this reason (worker/image_checker.py).
 CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
 
 
 def rate_headers(rate: RateLimit) -> dict[str, str]:
-    """What the key may still submit, and when it may submit all of it again."""
+    """The key's token bucket as headers."""
     return {
         "x-rate-limit-limit": str(rate.limit),
         "x-rate-limit-remaining": str(rate.left),
@@ -26,7 +25,7 @@ def rate_headers(rate: RateLimit) -> dict[str, str]:
 
 
 def error_headers(problem: ImagedError) -> dict[str, str]:
-    """When the key may ask again, the job to come back for, or what looked at its pictures."""
+    """Headers of an error: retry-after, x-request-id, x-safety."""
     if isinstance(problem, TooFast):
         return {
             "retry-after": str(max(1, math.ceil(problem.reset_in_s))),
@@ -38,7 +37,7 @@ def error_headers(problem: ImagedError) -> dict[str, str]:
 
 
 def with_rate_headers(answer: Response, rate: RateLimit, replayed: bool) -> Response:
-    """The answer to a submit: what the key has left, and whether it tells of an earlier job."""
+    """Add the rate limit, and whether an earlier job was returned."""
     answer.headers.update(rate_headers(rate))
     if replayed:
         answer.headers["idempotent-replayed"] = "true"

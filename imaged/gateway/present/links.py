@@ -10,7 +10,7 @@ from imaged.store import blobs
 
 @dataclass(frozen=True)
 class Links:
-    """Absolute URLs for one request's origin."""
+    """URLs under one origin."""
 
     origin: str
     secret: bytes
@@ -27,10 +27,10 @@ class Links:
         return self.signed(name, int(job.expires_at))
 
     def signed(self, name: str, expires_at: int) -> str:
-        """A link to a picture file that works for anyone until `expires_at`."""
+        """A signed link to an image file, valid until `expires_at` (seconds since 1970)."""
         return f"{self.origin}/files/{name}?{blobs.sign(self.secret, name, expires_at)}"
 
 
 def media_type(name: str) -> str:
-    """Of a picture file, by its ending."""
+    """Media type of an image file, by its ending."""
     return "image/png" if name.endswith(".png") else "image/jpeg"

@@ -1,4 +1,4 @@
-"""Money and times as answers write them."""
+"""Units of answers: dollars, ISO 8601."""
 
 from __future__ import annotations
 
