@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from httpx_sse import connect_sse
 from segmind import AsyncJob, InferenceFailed, SegmindClient
 
-from tests.conftest import QUICK, SLUG, Server, cli, until
+from tests.conftest import QUICK, SLUG, Server, cli, serving, until
 
 ROOT = Path(__file__).parents[2]
 WORDS = "content policy: nobody may see this"
@@ -51,13 +50,8 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     Receiver.told = []
-    receiver = HTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=receiver.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{receiver.server_port}/hook"
-    receiver.shutdown()
-    receiver.server_close()
-    thread.join()
+    with serving(Receiver) as server:
+        yield f"http://127.0.0.1:{server.server_port}/hook"
 
 
 def watched(server: Server, key: str) -> tuple[dict[str, Any], bool]:

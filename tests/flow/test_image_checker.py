@@ -6,10 +6,9 @@ import io
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from imaged.store.blobs import Blobs
 from imaged.store.sql.database import Database
 from imaged.worker import deliver, image_checker
 from imaged.worker.deliver import Delivery, Stamp
-from tests.conftest import imaged
+from tests.conftest import imaged, serving
 from tests.unit.test_store import audit, claim, free, get, make_key, put, worker
 
 RED, BLUE = bytes([250, 0, 0]) * 64, bytes([0, 0, 250]) * 64
@@ -144,14 +143,8 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[str]:
     Service.seen = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hung up
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Service) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def test_a_service_sees_the_jpeg_and_may_allow_or_refuse(

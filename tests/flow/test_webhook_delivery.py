@@ -27,6 +27,7 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from imaged.store.webhooks import outbox, subscriptions
 from imaged.store.webhooks.subscriptions import ANY_END, COMPLETED, FAILED, Event
+from tests.conftest import serving
 from tests.unit.test_store import KEEP_S, RESULT, SECRET, claim, get, make_key, put, worker
 
 LOCAL = [ip_network("127.0.0.0/8")]
@@ -279,14 +280,8 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver() -> Iterator[ThreadingHTTPServer]:
     Receiver.answers, Receiver.heard, Receiver.sent = [200], [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a sender that hung up
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Receiver) as server:
+        yield server
 
 
 def turns(
