@@ -188,7 +188,7 @@ def loop_rate(pipe: Any, pixels: int, images: int, count: int) -> float:
 @torch.inference_mode()
 def vae_decode(bench: Bench, effort: Effort) -> list[Row]:
     """The engine's VAE as it was loaded, against diffusers' in float32 and, on a GPU, compiled."""
-    side = bench.pixels // bench.nets.factor
+    side = bench.pixels // bench.nets.vae_scale_factor
     latent = torch.randn(1, bench.nets.channels, side, side, device=bench.device)
     plain = peer.pipeline(bench.folder, bench.device.type).vae.float()
     peers: list[tuple[str, Any, float | None]] = [("diffusers, float32", plain, 4.0)]

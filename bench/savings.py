@@ -82,7 +82,7 @@ def calls(nets: Nets, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any
     library.to(memory_format=torch.channels_last)
     texts = PromptEncoder(nets).pair("a red house by a lake", None)
     time = torch.tensor([500.0])
-    x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
+    x = torch.randn(2, nets.channels, 512 // nets.vae_scale_factor, 512 // nets.vae_scale_factor)
     times = torch.cat([unet.times(time, text, sizes) for text in texts])
     crowd = unet.stack_texts([unet.text(text) for text in texts])
     added = {
@@ -116,7 +116,7 @@ def shortened(nets: Nets) -> tuple[Callable[[], Any], Callable[[], Any]]:
     unet, sizes = Unet(nets.unet), (512, 512, 0, 0, 512, 512)
     first, positive = PromptEncoder(nets).pair("a red house by a lake", None)
     texts = (replace(first, context=torch.zeros_like(first.context)), positive)
-    x = torch.randn(2, nets.channels, 512 // nets.factor, 512 // nets.factor)
+    x = torch.randn(2, nets.channels, 512 // nets.vae_scale_factor, 512 // nets.vae_scale_factor)
     times = torch.cat([unet.times(torch.tensor([500.0]), text, sizes) for text in texts])
     crowd = unet.stack_texts([unet.text(text) for text in texts])
     attentions = nets.unet.cross_attentions()

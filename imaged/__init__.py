@@ -7,6 +7,7 @@ use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from imaged.errors import BadAddress, ImagedError, InferenceFailed, InferenceTimeout, NoAnswer
@@ -30,17 +31,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which load nothing
 
 __version__ = "0.1.0"
 
-_CLIENT = (
-    "AsyncClient",
-    "AsyncJob",
-    "Client",
-    "Event",
-    "Job",
-    "SegmindClient",
-    "run",
-    "run_sync",
-    "submit_async",
-)
+#: Names of the client, and the module of imaged.client that has each.
+_CLIENT = {
+    **dict.fromkeys(("AsyncClient", "AsyncJob"), "aio"),
+    **dict.fromkeys(("Client", "Job", "SegmindClient"), "client"),
+    "Event": "events",
+    **dict.fromkeys(("run", "run_sync", "submit_async"), "client"),
+}
 
 _GROUPS = ("accounts", "generations", "models", "webhooks")  # of the default client
 
@@ -60,22 +57,10 @@ __all__ = [
 
 
 def _load(name: str) -> Any:
-    if name in ("AsyncClient", "AsyncJob"):
-        from imaged.client import aio
-
-        return getattr(aio, name)
-    if name == "Event":
-        from imaged.client import events
-
-        return events.Event
     if name in _CLIENT:
-        from imaged.client import client
-
-        return getattr(client, name)
+        return getattr(import_module(f"imaged.client.{_CLIENT[name]}"), name)
     if name in _GROUPS:
-        from imaged.client import client
-
-        return getattr(client.default(), name)
+        return getattr(import_module("imaged.client.client").default(), name)
     raise AttributeError(name)
 
 

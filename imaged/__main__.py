@@ -12,8 +12,8 @@ from imaged.cli import main
 
 
 def run() -> NoReturn:
-    """The command line. What it began is done when it returns, so the process ends at once: taking
-    torch's modules apart takes a quarter of a second, for memory that is free anyway then.
+    """Run the command line, then end the process at once: Python's tear-down of torch's modules
+    takes a quarter of a second, to free memory that the system takes back anyway.
     """
     try:
         main(prog_name="imaged")

@@ -111,10 +111,8 @@ class Job:
 
     @property
     def status(self) -> JobStatus:
-        counts = self.calls_done, self.preview_call
-        return JobStatus(
-            self.state, self.epoch, *(counts if self.state is State.PROCESSING else ())
-        )
+        counts = (self.calls_done, self.preview_call) if self.state is State.PROCESSING else ()
+        return JobStatus(self.state, self.epoch, *counts)
 
     @property
     def unet_calls(self) -> int:

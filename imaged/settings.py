@@ -10,7 +10,13 @@ from typing import Any
 
 from imaged.errors import CommandError
 
-MOST_WORKERS = 64
+MAX_WORKERS = 64
+#: Settings that are one of two words.
+CHOICES = {
+    "determinism": ("exact", "close"),
+    "receipts": ("embedded", "results"),
+    "graphs": ("on", "off"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,7 @@ class Settings:
     wait_s: float = 600.0  # the longest wait of a v1 call
     max_body: int = 262_144  # bytes
     rules: str = ""  # a file of prompt rules of your own, see moderation/rules.py
-    checker: str = (
-        ""  # of finished pictures: package.module:callable or a URL, see worker/image_checker.py
-    )
+    checker: str = ""  # of pictures: package.module:callable or a URL, see worker/image_checker.py
     webhook_networks: str = ""  # open to webhooks beside public addresses: 10.0.0.0/8,fd00::/8
     models: Path = Path()  # models on offer, see models.toml; empty: DATA/models.toml if it exists
     loras: Path = Path()  # folder of LoRA files; empty: DATA/loras
@@ -68,16 +72,13 @@ class Settings:
             raise CommandError(
                 f"the data folder {settings.data} is a file; choose another with --data"
             )
-        if settings.determinism not in ("exact", "close"):
-            raise CommandError('IMAGED_DETERMINISM should be "exact" or "close"')
-        if settings.receipts not in ("embedded", "results"):
-            raise CommandError('IMAGED_RECEIPTS should be "embedded" or "results"')
-        if settings.graphs not in ("on", "off"):
-            raise CommandError('IMAGED_GRAPHS should be "on" or "off"')
+        for name, (one, other) in CHOICES.items():
+            if getattr(settings, name) not in (one, other):
+                raise CommandError(f'IMAGED_{name.upper()} should be "{one}" or "{other}"')
         if not 1 <= settings.port <= 65535:
             raise CommandError("IMAGED_PORT should be between 1 and 65535")
-        if not 0 <= settings.workers <= MOST_WORKERS:
-            raise CommandError(f"IMAGED_WORKERS should be between 0 and {MOST_WORKERS}")
+        if not 0 <= settings.workers <= MAX_WORKERS:
+            raise CommandError(f"IMAGED_WORKERS should be between 0 and {MAX_WORKERS}")
         if not settings.host:
             raise CommandError("IMAGED_HOST should not be empty; 0.0.0.0 lets other machines in")
         return settings

@@ -53,7 +53,7 @@ TOLD = {
 }
 SAID = {"SSE4": ("DEFAULT", "Intel SSE4.1"), "AVX2": ("AVX2", "Intel AVX2")}
 STEERING = {name for told in TOLD.values() for name in told} | {"PYTEST_ADDOPTS", "MKL_CBWR"}
-LOOK_S = 60.0
+POLL_S = 60.0
 PROBE = """
 import json, zlib, torch
 from torch.nn.functional import conv2d
@@ -137,7 +137,7 @@ class Cell:
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
         try:
-            process.wait(LOOK_S)
+            process.wait(POLL_S)
         except subprocess.TimeoutExpired:
             shares = re.findall(r"\[ *(\d+)%\]", log.read_text(errors="replace"))
             click.echo(f"{self.name}: {shares[-1] if shares else 0} %")

@@ -53,7 +53,7 @@ def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
     )
 
 
-def over(knobs: tuple[Knob, ...], alias: tuple[Knob, ...]) -> tuple[Knob, ...]:
+def merge_knobs(knobs: tuple[Knob, ...], alias: tuple[Knob, ...]) -> tuple[Knob, ...]:
     """Merge parameters: alias over default, the operator's over both."""
     return tuple(
         other if knob == usual else knob

@@ -70,11 +70,8 @@ class Model:
     @property
     def checkpoint_name(self) -> str:
         """The checkpoint's name in results and listings."""
-        return (
-            "micro"
-            if self.checkpoint == MICRO
-            else self.checkpoint.name.removesuffix(".safetensors")
-        )
+        name = self.checkpoint.name.removesuffix(".safetensors")
+        return "micro" if self.checkpoint == MICRO else name
 
 
 DEFAULT_SLUG = "sdxl1.0-yamers-realistic"

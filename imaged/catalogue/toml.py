@@ -33,6 +33,8 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "parameters": dict,
     "sample": dict,
 }
+OF_WEIGHTS = ("dtype", "cpu_dtype", "prediction", "zero_snr", "sha256")
+WORDS = {"dtype": DTYPES, "cpu_dtype": CPU_DTYPES, "prediction": PREDICTIONS}
 Table = Mapping[str, Any]
 
 
@@ -101,11 +103,7 @@ def _check(slug: str, table: Table) -> None:
     for name, value in table.items():
         if not isinstance(value, FIELDS[name]) or (isinstance(value, bool) and name != "zero_snr"):
             raise CommandError(f"{slug}: {name} is of the wrong type")
-    for name, allowed in (
-        ("dtype", DTYPES),
-        ("cpu_dtype", CPU_DTYPES),
-        ("prediction", PREDICTIONS),
-    ):
+    for name, allowed in WORDS.items():
         if table.get(name, "") not in ("", *allowed):
             raise CommandError(f"{slug}: {name} should be one of {', '.join(allowed)}")
     if not 0 < table.get("price", 1) <= 1000:
@@ -116,16 +114,9 @@ def _check(slug: str, table: Table) -> None:
 
 
 def _weights(table: Table) -> Weights:
-    vae = table.get("vae")
-    return Weights(
-        Path(table["checkpoint"]) if "checkpoint" in table else MICRO,
-        Path(vae) if vae else None,
-        table.get("dtype", ""),
-        table.get("prediction", ""),
-        table.get("zero_snr"),
-        table.get("sha256", ""),
-        table.get("cpu_dtype", ""),
-    )
+    checkpoint, vae = table.get("checkpoint"), table.get("vae")
+    said = {name: table[name] for name in OF_WEIGHTS if name in table}
+    return Weights(Path(checkpoint) if checkpoint else MICRO, Path(vae) if vae else None, **said)
 
 
 def _knob(slug: str, knob: Knob, parameters: Table) -> Knob:

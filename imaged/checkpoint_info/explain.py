@@ -27,8 +27,7 @@ from imaged.sampling.schedulers import (
 )
 
 #: Below so many steps DPM Multi leaves artefacts with SDXL: without Karras's spacing its last steps
-#: are
-#: too long for its order.
+#: are too long for its order.
 DPM_STEPS = 50
 
 

@@ -89,13 +89,14 @@ def main() -> None:
 
 @contextmanager
 def store(data: Path | None, *, new: bool = True) -> Iterator[tuple[Settings, Database]]:
-    """The store of the given or configured data folder, with its schema brought up to date. Only
-    if it may be `new` is one made; else there is nothing in it to be asked for.
+    """Open the store of the data folder and bring its schema up to date.
+
+    new: create it if there is none; else that raises CommandError.
     """
     from imaged.store.sql.database import Database
 
     settings = Settings.from_env(os.environ, data=data)
-    if not new and not kept(settings):
+    if not new and not store_exists(settings):
         raise CommandError(
             f"nothing is kept in {settings.data}; --data or IMAGED_DATA says where it is"
         )
@@ -108,13 +109,13 @@ def store(data: Path | None, *, new: bool = True) -> Iterator[tuple[Settings, Da
         db.close()
 
 
-def kept(settings: Settings) -> bool:
+def store_exists(settings: Settings) -> bool:
     """Whether there is a store already."""
     return bool(settings.database_url) or (settings.data / "imaged.db").exists()
 
 
 def make_folder(settings: Settings) -> None:
-    """The data folder, if it is not there yet; raises CommandError if nothing can be kept in it."""
+    """Create the data folder if need be; raises CommandError if it cannot be written."""
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
         if not settings.database_url:
@@ -127,7 +128,7 @@ def make_folder(settings: Settings) -> None:
 
 
 def make_files_folder(settings: Settings) -> None:
-    """The folder of the pictures likewise, with the folders in it, whoever made them."""
+    """Create the folder of the pictures; raises CommandError if it cannot be written."""
     from imaged.store.blobs import Blobs
 
     folder = Path(settings.blobs.removeprefix("file://"))
@@ -143,14 +144,16 @@ def make_files_folder(settings: Settings) -> None:
 
 
 def _try_to_write(folder: Path) -> None:
-    """Raise OSError if no file can be made there: rights alone do not tell."""
+    """Raises OSError if no file can be created there; permissions alone do not tell."""
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def refuse_unwritable(path: Path, option: str) -> None:
-    """Raise CommandError now if a file could not be written there later. It is tried, as rights
-    alone do not tell; but not with a pipe or a device, whose reader would hear of it.
+    """Raises CommandError now if a file could not be written there later.
+
+    It is tried, because permissions alone do not tell; not with a pipe or a device, whose reader
+    would notice.
     """
     real = Path(os.path.realpath(path))  # a link stays one
     try:
@@ -170,7 +173,7 @@ def find_model(slug: str, data: Path | None) -> Model:
     """A model of the catalogue; the built-in ones need no data folder."""
     settings = Settings.from_env(os.environ, data=data)
     offered = dict(toml.built_in())
-    if kept(settings):
+    if store_exists(settings):
         from imaged.store import catalogue
 
         with store(data) as (_, db), db.read() as connection:

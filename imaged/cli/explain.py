@@ -13,6 +13,7 @@ import click
 from imaged.catalogue.model import DEFAULT_SLUG, price_micros
 from imaged.cli.app import data_option, find_model, main
 from imaged.cli.generate import knob_options, read_options
+from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 
@@ -36,7 +37,7 @@ def explain(prompt: str, model: str, as_json: bool, data: Path | None, **given: 
 
     chosen = find_model(model, data)
     params = read_options(prompt, given, chosen)
-    params.said()  # refuses prompts that change too often
+    texts_to_judge(params)  # refuses prompts that change too often
     folder = Settings.from_env(os.environ, data=data).embeddings_folder
     explainer = Explainer.of(chosen.weights, folder)
     told = reports(explainer.reader, params)

@@ -15,6 +15,7 @@ from imaged.catalogue.model import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main, refuse_unwritable
 from imaged.errors import BadParameter, CommandError
 from imaged.moderation.rules import REFUSAL, Rules
+from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import ImageParams, read_params
 from imaged.params.knobs import KNOBS, Knob
 from imaged.settings import Settings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png")
 
 
-#: What fields of the API are called here, where that is not their own name.
+#: Options whose name is not that of the API's field.
 SHORT = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",
@@ -151,7 +152,7 @@ def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> N
 def _check_request(params: ImageParams, settings: Settings) -> None:
     """Raise CommandError now for a prompt that the rules refuse, or a LoRA that is not there."""
     rules = Rules.load(settings.rules)
-    if any(rules.judge(text) for text in params.said()):
+    if any(rules.judge(text) for text in texts_to_judge(params)):
         raise CommandError(REFUSAL)
     there = settings.lora_names()
     for lora in params.all_loras:
@@ -174,7 +175,7 @@ def ask(count: int) -> Sequence[int]:
 
 
 def read_choice(text: str, count: int) -> Sequence[int]:
-    """Numbers of pictures; raises CommandError."""
+    """Indices of the chosen pictures, from a list, "all" or "none"; raises CommandError."""
     word = text.strip().lower()
     if word in ("all", "none"):
         return range(count if word == "all" else 0)
@@ -230,40 +231,26 @@ def write(
     engine: Engine,
     settings: Settings,
 ) -> None:
-    """The pictures' files, with receipts where this installation has a key to sign them."""
+    """Write the pictures' files, with receipts if this installation has a key to sign them."""
+    from imaged.provenance import receipts
+    from imaged.store.accounts.keys import load_signer
+    from imaged.worker.deliver import Stamp, facts_of
     from imaged.worker.encode import encode_jpeg, encode_png, with_comment
 
+    signed = (settings.data / "receipt-key").exists() and settings.receipts == "embedded"
+    stamp = Stamp(model.checkpoint_name, "exact", engine.device)
     for picture in outcome.pictures:
-        path = _output_path(output, picture.seed, params)
+        path, receipt = _output_path(output, picture.seed, params), ""
         png = path.suffix.lower() == ".png"
         asked = replace(params, output_format="png" if png else "jpeg")
-        receipt = _receipt(outcome, picture, asked, model, engine, settings)
+        if signed and outcome.provenance is not None:
+            facts = facts_of(asked, model.slug, picture, outcome.provenance, stamp)
+            receipt = receipts.written(receipts.sign(facts, load_signer(settings.data)))
         if png:
             path.write_bytes(encode_png(picture, asked, model.checkpoint_name, receipt))
         else:
             path.write_bytes(with_comment(encode_jpeg(picture), receipt))
         click.echo(f"{path}  seed {picture.seed}")
-
-
-def _receipt(
-    outcome: Outcome,
-    picture: Picture,
-    params: ImageParams,
-    model: Model,
-    engine: Engine,
-    settings: Settings,
-) -> str:
-    """As text; none where this installation has no key to sign it."""
-    signed = (settings.data / "receipt-key").exists() and settings.receipts == "embedded"
-    if not signed or outcome.provenance is None:
-        return ""
-    from imaged.provenance import receipts
-    from imaged.store.accounts.keys import load_signer
-    from imaged.worker.deliver import Stamp, facts_of
-
-    stamp = Stamp(model.checkpoint_name, "exact", engine.device)
-    facts = facts_of(params, model.slug, picture, outcome.provenance, stamp)
-    return receipts.written(receipts.sign(facts, load_signer(settings.data)))
 
 
 def write_sheet(pictures: Sequence[Picture], path: Path, side: int = 384) -> None:
@@ -286,7 +273,7 @@ def write_sheet(pictures: Sequence[Picture], path: Path, side: int = 384) -> Non
 
 
 def _output_path(output: Path | None, seed: int, params: ImageParams | None) -> Path:
-    """Where a picture goes; without params, where all of a job's would."""
+    """The file of one picture; without params, as if it were the job's only one."""
     if output is None:
         return Path(f"imaged-{seed}.jpg")
     if params is None or params.samples == 1:
@@ -295,6 +282,6 @@ def _output_path(output: Path | None, seed: int, params: ImageParams | None) -> 
 
 
 def _sheet_path(output: Path | None, seed: int) -> Path:
-    """Where all drafts of a job go in one picture."""
+    """The file of the contact sheet of all drafts."""
     path = _output_path(output, seed, None).with_suffix(".jpg")
     return path.with_stem(f"{path.stem}-draft")

@@ -13,13 +13,13 @@ import click
 
 from imaged.catalogue import toml
 from imaged.catalogue.model import DTYPES, MICRO, MICROS, PREDICTIONS, Model, ModelState
-from imaged.cli.app import Dollars, data_option, find_model, kept, main, make_folder, store
+from imaged.cli.app import Dollars, data_option, find_model, main, make_folder, store, store_exists
 from imaged.errors import CommandError
 from imaged.settings import Settings
 
-#: What of a table belongs to its files: it stays where a models.toml names no checkpoint.
-OF_FILES = ("checkpoint", "vae", "dtype", "cpu_dtype", "prediction", "zero_snr")
-HELD_AS = {"fp32": "fp32", "bf16": "bf16, the VAE fp32"}
+#: Fields about a model's files: they stay as added where a models.toml names no checkpoint.
+FILE_FIELDS = ("checkpoint", "vae", "dtype", "cpu_dtype", "prediction", "zero_snr")
+DTYPE_TEXTS = {"fp32": "fp32", "bf16": "bf16, the VAE fp32"}
 
 
 @main.group()
@@ -35,7 +35,7 @@ def models_list(data: Path | None) -> None:
     from imaged.store.jobs import model_demand
 
     offered, states = dict(toml.built_in()), dict[str, ModelState]()
-    if kept(Settings.from_env(os.environ, data=data)):
+    if store_exists(Settings.from_env(os.environ, data=data)):
         with store(data) as (settings, db), db.read() as connection:
             offered = table.catalogue(connection)
             states = model_demand.states(connection, time.time() - settings.lease_s)
@@ -55,7 +55,7 @@ def models_show(slug: str, data: Path | None) -> None:
     model = find_model(slug, data)
     click.echo(
         f"{model.slug}: {model.title}\n"
-        f"checkpoint: {model.checkpoint_name} ({model.checkpoint})\n{_said(model)}"
+        f"checkpoint: {model.checkpoint_name} ({model.checkpoint})\n{_details(model)}"
         f"price: {model.price_micros / MICROS:.6f} USD for 1024 x 1024 at 25 UNet calls\n"
     )
     if model.checkpoint == MICRO and model.slug != "micro":
@@ -64,15 +64,15 @@ def models_show(slug: str, data: Path | None) -> None:
         click.echo(f"  {knob.name:<20} {knob.allowed}; default {knob.default}. {knob.text}")
 
 
-def _said(model: Model) -> str:
-    """What was said of the model when it was added, a line each."""
+def _details(model: Model) -> str:
+    """What was set for the model when it was added, one setting a line."""
     weights = model.weights
     lines = {
         "description": model.description,
         "SHA-256": weights.sha256,
         "VAE": weights.vae,
         "dtype": weights.dtype,
-        "dtype on a CPU": "" if weights.dtype else HELD_AS.get(weights.cpu_dtype),
+        "dtype on a CPU": "" if weights.dtype else DTYPE_TEXTS.get(weights.cpu_dtype),
         "prediction": weights.prediction,
         "zero terminal SNR": {None: "", True: "yes", False: "no"}[weights.zero_snr],
         "licence": model.licence,
@@ -133,10 +133,10 @@ def models_add(
     given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     given |= {name: value for name, value in said.items() if value is not None}
     make_folder(Settings.from_env(os.environ, data=data))  # before what takes long
-    entry = _checked(slug, _suited(slug, {**toml.shipped(slug), **given}))
+    entry = _loaded_once(slug, _with_cpu_dtype(slug, {**toml.shipped(slug), **given}))
     with store(data) as (_, db), db.write() as connection:
         model = table.add(connection, slug, entry, time.time())
-        load_failures.forget(connection, model.weights)
+        load_failures.clear(connection, model.weights)
     click.echo(f"{slug} is served from {model.checkpoint_name}")
 
 
@@ -161,10 +161,11 @@ def models_sync(file: Path | None, data: Path | None) -> None:
             known = table.tables(connection)
         for slug, said in toml.tables(path.resolve()).items():
             before = dict(known.get(slug, {}))
-            kept = {k: v for k, v in before.items() if k in OF_FILES and "checkpoint" not in said}
+            stays = () if "checkpoint" in said else FILE_FIELDS
+            kept = {name: before[name] for name in stays if name in before}
             entry = {**toml.shipped(slug), **kept, **said}
             digest, wanted = before.pop("sha256", ""), entry.pop("sha256", "")
-            same = slug in known and _of_files(before) == _of_files(entry)
+            same = slug in known and _file_fields(before) == _file_fields(entry)
             same = same and wanted in ("", digest)
             if same and "cpu_dtype" in before:
                 entry.setdefault("cpu_dtype", before["cpu_dtype"])
@@ -172,37 +173,42 @@ def models_sync(file: Path | None, data: Path | None) -> None:
                 click.echo(f"{slug} is as it was")
                 continue
             if not same:
-                entry = _suited(slug, entry)
-            entry = _checked(slug, {**entry, "sha256": wanted})
+                entry = _with_cpu_dtype(slug, entry)
+            entry = _loaded_once(slug, {**entry, "sha256": wanted})
             with db.write() as connection:
                 table.add(connection, slug, entry, time.time())
             click.echo(f"{slug} is served from {entry.get('checkpoint', 'micro')}")
 
 
-def _of_files(entry: Mapping[str, Any]) -> list[Any]:
-    """What a table says of its files, but for what was found out of them."""
-    return [entry.get(name) for name in OF_FILES if name != "cpu_dtype"]
+def _file_fields(entry: Mapping[str, Any]) -> list[Any]:
+    """Fields about the files that an operator sets; the CPU's dtype is chosen when they load."""
+    return [entry.get(name) for name in FILE_FIELDS if name != "cpu_dtype"]
 
 
-def _suited(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """With the type that a CPU should hold the weights in, where nothing is said and this machine
-    would use one. From then on it is the same on every machine; micro, as it comes, is in float32.
+def _with_cpu_dtype(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with a dtype for CPUs, if none is set and this machine would use one.
+
+    It is stored, so that every machine makes the same pictures from then on. The built-in micro
+    stays in float32.
     """
-    from imaged.engine.cpu import Cpu, suited
+    from imaged.engine.cpu import Cpu, cpu_dtype
     from imaged.engine.loading.load import best_device, numbers
 
     weights = toml.model(slug, entry).weights
     said = weights.dtype or weights.cpu_dtype
     if said or weights.checkpoint == MICRO or best_device().type != "cpu":
         return dict(entry)
-    dtype, reason = suited(numbers(weights)["unet"], Cpu.here())
+    dtype, reason = cpu_dtype(numbers(weights)["unet"], Cpu.here())
     other = " (--dtype fp32 for float32)" if dtype == "bf16" else " (--dtype bf16 for all in bf16)"
-    click.echo(f"in {HELD_AS[dtype]}: {reason}{other}", err=True)
+    click.echo(f"in {DTYPE_TEXTS[dtype]}: {reason}{other}", err=True)
     return {**entry, "cpu_dtype": dtype}
 
 
-def _checked(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with its digest, when it was loaded once; raises CommandError, CheckpointRefused."""
+def _loaded_once(slug: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the model as a check; returns its table with the files' SHA-256.
+
+    Raises CommandError or CheckpointRefused.
+    """
     from imaged.engine.loading.load import load
 
     weights = toml.model(slug, entry).weights

@@ -19,7 +19,7 @@ import click
 from imaged.catalogue.model import DEFAULT_SLUG, MICROS
 from imaged.cli.app import data_option, main, make_files_folder, make_folder, store
 from imaged.errors import CommandError
-from imaged.settings import MOST_WORKERS, Settings
+from imaged.settings import MAX_WORKERS, Settings
 
 if TYPE_CHECKING:
     from imaged.store.sql.database import Database
@@ -36,7 +36,7 @@ FIRST_CREDITS_USD = 100.0
 @click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
 @click.option(
     "--workers",
-    type=click.IntRange(0, MOST_WORKERS),
+    type=click.IntRange(0, MAX_WORKERS),
     help="Worker processes; 0 for a gateway alone  [default: 1]",
 )
 @data_option
@@ -54,7 +54,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data: Path | 
     given = Settings.from_env(os.environ, host=host, port=port, workers=workers, data=data)
     sockets = serve.bind(given.host, given.port)  # before anything is said or made
     make_folder(given)
-    with _alone(given):
+    with _locked(given):
         make_files_folder(given)
         _sync(given)
         with store(given.data) as (_, db):
@@ -88,7 +88,7 @@ def worker(worker_id: str | None, parent: int | None, data: Path | None) -> None
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def _locked(settings: Settings) -> Iterator[None]:
     """Hold the data folder's lock: two servers on one embedded store would each run its chores
     and its workers. The system drops it when this process ends, however that is; workers and
     other commands neither hold nor need it.
@@ -119,7 +119,7 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def _sync(settings: Settings) -> None:
-    """What the operator's models.toml says, in a process of its own, which takes torch with it."""
+    """Run `models sync` in a process of its own, so that this one does not import torch."""
     if settings.models_file is None:
         return
     sync = [sys.executable, "-m", "imaged", "models", "sync", "--data", str(settings.data)]

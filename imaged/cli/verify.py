@@ -85,7 +85,7 @@ def _open(path: Path) -> tuple[Image, dict[str, Any], dict[str, Any]]:
 
 
 def _signature(receipt: Mapping[str, Any], key: str | None, settings: Settings) -> bool:
-    """Whose the receipt is; whether that is who it should be."""
+    """Print who signed the receipt; False if it is not the expected key."""
     from imaged.provenance import receipts
     from imaged.store.accounts import keys
 
@@ -105,18 +105,18 @@ def _replay(
     slug: str | None,
     settings: Settings,
 ) -> bool:
-    """Make it again and say what differs."""
+    """Make the picture again, print what differs; whether nothing does."""
     from imaged.catalogue.aliases import widened
     from imaged.catalogue.model import DEFAULT_SLUG
     from imaged.cli.generate import open_engine, run
-    from imaged.engine.loading.load import as_made, best_device
+    from imaged.engine.loading.load import best_device, with_dtypes
     from imaged.params.image_params import ImageParams, read_params
     from imaged.provenance import receipts
     from imaged.worker.deliver import Stamp, facts_of
 
     model = find_model(slug or DEFAULT_SLUG, settings.data)
     if receipt:
-        weights = as_made(model.weights, receipts.made_in(receipt), best_device())
+        weights = with_dtypes(model.weights, receipts.made_in(receipt), best_device())
         model = replace(model, weights=weights)
     usual = {k: v for k, v in receipts.request_of(ImageParams(""), -1).items() if k != "prompt"}
     params, _ = read_params({**usual, **fields, "samples": 1}, widened(model.knobs))
@@ -160,7 +160,7 @@ def _apart(image: Image, made: Picture) -> int | None:
 
 
 def _shown(text: str) -> str:
-    """What somebody else has written, such that it cannot pass for our own lines."""
+    """Text from a file, escaped where it could imitate our own output."""
     return text if text.isprintable() else json.dumps(text)
 
 

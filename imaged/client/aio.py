@@ -136,7 +136,7 @@ class AsyncClient(Account[Coroutine[Any, Any, dict[str, Any]]]):
         return response
 
     async def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
-        return calls.read(await self._send(method, url, **more))
+        return calls.body_of(await self._send(method, url, **more))
 
     async def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
         with calls.answered():

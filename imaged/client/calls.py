@@ -119,7 +119,7 @@ def connection(api_key: str | None, base_url: str | None, timeout: float) -> dic
     }
 
 
-def read(response: httpx.Response) -> dict[str, Any]:
+def body_of(response: httpx.Response) -> dict[str, Any]:
     """A JSON object, of success or of a job that ended; anything else raises ImagedError."""
     body = _object(response)
     if response.is_success or body.get("status") in FINAL:

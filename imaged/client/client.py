@@ -144,7 +144,7 @@ class Client(Account[dict[str, Any]]):
         return response
 
     def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
-        return calls.read(self._send(method, url, **more))
+        return calls.body_of(self._send(method, url, **more))
 
     def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
         with calls.answered():

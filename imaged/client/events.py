@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 SILENCE_S = 45.0  # a stream silent for so long is broken: the server speaks every 15 s
-LONGEST_S = 3600.0  # that the server lets one stream live
+MAX_STREAM_S = 3600.0  # that the server lets one stream live
 ATTEMPTS = 5  # connections in a row that brought nothing
 
 
@@ -63,7 +63,7 @@ class Stream:
         return {
             "method": "GET",
             "url": self.url,
-            "params": {"wait": f"{min(left, LONGEST_S):.3f}"},
+            "params": {"wait": f"{min(left, MAX_STREAM_S):.3f}"},
             "headers": {"accept": "text/event-stream", **last},
             "timeout": min(SILENCE_S, left + 1),
         }
@@ -74,11 +74,11 @@ class Stream:
 
     @property
     def rest_s(self) -> float:
-        """How long to stay away before the next connection."""
+        """Seconds to wait before the next connection."""
         return max(0.0, min(self._pause_s, self._left_s))
 
     def refused(self, response: httpx.Response) -> bool:
-        """Whether this answer is no stream: its end was seen, or the server is away for now.
+        """Whether this answer is no stream: the end was seen (204), or the server is unavailable.
 
         Any other refusal raises ImagedError; the body must have been read.
         """
@@ -91,7 +91,7 @@ class Stream:
         return self.ended
 
     def broke(self, error: Exception) -> None:
-        """A connection failed, and this is why."""
+        """Record why a connection failed."""
         self._error = error
 
     def take(self, message: ServerSentEvent) -> Event | None:

@@ -68,16 +68,15 @@ class AsyncResult(Result):
 
 
 def fetched(entries: list[dict[str, Any]]) -> list[bytes]:
+    """The pictures' files, which came with the body as base64 or are fetched."""
     with calls.answered(), httpx.Client(transport=calls.transport()) as http:
-        return [entry_bytes(entry) or read(http.get(entry["url"])) for entry in entries]
+        return [
+            base64.b64decode(entry.get("base64") or "") or content_of(http.get(entry["url"]))
+            for entry in entries
+        ]
 
 
-def entry_bytes(entry: dict[str, Any]) -> bytes | None:
-    """A picture that came with the body as base64."""
-    return base64.b64decode(entry["base64"]) if entry.get("base64") else None
-
-
-def read(response: httpx.Response) -> bytes:
+def content_of(response: httpx.Response) -> bytes:
     if not response.is_success:
         raise calls.problem(response)
     return response.content

@@ -16,22 +16,22 @@ from typing import Any
 
 import torch
 
-from imaged.engine.cpu import described
+from imaged.engine.cpu import cpu_name
 from imaged.engine.decode import Picture, StepExecutor, decode, decoder
 from imaged.engine.denoise import denoise
 from imaged.engine.float32_retry import in_float32
 from imaged.engine.loading.load import Nets
-from imaged.engine.loading.lora import NONE, Loras
+from imaged.engine.loading.lora import NO_LORAS, Loras
 from imaged.engine.nets.cached_unet import Unet
-from imaged.engine.nets.layers import ALONE
+from imaged.engine.nets.layers import GUIDED_ROWS
 from imaged.engine.out_of_memory import is_full
 from imaged.engine.outcome import Outcome, Progress, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.preview import LatentToRgb, Preview
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
-from imaged.engine.scheduling.batching import MOST_PICTURES, choose, joined
-from imaged.engine.scheduling.cost_model import Clock, Meter
+from imaged.engine.scheduling.batching import MAX_PICTURES, choose, joined
+from imaged.engine.scheduling.cost_model import Clock, CostModel
 from imaged.engine.scheduling.row_buckets import Buckets, fit
 from imaged.engine.snapshot import WHOLE, Provenance, RunPlan, pack, read, resume
 from imaged.errors import JobFailed
@@ -83,8 +83,9 @@ class Engine:
         self.unet = Unet(nets.unet, graphs=graphs)
         texts = {part: getattr(nets, part) for part in ("text_encoder", "text_encoder_2")}
         self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
-        self._precise: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
-        self._buckets, self._meter, self._clock = Buckets(), Meter(), Clock(self.unet.device)
+        self._float32: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
+        self._buckets, self._cost_model = Buckets(), CostModel()
+        self._clock = Clock(self.unet.device)
         #: Calls queued on the device: images, rows of each, start and end marks.
         self._under_way: deque[tuple[list[Run], list[int], Any, Any]] = deque()
         self._jobs: dict[str, _Job] = {}
@@ -109,13 +110,13 @@ class Engine:
         """Hardware and torch build, as far as they affect bitwise reproducibility."""
         if self.unet.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.unet.device)}, torch {torch.__version__}"
-        return f"{described()}, torch {torch.__version__}"
+        return f"{cpu_name()}, torch {torch.__version__}"
 
     def submit(
-        self, job_id: str, params: ImageParams, key: int = 0, resume_plan: RunPlan = WHOLE
+        self, job_id: str, params: ImageParams, key_id: int = 0, resume_plan: RunPlan = WHOLE
     ) -> None:
-        """Take a job in at the next tick. key: id of its API key; keys share the device fairly."""
-        self._newcomers.append((job_id, params, key, resume_plan))
+        """Take a job in at the next tick. key_id: its API key; keys share the device fairly."""
+        self._newcomers.append((job_id, params, key_id, resume_plan))
 
     def states(self, job_id: str) -> dict[int, bytes]:
         """Snapshots of a job's images by sample index; empty for a job that has not started."""
@@ -130,22 +131,18 @@ class Engine:
         self._jobs.pop(job_id, None)
         self._newcomers = [n for n in self._newcomers if n[0] != job_id]
         self._decoding = [
-            (run, future)
-            for run, future in self._decoding
-            if run.job_id != job_id or not future.cancel()
+            (r, future) for r, future in self._decoding if r.job_id != job_id or not future.cancel()
         ]
 
     def close(self) -> None:
         """Stop decoding and take LoRAs out of the nets."""
         self._decoder.shutdown(cancel_futures=True)
-        self._loras.use(NONE)
+        self._loras.use(NO_LORAS)
 
     def progress(self) -> dict[str, Progress]:
         return {
             job_id: Progress(
-                sum(r.call for r in job.runs),
-                sum(r.last for r in job.runs),
-                job.preview,
+                sum(r.call for r in job.runs), sum(r.last for r in job.runs), job.preview
             )
             for job_id, job in self._jobs.items()
         }
@@ -176,7 +173,7 @@ class Engine:
             fits_again = self._pixels_a_call == self._most_pixels
             self._grow_at = math.inf if fits_again else now + GROW_S
         running = [r for job in self._jobs.values() for r in job.runs if not r.done]
-        return choose(running, self._meter.cost, self._used_s, now, self._fits, self._bucket)
+        return choose(running, self._cost_model.cost, self._used_s, now, self._fits, self._bucket)
 
     def _denoise(self, chosen: list[Run]) -> list[torch.Tensor]:
         bucket = self._bucket(sum(r.rows for r in chosen))
@@ -192,7 +189,7 @@ class Engine:
 
     def _fits(self, run: Run, rows: int) -> bool:
         """Whether a batch of this image's shape may have so many rows: memory, and exactness."""
-        if rows > 2 * MOST_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
+        if rows > 2 * MAX_PICTURES or self._bucket(rows) * run.pixels > self._pixels_a_call:
             return False
         if not self.exact:
             return True
@@ -203,8 +200,8 @@ class Engine:
                 raise
             return False  # it goes alone, and its own call says that it does not fit
         example = (run.history[0], run.times[-1], run.kept[-1])
-        paired = run.rows == ALONE and rows % ALONE == 0  # so it was when there was one less
-        return self._buckets.allow(unet, run.kind, rows, example, paired)
+        guided = run.rows == GUIDED_ROWS and rows % GUIDED_ROWS == 0  # every image of the batch
+        return self._buckets.allow(unet, run.kind, rows, example, guided)
 
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
@@ -212,7 +209,7 @@ class Engine:
         if run.float32_retry:
             unet, _, loras = self._in_float32()
         loras.use(run.loras)
-        unet.changed = run.loras != NONE
+        unet.changed = run.loras != NO_LORAS
         return unet
 
     def _account(self, ahead: int) -> None:
@@ -222,11 +219,11 @@ class Engine:
         while len(self._under_way) > ahead:
             chosen, rows, began, ended = self._under_way.popleft()
             seconds = self._clock.seconds(began, ended)
-            self._meter.add(self._bucket(sum(rows)) * chosen[0].pixels, seconds)
+            self._cost_model.add(self._bucket(sum(rows)) * chosen[0].pixels, seconds)
             for run, own in zip(chosen, rows, strict=True):
                 share = seconds * own / sum(rows)
                 run.served_s += seconds
-                self._used_s[run.key] = self._used_s.get(run.key, 0.0) + share
+                self._used_s[run.key_id] = self._used_s.get(run.key_id, 0.0) + share
 
     def _shed(self, chosen: list[Run], error: RuntimeError | MemoryError) -> list[Outcome]:
         """After out of memory: halve the batch for GROW_S. A call of one image is retried once when
@@ -249,38 +246,35 @@ class Engine:
 
     def _start_newcomers(self) -> list[Outcome]:
         outcomes = []
-        for job_id, params, key, resume_plan in self._newcomers:
+        for job_id, params, key_id, resume_plan in self._newcomers:
             started = time.monotonic()
             self._jobs[job_id] = _Job(started, [], draft=resume_plan.draft > 0)
             try:
-                self._jobs[job_id].runs = self._start(job_id, params, key, resume_plan)
+                self._jobs[job_id].runs = self._start(job_id, params, key_id, resume_plan)
             except Exception as error:  # one job's prompt must not harm another's picture
                 outcomes += self._end(job_id, error)
         self._newcomers = []
         return outcomes
 
-    def _start(self, job_id: str, params: ImageParams, key: int, resume_plan: RunPlan) -> list[Run]:
+    def _start(
+        self, job_id: str, params: ImageParams, key_id: int, resume_plan: RunPlan
+    ) -> list[Run]:
         nets = self.nets
-        plans = plan_images(params, nets.scheduler_config, nets.channels, nets.factor)
+        plans = plan_images(params, nets.scheduler_config, nets.channels, nets.vae_scale_factor)
         loras = self._loras.find(params.all_loras)
         self._loras.use(loras)
         negated = params.negative_prompt and without_loras(params.negative_prompt)
-        positive, negative = self._encoder.by_step(
-            without_loras(params.prompt),
-            negated,
-            params.num_inference_steps,
-            params.reading,
-            loras,
-        )
+        prompts, steps = (without_loras(params.prompt), negated), params.num_inference_steps
+        positive, negative = self._encoder.by_step(*prompts, steps, params.reading, loras)
         texts = (negative, positive) if plans[0].guided else (positive,)
         now = time.monotonic()
-        present = {r.key for job in self._jobs.values() for r in job.runs}
-        self._used_s = joined(self._used_s, present, key)
+        present = {r.key_id for job in self._jobs.values() for r in job.runs}
+        self._used_s = joined(self._used_s, present, key_id)
         rest_at = calls_before(params.scheduler, resume_plan.draft) if resume_plan.draft else None
         kept: dict[int, torch.Tensor] = {}
         runs = []
         for k in resume_plan.samples or range(len(plans)):
-            run = Run(job_id, plans[k], texts, loras, key, now, sample=k, rest_at=rest_at)
+            run = Run(job_id, plans[k], texts, loras, key_id, now, sample=k, rest_at=rest_at)
             run.varied = resume_plan.varied
             saved = read(run, resume_plan, self._maker(run))
             run.float32_retry = saved is not None and saved.float32_retry
@@ -301,7 +295,7 @@ class Engine:
             if run.done:
                 self._decode(run)
             elif self.previews and run is job.runs[0] and run.call % PREVIEW_CALLS == 0:
-                self._look(job, run)
+                self._preview(job, run)
 
     def _decode(self, run: Run) -> Future[Picture]:
         vae = self._in_float32()[1] if run.float32_retry else self.nets.vae
@@ -309,20 +303,20 @@ class Engine:
         self._decoding.append((run, future))
         return future
 
-    def _look(self, job: _Job, run: Run) -> None:
+    def _preview(self, job: _Job, run: Run) -> None:
         """Make a preview once the map to RGB is fitted; on a GPU in the decoder's thread."""
         if not self._map or not self._map.done():
             return
         with self._yielding():
-            look = partial(self._map.result(), run.estimate(), run.call)
+            make = partial(self._map.result(), run.estimate(), run.call)
             if isinstance(self._decoder, StepExecutor):
-                job.preview = look()
+                job.preview = make()
             else:
-                self._decoder.submit(self._show, job, look)
+                self._decoder.submit(self._show, job, make)
 
-    def _show(self, job: _Job, look: Callable[[], Preview]) -> None:
+    def _show(self, job: _Job, make: Callable[[], Preview]) -> None:
         with self._yielding():
-            job.preview = look()
+            job.preview = make()
 
     @contextmanager
     def _yielding(self) -> Iterator[None]:
@@ -386,16 +380,16 @@ class Engine:
         return True
 
     def _in_float32(self) -> tuple[Unet, Any, Loras]:
-        if self._precise is None:
-            self._loras.use(NONE)  # else the copy would have them for good
-            self._precise = in_float32(self.nets, self._folder)
-        return self._precise
+        if self._float32 is None:
+            self._loras.use(NO_LORAS)  # else the copy would have them for good
+            self._float32 = in_float32(self.nets, self._folder)
+        return self._float32
 
     def _end(self, job_id: str, error: BaseException | None = None) -> list[Outcome]:
         """Remove the job and make its outcome."""
         job = self._jobs.pop(job_id)
         if not any(r.float32_retry for other in self._jobs.values() for r in other.runs):
-            self._precise = None  # as much memory again as the checkpoint itself
+            self._float32 = None  # as much memory again as the checkpoint itself
         failure = as_failure(error, self.unet.device.type)
         seconds = time.monotonic() - job.started
         if failure:

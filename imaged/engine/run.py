@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from imaged.engine.loading.lora import NONE, Adapted
+from imaged.engine.loading.lora import NO_LORAS, LoraSet
 from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.plan import Plan
 from imaged.engine.prompt.encode import Encoded
@@ -17,7 +17,7 @@ from imaged.engine.prompt.encode import Encoded
 class Run:
     """One image of a job.
 
-    key:      id of the API key it belongs to.
+    key_id:   API key it belongs to.
     arrived:  monotonic seconds; served_s: seconds of the calls it took part in.
     history:  (K, C, h, w): first noise, model outputs, later noise; see sampling.tables.Table.
     """
@@ -26,8 +26,8 @@ class Run:
     plan: Plan
     #: Negative and positive, or positive alone at guidance 1; of each the encoded text by step.
     texts: tuple[Sequence[Encoded], ...]
-    loras: Adapted = NONE
-    key: int = 0
+    loras: LoraSet = NO_LORAS
+    key_id: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
     sample: int = 0  # its index among the job's images
@@ -54,8 +54,8 @@ class Run:
         times = [self._times_of(unet, side) for side in by_call]
         self._times = torch.stack(times, dim=1)  # (N, texts, E)
         kept = {} if kept is None else kept
-        for key, text in {id(text): text for side in by_call for text in side}.items():
-            kept[key] = unet.text(text) if key not in kept else kept[key]
+        for text_id, text in {id(text): text for side in by_call for text in side}.items():
+            kept[text_id] = unet.text(text) if text_id not in kept else kept[text_id]
         self._kept = [[kept[id(text)] for text in side] for side in by_call]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)

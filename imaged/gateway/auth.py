@@ -23,6 +23,7 @@ from imaged.jobs import Job
 from imaged.store.accounts.keys import Key
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Gateway, Key], Awaitable[Response]]
 JOB = "job_id"
 #: Paths with parameters other than a job id, and why no owner is needed.
 UNOWNED_PATH_PARAMS = {
@@ -41,7 +42,7 @@ def public(handler: Endpoint) -> Endpoint:
     return _marked(handler, "public")
 
 
-def keyed(handler: Callable[[Request, Gateway, Key], Awaitable[Response]]) -> Endpoint:
+def keyed(handler: Handler) -> Endpoint:
     """Wrap a handler that needs a valid key and is given it."""
 
     @wraps(handler)

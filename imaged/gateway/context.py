@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from imaged.catalogue import aliases
 from imaged.errors import UnknownRequest
 from imaged.gateway.present.links import Links
 from imaged.gateway.read.job_reader import JobReader
-from imaged.gateway.submit.admission import Admission
+from imaged.gateway.submit.admission import Admission, Admitted
 from imaged.gateway.submit.cpu_share import CpuShare
 from imaged.gateway.transport.response_cache import ResponseCache
 from imaged.gateway.webhooks.delivery import WebhookDelivery
@@ -88,6 +88,15 @@ class Gateway:
         """Absolute URLs under IMAGED_PUBLIC_URL, else under the request's own origin."""
         origin = self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
         return Links(origin.rstrip("/"), self.secret)
+
+    async def wait_for(self, request: Request, admitted: Admitted) -> Job:
+        """An admitted job once it has ended; as it is after `wait_s`, when the caller has gone, or
+        when the server stops.
+        """
+        wait_s = self.settings.wait_s
+        return await self.reader.wait_for_end(
+            admitted.key, admitted.job_id, wait_s, request.receive
+        )
 
     async def files(self, job: Job) -> list[bytes]:
         """The image files of a COMPLETED job, else none; raises UnknownRequest once they

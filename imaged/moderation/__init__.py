@@ -1,3 +1,3 @@
-"""Which prompts are refused: the operator's rules, the class that is always refused (minors), and
-the spellings of a text that both judge (normalize).
+"""Which prompts are refused: the operator's rules, the class that is always refused (minors), which
+texts of a request they judge (texts), and in which spellings (normalize).
 """

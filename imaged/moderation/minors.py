@@ -1,7 +1,7 @@
 """The class that no setting switches off: sexual content that involves minors.
 
-A prompt belongs to it when some reading of it names a minor and also something sexual. It is a
-rule over words, not over meaning: it knows English only, errs on the side of refusing where both
+A prompt belongs to it when its normalized variants name a minor and something sexual. It is a rule
+over words, not over meaning: it knows English only, errs on the side of refusing where both
 kinds of words meet, and does not honour a "no" before a word, because text encoders do not
 either; what a picture should not show belongs in the negative prompt.
 """

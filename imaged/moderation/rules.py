@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 REASON, REFUSAL = "content_policy", "The prompt was refused by the content policy."
 HARD = "the hard class"
-MOST_RULES, LONGEST_RULE, LARGEST_FILE = 10_000, 1_000, 1_000_000
+MAX_RULES, MAX_RULE_LENGTH, MAX_FILE_BYTES = 10_000, 1_000, 1_000_000
 PATTERNS_S = 0.5  # for all patterns of a prompt; a pattern that takes longer refuses
 UNSPACED = "\u2e80"  # code points from here on: scripts without spaces between words
 
@@ -52,15 +52,15 @@ class Rules:
             return cls()
         try:
             content = Path(path).read_bytes()
-            lines = content[: LARGEST_FILE + 1].decode("utf-8-sig").splitlines()
+            lines = content[: MAX_FILE_BYTES + 1].decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"IMAGED_RULES: {path} cannot be read: {error}") from None
         numbered = [(n, line.strip()) for n, line in enumerate(lines, 1)]
         kept = [(n, line) for n, line in numbered if line and not line.startswith("#")]
-        if len(content) > LARGEST_FILE or len(kept) > MOST_RULES:
+        if len(content) > MAX_FILE_BYTES or len(kept) > MAX_RULES:
             raise CommandError(
-                f"IMAGED_RULES: {path} should have at most {MOST_RULES} rules and "
-                f"{LARGEST_FILE} bytes"
+                f"IMAGED_RULES: {path} should have at most {MAX_RULES} rules and "
+                f"{MAX_FILE_BYTES} bytes"
             )
         return cls(tuple(_read_rule(line, f"{path}:{n}") for n, line in kept))
 
@@ -82,8 +82,8 @@ def statement(settings: Settings) -> str:
 
 
 def _read_rule(line: str, name: str) -> Rule:
-    if len(line) > LONGEST_RULE:
-        raise CommandError(f"{name}: a rule should have at most {LONGEST_RULE} characters")
+    if len(line) > MAX_RULE_LENGTH:
+        raise CommandError(f"{name}: a rule should have at most {MAX_RULE_LENGTH} characters")
     if len(line) > 1 and line.startswith("/") and line.endswith("/"):
         return Rule(name, "", _compile(line[1:-1], name))
     folded = normalize.fold(line)

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from imaged.errors import BadParameter, MalformedBody
-from imaged.params.knobs import KNOBS, Knob, shown
-from imaged.params.loras import Lora, tagged, without_loras
-from imaged.prompt import A1111, Reading
+from imaged.params.knobs import KNOBS, Knob, safe_name
+from imaged.params.loras import Lora, tagged
+from imaged.prompt import Reading
 from imaged.sampling.schedulers import IN_A1111, unet_calls
 
-MOST_TEXTS, MOST_SAID = 32, 100_000  # texts of a prompt that changes by step; characters
+DEFAULTS = {knob.name: knob.default for knob in KNOBS}
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,28 @@ class ImageParams:
     """A complete and checked request, as the queue stores it and the engine reads it."""
 
     prompt: str
-    negative_prompt: str | None = None
-    samples: int = 1
-    scheduler: str = "DPM++ 2M Karras"
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.0
-    seed: int = -1
-    img_width: int = 1024
-    img_height: int = 1024
-    base64: bool = False
-    output_format: str = "jpeg"
-    prompt_report: bool = False
-    loras: tuple[Lora, ...] = ()
-    prompt_dialect: str = A1111.dialect
-    emphasis: str = A1111.emphasis
-    scheduler_profile: str = "diffusers"
-    clip_skip: int = 0
-    guidance_rescale: float = 0.0
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    original_size: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    target_size: tuple[int, int] | None = None
+    negative_prompt: str | None = DEFAULTS["negative_prompt"]
+    samples: int = DEFAULTS["samples"]
+    scheduler: str = DEFAULTS["scheduler"]
+    num_inference_steps: int = DEFAULTS["num_inference_steps"]
+    guidance_scale: float = DEFAULTS["guidance_scale"]
+    seed: int = DEFAULTS["seed"]
+    img_width: int = DEFAULTS["img_width"]
+    img_height: int = DEFAULTS["img_height"]
+    base64: bool = DEFAULTS["base64"]
+    output_format: str = DEFAULTS["output_format"]
+    prompt_report: bool = DEFAULTS["prompt_report"]
+    loras: tuple[Lora, ...] = DEFAULTS["loras"]
+    prompt_dialect: str = DEFAULTS["prompt_dialect"]
+    emphasis: str = DEFAULTS["emphasis"]
+    scheduler_profile: str = DEFAULTS["scheduler_profile"]
+    clip_skip: int = DEFAULTS["clip_skip"]
+    guidance_rescale: float = DEFAULTS["guidance_rescale"]
+    guidance_start: float = DEFAULTS["guidance_start"]
+    guidance_end: float = DEFAULTS["guidance_end"]
+    original_size: tuple[int, int] | None = DEFAULTS["original_size"]
+    crop: tuple[int, int] | None = DEFAULTS["crop"]
+    target_size: tuple[int, int] | None = DEFAULTS["target_size"]
 
     def __post_init__(self) -> None:
         """Convert what JSON has as objects and lists."""
@@ -61,28 +61,6 @@ class ImageParams:
     @property
     def reading(self) -> Reading:
         return Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
-
-    def said(self) -> list[str]:
-        """The texts that moderation judges: the prompt as sent, and what the text encoders get of
-        it at each step and over all steps, with differently weighted pieces joined and apart.
-
-        CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too often.
-        """
-        found = [self.prompt]
-        for name in ("prompt", "negative_prompt"):
-            drawn = without_loras(getattr(self, name) or "")
-            texts = dict.fromkeys(self.reading.texts(drawn, self.num_inference_steps))
-            self.reading.check(drawn, name)
-            if len(texts) > 1 and (len(texts) > MOST_TEXTS or sum(map(len, texts)) > MOST_SAID):
-                raise BadParameter(
-                    name,
-                    f"should say at most {MOST_TEXTS} different things over its steps, of "
-                    f"{MOST_SAID} characters in all",
-                )
-            if name == "prompt" or self.guidance_scale < 1:  # below 1 the negative prompt is drawn
-                read = [self.reading.plain(t, between) for t in texts for between in ("", " ")]
-                found += [drawn, *read, *([" then ".join(read)] if len(texts) > 1 else [])]
-        return list(dict.fromkeys(found))
 
     @property
     def unet_calls(self) -> int:
@@ -126,7 +104,7 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             f'should be "diffusers" with the scheduler {params.scheduler}; "a1111" has '
             + ", ".join(IN_A1111),
         )
-    return params, sorted(shown(str(k)) for k in body if k not in names)
+    return params, sorted(safe_name(str(k)) for k in body if k not in names)
 
 
 def plain(value: Any) -> Any:

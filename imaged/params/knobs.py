@@ -14,14 +14,14 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from imaged.errors import BadParameter
-from imaged.params.loras import LORA_NAME, MOST_LORAS, MOST_WEIGHT, Lora
+from imaged.params.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS, Lora
 from imaged.prompt import A1111, DIALECTS, EMPHASES
-from imaged.sampling.schedulers import ALIASES, SCHEDULERS, key
+from imaged.sampling.schedulers import ALIASES, SCHEDULERS, normalized
 
 MAX_PROMPT = 20_000
 
 
-LONGEST_NAME = 100
+MAX_NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Knob:
             return "true or false"
         if self.kind == "loras":
             return (
-                f'a list of at most {MOST_LORAS} like {{"name": "NAME", "weight": 0.8}}, weights '
-                f"between {-MOST_WEIGHT:.0f} and {MOST_WEIGHT:.0f}"
+                f'a list of at most {MAX_LORAS} like {{"name": "NAME", "weight": 0.8}}, weights '
+                f"between {-MAX_LORA_WEIGHT:.0f} and {MAX_LORA_WEIGHT:.0f}"
             )
         if self.kind == "text":
             return f"a string of at most {self.high:.0f} characters"
@@ -151,9 +151,19 @@ WIDEST: Mapping[str, tuple[int, int]] = {
 }
 
 
-def shown(name: str) -> str:
+def safe_name(name: str) -> str:
     """An unknown field's name, shortened, and safe to encode."""
     return name[:40].encode("utf-8", "replace").decode()
+
+
+def from_form(value: Any) -> Any:
+    """A form's field, which is text, as the JSON that it holds; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _read_text(knob: Knob, value: Any) -> str:
@@ -172,19 +182,17 @@ def _read_text(knob: Knob, value: Any) -> str:
 
 
 def _read_loras(knob: Knob, value: Any) -> tuple[Lora, ...]:
-    if isinstance(value, str):  # a form's
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise knob.refuse("other text") from None
-    if not isinstance(value, list | tuple) or len(value) > MOST_LORAS:
+    value = from_form(value)
+    if isinstance(value, str):
+        raise knob.refuse("other text")
+    if not isinstance(value, list | tuple) or len(value) > MAX_LORAS:
         raise knob.refuse()
     return tuple(_read_lora(knob, entry) for entry in value)
 
 
 def _read_pair(knob: Knob, value: Any) -> tuple[int, int]:
     if isinstance(value, str):  # a form's, or the command line's
-        value = re.split(r"[x,]", value.strip("[]() ")) if len(value) <= LONGEST_NAME else ()
+        value = re.split(r"[x,]", value.strip("[]() ")) if len(value) <= MAX_NAME_LENGTH else ()
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise knob.refuse()
     return _read_integer(knob, value[0]), _read_integer(knob, value[1])
@@ -198,7 +206,7 @@ def _read_lora(knob: Knob, entry: Any) -> Lora:
     if not isinstance(name, str) or not LORA_NAME.fullmatch(name):
         raise knob.refuse("an entry without a name of a file")
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not number or not -MOST_WEIGHT <= weight <= MOST_WEIGHT:
+    if not number or not -MAX_LORA_WEIGHT <= weight <= MAX_LORA_WEIGHT:
         raise knob.refuse("a weight beyond these")
     return Lora(name, float(weight), float(weight))
 
@@ -243,14 +251,14 @@ def _read_boolean(knob: Knob, value: Any) -> bool:
 
 
 def _read_choice(knob: Knob, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_NAME:
+    if not isinstance(value, str) or len(value) > MAX_NAME_LENGTH:
         raise knob.refuse()
-    names = {key(choice): choice for choice in knob.choices}
-    others = {key(n): c for c in knob.choices for n in ALIASES.get(c, ())}
-    found = names.get(key(value)) or others.get(key(value))
+    names = {normalized(choice): choice for choice in knob.choices}
+    others = {normalized(n): c for c in knob.choices for n in ALIASES.get(c, ())}
+    found = names.get(normalized(value)) or others.get(normalized(value))
     if found is not None:
         return found
-    near = get_close_matches(key(value), [*names, *others], 1)
+    near = get_close_matches(normalized(value), [*names, *others], 1)
     nearest = near and (names.get(near[0]) or others[near[0]])
     raise knob.refuse(f'{json.dumps(value)}; the nearest is "{nearest}"' if nearest else "")
 

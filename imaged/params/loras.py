@@ -15,7 +15,7 @@ class Lora:
     text: float = 1.0
 
 
-MOST_LORAS, MOST_WEIGHT = 8, 10.0
+MAX_LORAS, MAX_LORA_WEIGHT = 8, 10.0
 
 
 LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder

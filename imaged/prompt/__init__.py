@@ -15,9 +15,12 @@ EMPHASES = ("no norm", "original", "none")
 
 @dataclass(frozen=True)
 class Reading:
-    """In which dialect, and what a weight does: it multiplies ("no norm"), it does and the mean of
-    the window is restored ("original"), or nothing ("none"). `skip`: as many more of the text
-    encoders' last layers are left out.
+    """How prompts are read.
+
+    dialect:  one of DIALECTS.
+    emphasis: what a weight does to a token's vector: it multiplies ("no norm"), it multiplies and
+              the window's mean is restored ("original"), or nothing ("none").
+    skip:     how many more of the text encoders' last layers are left out.
     """
 
     dialect: str = "a1111"

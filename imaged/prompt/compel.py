@@ -2,8 +2,8 @@
 
 A plus multiplies a weight by 1.1, a minus by 0.9; a number behind brackets or quotes is the weight.
 Brackets nest, and a backslash takes a character for itself. What that package's own parser makes
-of text that is not well-formed is not repeated here: it is refused by name. Its time doubles twice
-with every bracket that is open; this reads a text once.
+of text that is not well-formed is not repeated here: it is refused by name. That parser's time is
+four times as long with every open bracket; this one reads a text once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imaged.errors import BadParameter
-from imaged.prompt.emphasis import MOST, Span
+from imaged.prompt.emphasis import MAX_WEIGHT, Span
 
 PLUS, MINUS = 1.1, 0.9
-MOST_PASSES = 64  # of windows through a text encoder, for one text
-LEAST_SUM = 0.01  # of the numbers of a blend, by which they are divided
-MOST_PARTS, MOST_SPANS, DEEPEST = 8, 64, 64
+MAX_PASSES = 64  # of windows through a text encoder, for one text
+MIN_SUM = 0.01  # of the numbers of a blend, by which they are divided
+MAX_PARTS, MAX_SPANS, MAX_DEPTH = 8, 64, 64
 _OPERATOR = re.compile(r"\.\s*(and|add|blend)\s*\(([^()]*)\)$")
 _REFUSED = re.compile(r"\.(swap|attend)\s*\(|\b(useLora|withLora)\s*\(")
 _WEIGHT = re.compile(r"\++|-+|\d+\.\d*|\.\d+|\d+")
@@ -78,9 +78,10 @@ def _weights(said: str, count: int, kind: str) -> tuple[list[float], bool]:
     if not all(map(_NUMBER.fullmatch, words)) or len(words) not in (0, count):
         raise _wrong(f"should have no number or {count} of them in .{kind}()")
     weights = [float(word) for word in words] or [1.0] * count
-    if any(abs(weight) > MOST for weight in weights):
-        raise _wrong(f"should have numbers between {-MOST:.0f} and {MOST:.0f} in .{kind}()")
-    if kind == "blend" and normalized and abs(sum(weights)) < LEAST_SUM:
+    if any(abs(weight) > MAX_WEIGHT for weight in weights):
+        most = f"{MAX_WEIGHT:.0f}"
+        raise _wrong(f"should have numbers between -{most} and {most} in .{kind}()")
+    if kind == "blend" and normalized and abs(sum(weights)) < MIN_SUM:
         raise _wrong("should have numbers in .blend() that do not cancel out, or no_normalize")
     return weights, normalized
 
@@ -101,8 +102,8 @@ def _split(inside: str) -> list[str]:
             begin = at + 1
         at += 1
     texts.append(inside[begin:])
-    if len(texts) > MOST_PARTS:
-        raise _wrong(f"should have at most {MOST_PARTS} parts")
+    if len(texts) > MAX_PARTS:
+        raise _wrong(f"should have at most {MAX_PARTS} parts")
     return [re.sub(r'^"(.*)"$', r"\1", text.strip(), flags=re.DOTALL) for text in texts]
 
 
@@ -119,8 +120,8 @@ def _spans(text: str, *, bare: bool = False) -> tuple[Span, ...]:
         c = text[at]
         if c == "(" or (c == '"' and levels[-1][0] != '"'):
             levels.append((c, []))
-            if len(levels) > DEEPEST:
-                raise _wrong(f"should not have more than {DEEPEST} brackets open")
+            if len(levels) > MAX_DEPTH:
+                raise _wrong(f"should not have more than {MAX_DEPTH} brackets open")
             at += 1
         elif c in ')"':
             if levels[-1][0] != ("(" if c == ")" else '"'):
@@ -152,21 +153,21 @@ def _weight(text: str, at: int, form: re.Pattern[str]) -> tuple[float, int]:
     said = found[0]
     if said[0] in "+-":
         base = PLUS if said[0] == "+" else MINUS
-        return min(base ** min(len(said), 1000), MOST), found.end()
-    return min(float(said), MOST), found.end()
+        return min(base ** min(len(said), 1000), MAX_WEIGHT), found.end()
+    return min(float(said), MAX_WEIGHT), found.end()
 
 
 def _joined(pieces: list[Span]) -> tuple[Span, ...]:
-    """Neighbours of equal weight with a space between, and no weight beyond MOST."""
+    """Neighbours of equal weight with a space between, and no weight beyond MAX_WEIGHT."""
     joined: list[Span] = []
     for text, weight in pieces:
-        weight = min(weight, MOST)
+        weight = min(weight, MAX_WEIGHT)
         if joined and joined[-1][1] == weight:
             joined[-1] = (f"{joined[-1][0]} {text}", weight)
         else:
             joined.append((text, weight))
-    if len(joined) > MOST_SPANS:
-        raise _wrong(f"should have at most {MOST_SPANS} pieces of different weight")
+    if len(joined) > MAX_SPANS:
+        raise _wrong(f"should have at most {MAX_SPANS} pieces of different weight")
     return tuple(joined) or (("", 1.0),)
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TypeAlias
 
-MOST_EDITS = 128  # of one prompt; one with more is text
-DEEPEST = 64  # edits within edits; what is deeper is text
+MAX_EDITS = 128  # of one prompt; one with more is text
+MAX_DEPTH = 64  # edits within edits; what is deeper is text
 
 _TOKEN = re.compile(r"(?:[^\\\[\]():|]|\\.)+|[\[\]():|]")
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d{1,3})?)\s*")
@@ -57,7 +57,7 @@ class _Bracket:
 
 def texts(prompt: str, steps: int) -> list[str]:
     """What the prompt says at each of the steps, in the order of the steps."""
-    parts = read(prompt)
+    parts = parse(prompt)
     if all(isinstance(part, str) for part in parts):
         return [prompt] * steps
     alternates = any(_alternates(part) for part in parts)
@@ -70,7 +70,7 @@ def texts(prompt: str, steps: int) -> list[str]:
     return said
 
 
-def read(prompt: str) -> tuple[Part, ...]:
+def parse(prompt: str) -> tuple[Part, ...]:
     """The prompt's parts; a prompt without edits is one text."""
     parts: list[Part] = []
     opened: list[_Bracket] = []
@@ -90,7 +90,7 @@ def read(prompt: str) -> tuple[Part, ...]:
             if isinstance(found, Alternation):
                 bars -= len(found.options) - 1
             edits += found is not None
-            if edits > MOST_EDITS:
+            if edits > MAX_EDITS:
                 return (prompt,)
     return _joined(parts) if end == len(prompt) and not bars else (prompt,)
 
@@ -114,7 +114,7 @@ def _close(parts: list[Part], opened: list[_Bracket], mark: str) -> Switch | Alt
     ends = [bracket.at, *bracket.marks, len(parts) - 1]
     pieces = [_joined(parts[a + 1 : b]) for a, b in pairwise(ends)]
     depth = 1 + max((p.depth for p in parts[bracket.at :] if not isinstance(p, str)), default=0)
-    found = _edit(marks, pieces, depth) if depth <= DEEPEST else None
+    found = _edit(marks, pieces, depth) if depth <= MAX_DEPTH else None
     if found is None:
         opened.clear()
     else:

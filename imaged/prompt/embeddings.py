@@ -22,8 +22,8 @@ from imaged.weight_files import Header
 log = logging.getLogger(__name__)
 
 KEYS = ("clip_l", "clip_g")  # for the first encoder and the second
-MOST_VECTORS = 75  # what fits into a window
-LONGEST_NAME = 100  # characters
+MAX_VECTORS = 75  # what fits into a window
+MAX_NAME_LENGTH = 100  # characters
 Widths = tuple[int, int]  # of the two text encoders
 #: What a name of such a file looks like, and a word of English does not: bad_hands-5, EasyNegative.
 LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*[^\W_]_.*|.*[a-z][A-Z].*|[^\W\d_]{2,}.*\d.*)")
@@ -50,8 +50,8 @@ def read_embedding(path: Path, widths: Widths) -> Embedding:
     count = found[0][0] if found[0] else 0
     if found != [(count, width) for width in widths]:
         raise CheckpointRefused(f"{path.name} is a textual inversion for other text encoders")
-    if not 1 <= count <= MOST_VECTORS:
-        raise CheckpointRefused(f"{path.name} should have between 1 and {MOST_VECTORS} vectors")
+    if not 1 <= count <= MAX_VECTORS:
+        raise CheckpointRefused(f"{path.name} should have between 1 and {MAX_VECTORS} vectors")
     return Embedding(path.stem, count)
 
 
@@ -100,7 +100,7 @@ class Embeddings:
         """Words that look like names of such files and are none, so that they are read as words."""
         plain = " ".join(piece for piece in self.split(text) if isinstance(piece, str))
         words = (word.strip(".-") for word in _WORD.findall(plain))
-        names = (w for w in words if len(w) <= LONGEST_NAME and LIKE_A_NAME.fullmatch(w))
+        names = (w for w in words if len(w) <= MAX_NAME_LENGTH and LIKE_A_NAME.fullmatch(w))
         return list(dict.fromkeys(names))
 
 

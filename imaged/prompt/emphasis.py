@@ -19,8 +19,8 @@ Span = tuple[str, float]  # a piece of text and its weight; BREAK is no text
 BREAK = "BREAK"
 
 UP, DOWN = 1.1, 1 / 1.1
-MOST = 100.0  # a weight beyond it, up or down, is cut to it: the picture is lost long before
-DEEPEST = 64  # brackets within brackets beyond it are plain text, so that parsing takes no time
+MAX_WEIGHT = 100.0  # a weight beyond it, up or down, is cut to it: the picture is lost long before
+MAX_DEPTH = 64  # brackets within brackets beyond it are plain text, so that parsing takes no time
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|(?P<weight>:\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\))"
@@ -39,7 +39,7 @@ def parse(prompt: str) -> list[Span]:
     for event in events:
         if isinstance(event, str):
             weight = products["("][-1] * products["["][-1]
-            pieces.append((event, max(-MOST, min(MOST, weight))))
+            pieces.append((event, max(-MAX_WEIGHT, min(MAX_WEIGHT, weight))))
             continue
         kind, factor = factors[event if event >= 0 else ~event]
         if event >= 0:
@@ -60,9 +60,9 @@ def _events(prompt: str) -> tuple[list[str | int], list[tuple[str, float]]]:
         mark = token["bracket"]
         if token["weight"] and opened["("]:
             number = opened["("].pop()
-            factors[number] = ("(", max(-MOST, min(MOST, float(token["number"]))))
+            factors[number] = ("(", max(-MAX_WEIGHT, min(MAX_WEIGHT, float(token["number"]))))
             events.append(~number)
-        elif mark in ("(", "[") and len(opened[mark]) < DEEPEST:
+        elif mark in ("(", "[") and len(opened[mark]) < MAX_DEPTH:
             opened[mark].append(len(factors))
             events.append(len(factors))
             factors.append((mark, UP if mark == "(" else DOWN))

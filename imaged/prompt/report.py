@@ -1,4 +1,4 @@
-"""How a prompt was understood, to be looked at before anything is made of it."""
+"""A report of how a prompt is read: tokens, weights, windows, unusual characters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imaged.prompt import Reading, compel
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.emphasis import BREAK
 from imaged.prompt.tokenizer import Tokenizer
-from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Token, cut
+from imaged.prompt.windows import MAX_WINDOWS, WINDOW, Token, cut
 
-MOST_TOLD = 20_000  # characters of the texts that a prompt is over its steps
-MOST_CHARACTERS = 100  # unusual ones that are told of
+MAX_REPORTED_CHARACTERS = 20_000  # characters of the texts that a prompt is over its steps
+MAX_UNUSUAL_CHARACTERS = 100  # unusual ones that are told of
 SYNTAX = "()[]:|\\"
 
 
@@ -41,7 +41,7 @@ class Reader:
         told = [
             tell(text, reading, steps)
             for (text, steps), length in zip(at.items(), lengths, strict=True)
-            if length <= max(MOST_TOLD, len(text))
+            if length <= max(MAX_REPORTED_CHARACTERS, len(text))
         ]
         plain = " ".join(reading.plain(text) for text in at)
         found = {p.name: p.vectors for p in self.embeddings.split(plain) if not isinstance(p, str)}
@@ -109,7 +109,7 @@ class Reader:
                 "count": count,
                 "read_as": _became(c, self.tokenizers[0]),
             }
-            for c, count in unusual.most_common(MOST_CHARACTERS)
+            for c, count in unusual.most_common(MAX_UNUSUAL_CHARACTERS)
         ]
 
 
@@ -117,18 +117,18 @@ def problems(name: str, report: dict[str, Any]) -> list[str]:
     """What a caller may not expect of how the field `name` was read, in sentences."""
     found = []
     windows, missing = report["windows"], report["embeddings"]["missing"]
-    if windows > MOST_WINDOWS:
+    if windows > MAX_WINDOWS:
         found.append(
             f"{name} is too long: it takes {windows} windows of {WINDOW} tokens and may take "
-            f"{MOST_WINDOWS}; the request would fail"
+            f"{MAX_WINDOWS}; the request would fail"
         )
     elif windows > 1:
         found.append(f"{name} is read in {windows} windows of {WINDOW} tokens; nothing is cut")
     passes = max(text.get("passes", 0) for text in report["texts"])
-    if passes > compel.MOST_PASSES:
+    if passes > compel.MAX_PASSES:
         found.append(
             f"{name} takes {passes} passes of the text encoders, one for each window and each "
-            f"weight below 1 in it, and may take {compel.MOST_PASSES}; the request would fail"
+            f"weight below 1 in it, and may take {compel.MAX_PASSES}; the request would fail"
         )
     if report["left_out"]:
         found.append(f"{name} says {report['left_out']} more texts, which are not told here")
@@ -149,7 +149,7 @@ def _encoder(windows: Sequence[Sequence[Token]], tokenizer: Tokenizer) -> dict[s
                 "tokens": [_shown(token, tokenizer) for token in window],
                 "weights": [round(token.weight, 4) for token in window],
             }
-            for window in windows[:MOST_WINDOWS]
+            for window in windows[:MAX_WINDOWS]
         ],
     }
 

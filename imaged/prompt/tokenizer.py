@@ -125,7 +125,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _added(folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any]) -> list[AddedToken]:
-    """The tokens that are looked for before the text is cut into words, by their ids."""
+    """Tokens that are found before the text is cut into words, in the order of their ids."""
     found: dict[int, Any] = {}
     if "added_tokens_decoder" in config:
         found = {int(key): token for key, token in config["added_tokens_decoder"].items()}
@@ -138,7 +138,7 @@ def _added(folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 
 def _token(said: str | Mapping[str, Any]) -> AddedToken:
-    """A token as the small files tell of it: its text, or its text and how it is found."""
+    """A token from its entry in the small files: its text, or its text and how it is matched."""
     if isinstance(said, str):
         return AddedToken(said, normalized=False)
     return AddedToken(said["content"], **{flag: said[flag] for flag in FLAGS if flag in said})

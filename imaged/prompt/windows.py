@@ -11,7 +11,7 @@ from imaged.prompt.emphasis import BREAK, Span
 from imaged.prompt.tokenizer import Tokenizer
 
 WINDOW = 75
-MOST_WINDOWS = 64  # of one text: 4,800 tokens, about 20,000 characters of English
+MAX_WINDOWS = 64  # of one text: 4,800 tokens, about 20,000 characters of English
 LOOK_BACK = 20  # tokens from the end of a window, within which a comma ends it
 ANY = 0  # the id where a vector stands: any that does not end the text
 NONE = Embeddings(None, (0, 0))

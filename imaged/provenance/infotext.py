@@ -9,11 +9,11 @@ import json
 import re
 
 from imaged.errors import ReceiptRefused
-from imaged.params.image_params import ImageParams
+from imaged.params.image_params import DEFAULTS, ImageParams
 
 #: Samplers with another name in A1111.
 A1111_NAMES = {"DPM Multi": "DPM++ 2M", "PNDM": "PLMS"}
-UNUSUAL = {
+OPTIONAL_LABELS = {
     "clip_skip": "Clip skip",
     "emphasis": "Emphasis",
     "guidance_rescale": "Guidance rescale",
@@ -26,7 +26,7 @@ UNUSUAL = {
     "prompt_dialect": "Prompt dialect",
 }
 #: Fields that are always written.
-THEIRS = {
+LABELS = {
     "num_inference_steps": "Steps",
     "scheduler": "Sampler",
     "guidance_scale": "CFG scale",
@@ -60,11 +60,10 @@ def infotext(params: ImageParams, seed: int, checkpoint: str) -> str:
 
 def _unusual(params: ImageParams) -> dict[str, str]:
     """Pairs for parameters that differ from their defaults, in A1111's names where it has them."""
-    usual, given = ImageParams("").as_dict(), params.as_dict()
-    found = {}
-    for name, label in UNUSUAL.items():
+    given, found = params.as_dict(), {}
+    for name, label in OPTIONAL_LABELS.items():
         value = given[name]
-        if value == usual[name]:
+        if value == DEFAULTS[name]:
             continue
         if name == "clip_skip":
             value += 2  # A1111 counts from the last layer, ours from the last but one
@@ -100,9 +99,7 @@ def read_infotext(text: str) -> dict[str, str]:
         raise ReceiptRefused("there are no parameters in it")
     at = next((n for n, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     width, _, height = pairs["Size"].partition("x")
-    names = {ours: theirs for theirs, ours in THEIRS.items()} | {
-        label: name for name, label in UNUSUAL.items()
-    }
+    names = {label: name for name, label in (LABELS | OPTIONAL_LABELS).items()}
     given = {names[label]: value for label, value in pairs.items() if label in names}
     if "clip_skip" in given:
         given["clip_skip"] = str(skipped)

@@ -18,9 +18,9 @@ from imaged.errors import ReceiptRefused
 from imaged.params.image_params import ImageParams, plain
 
 VERSION = 1
-LONGEST = 60_000  # bytes in an image file: the limit of a JPEG comment is near
+MAX_BYTES = 60_000  # bytes in an image file: the limit of a JPEG comment is near
 #: Parameters of delivery, which are not part of a receipt.
-HANDED = frozenset({"samples", "base64", "prompt_report"})
+DELIVERY_FIELDS = frozenset({"samples", "base64", "prompt_report"})
 #: Fields of a receipt beside key and signature, and their types.
 FACTS: Mapping[str, type] = {
     "receipt": int,
@@ -44,7 +44,7 @@ CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dty
 def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
     """The request of this image alone, with every parameter explicit."""
     values = {name: plain(getattr(params, name)) for name in params.as_dict()}
-    said = {n: v for n, v in values.items() if n not in HANDED and v is not None}
+    said = {n: v for n, v in values.items() if n not in DELIVERY_FIELDS and v is not None}
     return {**said, "seed": seed}
 
 
@@ -99,7 +99,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[
 def written(receipt: Mapping[str, Any]) -> str:
     """The receipt as text for an image file; empty if it is too long."""
     text = json.dumps(receipt, separators=(",", ":"))
-    return text if len(text) <= LONGEST else ""
+    return text if len(text) <= MAX_BYTES else ""
 
 
 def _bytes(said: Mapping[str, Any]) -> bytes:

@@ -155,7 +155,7 @@ def calls_before(scheduler: str, step: int) -> int:
     return found.calls * step + found.extra
 
 
-def key(name: str) -> str:
+def normalized(name: str) -> str:
     """A name normalized for comparison: case, spaces and spellings make no difference."""
     bare = re.sub(r"[\s_-]+", "", name.casefold()).removeprefix("sample")
     return bare.replace("++", "pp").replace("eulerancestral", "eulera")

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from imaged.catalogue.model import ModelState, Weights
@@ -17,6 +16,7 @@ from imaged.engine.engine import Engine
 from imaged.engine.loading.load import Nets, best_device, memory, size
 from imaged.errors import CheckpointRefused, ImagedError, JobFailed
 from imaged.settings import Settings
+from imaged.worker.daemon import in_daemon
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,10 @@ class CheckpointCache:
             return
         self._make_room(self._size(weights))
         log.info("loading %s", weights.checkpoint.name)
-        self._coming = weights, beside(self._load, weights)
+        # Not in a thread that stays: it would keep its OpenMP team, and with more threads than
+        # cores in all teams libgomp lets none of them spin (decision 17). In a daemon, so that the
+        # process can end while a disk does not answer.
+        self._coming = weights, in_daemon("loader", lambda: self._load(weights))
 
     def arrive(self, wait_s: float = 0.0) -> None:
         """Take in a finished load or its refusal, and evict what has been idle for idle_s."""
@@ -118,7 +121,7 @@ class CheckpointCache:
         if self._coming is not None:
             weights, future = self._coming
             if wait_s and not future.done():
-                _wait_done(future, wait_s)
+                wait([future], wait_s)
             if future.done():
                 self._coming = None
                 self._take(weights, future)
@@ -165,32 +168,6 @@ class CheckpointCache:
         log.info("unloading %s", weights.checkpoint.name)
         self._residents.pop(weights).engine.close()
         gc.collect()  # nets are in cycles, and leave before others come
-
-
-def beside(load: Callable[[Weights], Nets], weights: Weights) -> Future[Nets]:
-    """Load in a thread of its own that ends afterwards.
-
-    A thread that stayed would keep its OpenMP team; with more threads than cores in all teams,
-    libgomp lets none of them spin (decision 17). It is a daemon, so that the process can end while
-    a disk does not answer.
-    """
-    future = Future[Nets]()
-
-    def run() -> None:
-        try:
-            future.set_result(load(weights))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="loader", daemon=True).start()
-    return future
-
-
-def _wait_done(future: Future[Nets], wait_s: float) -> None:
-    try:
-        future.exception(timeout=wait_s)
-    except TimeoutError:
-        return
 
 
 def unavailable() -> JobFailed:

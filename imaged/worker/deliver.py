@@ -77,7 +77,7 @@ class Delivery:
             images = self._keep(job, outcome, files)
         except OSError as error:
             log.error("job %s: its pictures cannot be kept: %s", job.id, error)
-            self.fail(job, _unkept(error))
+            self.fail(job, _storage_failure(error))
             return
         for image, receipt in zip(images, receipts, strict=True):
             image.update({"receipt": receipt} if receipt else {})
@@ -106,13 +106,12 @@ class Delivery:
 
     def _write(self, job: Job, outcome: Outcome, result: dict[str, Any]) -> bool:
         """Complete or park the job; False if this worker holds it no more."""
-        facts = (job, self._worker_id, result)
-        if outcome.states:
-            with self._db.write() as connection:
-                now = time.time()
-                return drafts.park(connection, *facts, outcome.calls, now, self._retention_s)
+        facts, calls = (job, self._worker_id, result), outcome.calls
         with self._db.write() as connection:
-            return queue.finish(connection, *facts, time.time(), self._retention_s)
+            now = time.time()
+            if outcome.states:
+                return drafts.park(connection, *facts, calls, now, self._retention_s)
+            return queue.finish(connection, *facts, now, self._retention_s)
 
     def _reports(self, job: Job, weights: Weights | None) -> dict[str, Any]:
         """The prompt report, if it was asked for; an error in it costs no image."""
@@ -127,15 +126,8 @@ class Delivery:
 
     def fail(self, job: Job, error: ImagedError) -> None:
         with self._db.write() as connection:
-            queue.fail(
-                connection,
-                job,
-                self._worker_id,
-                error.code,
-                error.detail,
-                time.time(),
-                self._retention_s,
-            )
+            mine = (job, self._worker_id, error.code, error.detail)
+            queue.fail(connection, *mine, time.time(), self._retention_s)
         self.tidy(job)
 
     def tidy(self, job: Job) -> None:
@@ -172,8 +164,8 @@ class Delivery:
                 self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
             for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
                 name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
-                facts = {"seed": picture.seed, "bytes": len(content)}
-                images.append({"name": name, **facts, **_size(picture)})
+                facts = {"name": name, "seed": picture.seed, "bytes": len(content)}
+                images.append({**facts, "width": picture.width, "height": picture.height})
                 self._blobs.put(name, content)
         except OSError:
             self._drop(images)
@@ -187,15 +179,11 @@ class Delivery:
             self._blobs.delete(str(image["name"]))
 
 
-def _unkept(error: OSError) -> JobFailed:
+def _storage_failure(error: OSError) -> JobFailed:
     """The failure of a job whose files could not be written."""
     if error.errno in NO_ROOM:
         return JobFailed("storage_full", "the server has no room for more pictures")
     return JobFailed("storage_failed", "the server could not keep the picture")
-
-
-def _size(picture: Picture) -> dict[str, int]:
-    return {"width": picture.width, "height": picture.height}
 
 
 def facts_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -21,18 +21,14 @@ PREVIEW_QUALITY = 80
 
 def encode_jpeg(picture: Picture) -> bytes:
     """JPEG at quality 95 without chroma subsampling; the same pixels give the same bytes."""
-    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    size = (picture.width, picture.height)
+    return _saved(picture.rgb, size, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 @lru_cache(maxsize=64)  # asked for at every tick; the preview changes every few calls
 def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     """A small picture's JPEG, at quality 80: a few kilobytes."""
-    buffer = io.BytesIO()
-    Image.frombytes("RGB", (width, height), rgb).save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
+    return _saved(rgb, (width, height), "JPEG", quality=PREVIEW_QUALITY)
 
 
 def with_comment(jpeg: bytes, text: str) -> bytes:
@@ -46,11 +42,14 @@ def with_comment(jpeg: bytes, text: str) -> bytes:
 
 def encode_png(picture: Picture, params: ImageParams, checkpoint: str, receipt: str = "") -> bytes:
     """PNG with the parameters in a text chunk, as A1111 writes them, and its receipt in another."""
-    image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
     text = PngInfo()
     text.add_text("parameters", infotext(params, picture.seed, checkpoint))
     if receipt:
         text.add_text("receipt", receipt)
+    return _saved(picture.rgb, (picture.width, picture.height), "PNG", pnginfo=text)
+
+
+def _saved(rgb: bytes, size: tuple[int, int], kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text)
+    Image.frombytes("RGB", size, rgb).save(buffer, kind, **options)
     return buffer.getvalue()

@@ -83,15 +83,8 @@ class Heartbeat:
         }
 
     def _beat(self, connection: sa.Connection, held: Mapping[str, JobReport]) -> None:
-        lost = queue.beat(
-            connection,
-            self._worker_id,
-            time.time(),
-            self.ticked_at,
-            self.checkpoint,
-            held,
-            self.models,
-        )
+        seen = (time.time(), self.ticked_at, self.checkpoint)
+        lost = queue.beat(connection, self._worker_id, *seen, held, self.models)
         with self._lock:  # before the commit: the loop hears of it before it can claim again
             gone = held if lost is None else lost
             self._lost |= {(job_id, held[job_id].epoch) for job_id in gone}

@@ -17,15 +17,14 @@ import json
 import logging
 import re
 import ssl
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from imaged.errors import CommandError, JobFailed
+from imaged.worker.daemon import in_daemon
 
 if TYPE_CHECKING:  # the gateway's process loads this too, without torch
     from imaged.engine.decode import Picture
@@ -37,8 +36,8 @@ Check = Callable[["Picture", bytes], str | None]
 
 TIMEOUT_S = 10.0  # of a service's whole answer
 LOCAL_TIMEOUT_S = 60.0  # of a function, which may run a net of its own
-LARGEST_REPLY = 65_536  # bytes
-LONGEST_REASON = 200
+MAX_REPLY_BYTES = 65_536  # bytes
+MAX_REASON_LENGTH = 200
 _LOCAL = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -69,7 +68,7 @@ def judge(check: Check | None, picture: Picture, jpeg: bytes) -> None:
 
 
 def _refusal(reason: str) -> str:
-    shown = "".join(c if c.isprintable() else " " for c in reason)[:LONGEST_REASON].strip()
+    shown = "".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON_LENGTH].strip()
     return "The picture was refused by the content policy" + (f": {shown}" if shown else ".")
 
 
@@ -88,16 +87,7 @@ def _in_time(call: Callable[[], Any]) -> Any:
     """The call's result; TimeoutError after LOCAL_TIMEOUT_S. A thread cannot be killed: one that
     hangs is left behind.
     """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="checker", daemon=True).start()
-    return outcome.result(LOCAL_TIMEOUT_S)
+    return in_daemon("checker", call).result(LOCAL_TIMEOUT_S)
 
 
 def _service(url: str) -> Check:
@@ -126,8 +116,8 @@ async def _ask(url: str, jpeg: bytes, trusted: ssl.SSLContext) -> str | None:
         body = bytearray()
         async for part in answer.aiter_raw(16_384):
             body += part
-            if len(body) > LARGEST_REPLY:
-                raise ValueError(f"it answered with more than {LARGEST_REPLY} bytes")
+            if len(body) > MAX_REPLY_BYTES:
+                raise ValueError(f"it answered with more than {MAX_REPLY_BYTES} bytes")
     return _read(json.loads(body))
 
 

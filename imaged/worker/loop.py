@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from imaged.catalogue.model import Model, ModelState, Weights
-from imaged.engine.loading.load import Nets, as_made, best_device, load
+from imaged.engine.loading.load import Nets, best_device, load, with_dtypes
 from imaged.engine.outcome import Outcome, Progress
 from imaged.errors import CheckpointRefused
 from imaged.jobs import Job, JobReport
@@ -28,9 +28,10 @@ from imaged.worker.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5  # seconds between two looks at waiting jobs that nobody has claimed
+POLL_S = 0.5  # seconds between two looks at waiting jobs that nobody has claimed
 DEFER_S = 2.0  # a job is left so long to workers that have its checkpoint loaded
-PREEMPT, MOST_PARKS = 4.0, 3  # parked for a job of a quarter of its work, at most so often
+PREEMPT_RATIO = 4.0  # a job is parked for one of a quarter of its work
+MAX_PREEMPTIONS = 3  # of one job
 UNAVAILABLE, UNLOADED = ModelState.UNAVAILABLE, ModelState.UNLOADED
 CRASHED = "Workers died while they loaded it: is there memory enough for it?"
 
@@ -51,8 +52,8 @@ class Worker:
         self._stopping, self._time_up = threading.Event(), threading.Event()
         self._watch = Watch(db)
         self._news = True  # the store has changed since jobs were last looked for
-        self._look_at = 0.0  # when to look without a change
-        self._look_full_at = 0.0  # when to look without a free slot
+        self._poll_at = 0.0  # when to look without a change
+        self._poll_full_at = 0.0  # when to look without a free slot
         self._waiting: list[model_demand.Waiting] = []  # as last read
         self._elsewhere: Mapping[str, ModelState] = {}  # models' states on other workers, likewise
         self._held: dict[str, Job] = {}
@@ -146,9 +147,9 @@ class Worker:
         """
         now = time.time()
         room = self._room()
-        if not (self._news or now > self._look_at) or (room <= 0 and now < self._look_full_at):
+        if not (self._news or now > self._poll_at) or (room <= 0 and now < self._poll_full_at):
             return []
-        self._news, self._look_full_at = False, now + LOOK_S
+        self._news, self._poll_full_at = False, now + POLL_S
         with self.db.read() as connection:
             self._offered = catalogue.catalogue(connection)
             self._waiting = waiting = model_demand.fairest(connection, self._offered, now)
@@ -156,7 +157,7 @@ class Worker:
             self._elsewhere = elsewhere
             self._crashing = load_failures.crashing(connection, now)
         self._refuse_crashing(self._offered.values())
-        self._look_at = now + LOOK_S if waiting else math.inf
+        self._poll_at = now + POLL_S if waiting else math.inf
         if room <= 0:
             return []
         here = [w.model for w in waiting if self._state(w.model).loaded]
@@ -235,7 +236,7 @@ class Worker:
     def start(self, job: Job, model: Model) -> None:
         """Hand a claimed job to its engine; without one it waits for its checkpoint."""
         if job.made_in:
-            model = replace(model, weights=as_made(model.weights, job.made_in, best_device()))
+            model = replace(model, weights=with_dtypes(model.weights, job.made_in, best_device()))
             self._refuse_crashing([model])
         self._models[job.id] = model
         if not self._submit(job):
@@ -251,7 +252,7 @@ class Worker:
                 continue
             weights = self._models[job_id].weights
             if self.checkpoints.refusal(weights):
-                self._refuse(*self._forget(job_id))
+                self._refuse(*self._pop(job_id))
             elif self.checkpoints.fits(weights):
                 self.checkpoints.ask(weights)
 
@@ -298,13 +299,12 @@ class Worker:
         if self.stopping or not full or not self._waiting:
             return []
         begun = [job for id, job in self._held.items() if id not in self._arriving]
-        left = {job.id: self._left(job) for job in begun if _may_be_parked(job)}
+        left = {job.id: self._left(job) for job in begun if _preemptible(job)}
         longest = max(left, key=left.__getitem__, default="")
         for waiting in self._waiting:
-            brief = longest and waiting.work * PREEMPT <= left[longest]
-            elsewhere = (
-                self._elsewhere.get(waiting.model) is ModelState.READY
-            )  # there it is taken at once
+            brief = longest and waiting.work * PREEMPT_RATIO <= left[longest]
+            # Where another worker is idle it is taken at once.
+            elsewhere = self._elsewhere.get(waiting.model) is ModelState.READY
             if not brief or elsewhere or not self._state(waiting.model).loaded:
                 continue
             self._waiting = []
@@ -318,9 +318,8 @@ class Worker:
         """Work left of a job, in micro-dollars, up to its end or to where its draft rests."""
         engine = self.checkpoints.engine(self._models[job.id].weights)
         made = engine.progress().get(job.id) if engine else None
-        return job.cost_of(job.unet_calls) * (
-            1 - made.calls / made.total if made and made.total else 1
-        )
+        share = 1 - made.calls / made.total if made and made.total else 1
+        return job.cost_of(job.unet_calls) * share
 
     def _park(self, job_id: str) -> None:
         """Save a job's snapshots and give it back."""
@@ -344,7 +343,7 @@ class Worker:
             self.heartbeat.checkpoint = model.checkpoint_name
         return engine is not None
 
-    def _forget(self, job_id: str) -> tuple[Job, Model]:
+    def _pop(self, job_id: str) -> tuple[Job, Model]:
         """Forget a held job; returns it and its model."""
         self._arriving.discard(job_id)
         self._news = True  # there is room
@@ -356,7 +355,7 @@ class Worker:
 
     def deliver(self, outcome: Outcome) -> None:
         """Hand an outcome to the delivery thread: the loop does not wait for files and commits."""
-        job, model = self._forget(outcome.job_id)
+        job, model = self._pop(outcome.job_id)
         engine = self.checkpoints.engine(model.weights)
         assert engine is not None
         stamp = Stamp(model.checkpoint_name, self.settings.determinism, engine.device)
@@ -382,7 +381,7 @@ class Worker:
             self._writing.submit(self.delivery.tidy, job)
 
     def _leave(self, job_id: str) -> None:
-        _, model = self._forget(job_id)
+        _, model = self._pop(job_id)
         if engine := self.checkpoints.engine(model.weights):
             engine.cancel(job_id)
 
@@ -392,9 +391,9 @@ class Worker:
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
 
 
-def _may_be_parked(job: Job) -> bool:
-    """Whether a job may be preempted: under MOST_PARKS times, and not one that runs alone."""
-    return job.attempts == 1 and job.epoch - job.attempts < MOST_PARKS
+def _preemptible(job: Job) -> bool:
+    """Whether a job may be preempted: under MAX_PREEMPTIONS times, and not one that runs alone."""
+    return job.attempts == 1 and job.epoch - job.attempts < MAX_PREEMPTIONS
 
 
 def _shown(job: Job, made: Progress | None) -> JobReport:

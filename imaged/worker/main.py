@@ -24,7 +24,7 @@ from imaged.worker.loop import Worker
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0  # seconds between two looks at whether the supervisor lives
+POLL_S = 1.0  # seconds between two looks at whether the supervisor lives
 
 
 def main(settings: Settings, worker_id: str | None = None, parent: int | None = None) -> None:
@@ -87,7 +87,7 @@ def _watch(worker: Worker, parent: int | None) -> None:
     def look() -> None:
         while parent in (None, os.getppid()) and not worker.stopping:
             _leave_after(silent_s)  # restarts the timer
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         _stop(worker)
 
     threading.Thread(target=look, name="watch", daemon=True).start()

@@ -21,9 +21,9 @@ from imaged.worker.openmp import waiting
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.25
+POLL_S = 0.25
 START_S = 120.0  # how long a worker may take to register
-SLOWEST_RESTART_S = 30.0
+MAX_RESTART_S = 30.0
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Slot:
     started: float
     quick_deaths: int = 0
     restart_at: float = 0.0
-    buried: bool = False
+    released: bool = False
     registered: bool = False
 
 
@@ -50,7 +50,7 @@ class Supervisor:
 
     def start(self) -> None:
         with self._db.write() as connection:
-            load_failures.forget(connection)
+            load_failures.clear(connection)
         self._slots = [self._spawn() for _ in range(self._settings.workers)]
         self._thread.start()
 
@@ -67,7 +67,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 slot.process.kill()
                 slot.process.wait()
-            self._bury(slot)
+            self._release_jobs(slot)
 
     def _spawn(self, quick_deaths: int = 0) -> _Slot:
         worker_id = secrets.token_hex(8)
@@ -85,7 +85,7 @@ class Supervisor:
         return _Slot(process, worker_id, time.monotonic(), quick_deaths)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+        while not self._stopping.wait(POLL_S):
             try:
                 for i, slot in enumerate(self._slots):
                     self._slots[i] = self._look_after(slot)
@@ -99,15 +99,15 @@ class Supervisor:
                 log.error("worker %s hangs; ending it", slot.worker_id)
                 slot.process.kill()
             return slot
-        if not slot.buried:
+        if not slot.released:
             log.warning("worker %s ended (%s)", slot.worker_id, slot.process.returncode)
-            self._bury(slot)
+            self._release_jobs(slot)
             quick = slot.quick_deaths + 1 if now - slot.started < 10 else 0
-            slot.quick_deaths, slot.buried = quick, True
-            slot.restart_at = now + min(SLOWEST_RESTART_S, 0.1 * 2 ** min(quick, 16))
+            slot.quick_deaths, slot.released = quick, True
+            slot.restart_at = now + min(MAX_RESTART_S, 0.1 * 2 ** min(quick, 16))
         return self._spawn(slot.quick_deaths) if now >= slot.restart_at else slot
 
-    def _bury(self, slot: _Slot) -> None:
+    def _release_jobs(self, slot: _Slot) -> None:
         """Requeue its jobs at once rather than when the lease runs out."""
         with self._db.write() as connection:
             queue.release(

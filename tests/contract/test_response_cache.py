@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imaged.gateway.api.status import Status
-from imaged.gateway.transport.response_cache import LONGEST, ResponseCache
+from imaged.gateway.transport.response_cache import MAX_REQUEST_BYTES, ResponseCache
 from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 
@@ -191,7 +191,7 @@ def test_long_questions_and_those_that_wait_are_the_apps(gate: Gate, reads: list
     job_id = running(gate)
     waiting = poll(gate, job_id).replace(b"/status", b"/status?wait=0.01")
     with Peer(gate) as peer:
-        for content in (waiting, poll(gate, job_id, "x-long: " + "a" * LONGEST)):
+        for content in (waiting, poll(gate, job_id, "x-long: " + "a" * MAX_REQUEST_BYTES)):
             for _ in range(3):
                 peer.ask(content)
     assert reads.count(job_id) == 6
@@ -204,7 +204,7 @@ def test_mutant_that_does_not_look(
     job_id = running(gate)
     with Peer(gate) as peer:
         remembered(peer, poll(gate, job_id), reads)
-        monkeypatch.setattr(ResponseCache, "look", lambda self: None)
+        monkeypatch.setattr(ResponseCache, "check", lambda self: None)
         with gate.database.write() as c:
             queue.cancel(c, job_id, 0.0, 60.0)
         assert peer.ask(poll(gate, job_id))[1]["status"] == "PROCESSING"

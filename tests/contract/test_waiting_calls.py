@@ -40,13 +40,13 @@ def say(gate: Gate, head: str, body: bytes = b"") -> socket.socket:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When it was looked at the store for those who wait."""
     seen: list[float] = []
-    right = JobWatcher._look
+    right = JobWatcher._poll
 
     async def look(self: JobWatcher) -> float:
         seen.append(time.monotonic())
         return await right(self)
 
-    monkeypatch.setattr(JobWatcher, "_look", look)
+    monkeypatch.setattr(JobWatcher, "_poll", look)
     return seen
 
 

@@ -83,7 +83,7 @@ def live(bench: Bench, counts: dict[str, int]) -> None:
 def kept_loader() -> None:
     """Mutant: the thread that loads stays."""
     pool = ThreadPoolExecutor(1, "loader")
-    checkpoint_cache.beside = lambda load, weights: pool.submit(load, weights)
+    checkpoint_cache.in_daemon = lambda _, load: pool.submit(load)
 
 
 def kept_decoder() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaged.engine.scheduling import batching
-from imaged.engine.scheduling.batching import MOST_PICTURES, Cost, choose, order
-from imaged.engine.scheduling.cost_model import Meter
+from imaged.engine.scheduling.batching import MAX_PICTURES, Cost, choose, order
+from imaged.engine.scheduling.cost_model import CostModel
 from imaged.engine.scheduling.row_buckets import fit
 
 # SMALL and LARGE are chosen for the tests, not measured: with SMALL one guided picture of 512 x 512
@@ -35,7 +35,7 @@ class Fake:
     rows: int = 2
     pixels: int = 512 * 512
     calls_left: int = 20
-    key: int = 0
+    key_id: int = 0
     arrived: float = 0.0
     served_s: float = 0.0
     ended: float = 0.0
@@ -56,7 +56,7 @@ def test_one_shape_at_a_time_the_shortest_first() -> None:
 
 def test_as_many_as_fit_and_pay() -> None:
     crowd = [Fake() for _ in range(12)]
-    assert len(choose(crowd, Cost(1.0, 0.0), {}, 0.0, anything)) == MOST_PICTURES
+    assert len(choose(crowd, Cost(1.0, 0.0), {}, 0.0, anything)) == MAX_PICTURES
     assert len(choose(crowd, SMALL, {}, 0.0, anything)) == 6  # 10 of 112 ms are fixed
     assert len(choose(crowd, LARGE, {}, 0.0, anything)) == 1
     assert len(choose(crowd, SMALL, {}, 0.0, lambda _, rows: rows <= 4)) == 2
@@ -70,7 +70,7 @@ def test_padding_is_not_paid_for_but_filled() -> None:
 
     assert [sizes(n, SMALL) for n in (2, 3, 4, 5, 8)] == [1, 2, 4, 4, 8]
     overhead = Cost(0.010, 0.0001 / CROWD)
-    assert [sizes(n, overhead) for n in (2, 3, 5, 8, 12)] == [2, 3, 5, 8, MOST_PICTURES]
+    assert [sizes(n, overhead) for n in (2, 3, 5, 8, 12)] == [2, 3, 5, 8, MAX_PICTURES]
     plain = [Fake(rows=1), Fake(rows=1)]  # the second takes the place of padding
     assert len(choose(plain, LARGE, {}, 0.0, anything, fit)) == 2
     assert len(choose(plain, LARGE, {}, 0.0, anything)) == 1
@@ -90,7 +90,7 @@ def test_waiting_makes_up_for_length() -> None:
 
 
 def test_keys_that_used_more_stand_behind() -> None:
-    greedy, modest = Fake(key=1, calls_left=10), Fake(key=2, calls_left=60)
+    greedy, modest = Fake(key_id=1, calls_left=10), Fake(key_id=2, calls_left=60)
     assert order([greedy, modest], SMALL, {1: 1.0, 2: 1.0}, 0.0) == [greedy, modest]
     assert order([greedy, modest], SMALL, {1: 9.0, 2: 1.0}, 0.0) == [modest, greedy]
 
@@ -99,7 +99,7 @@ def test_keys_that_used_more_stand_behind() -> None:
 def test_the_choice_is_of_one_shape_and_without_doubles(crowd: list[tuple[str, int]]) -> None:
     running = [Fake(shape, calls_left=left) for shape, left in crowd]
     chosen = choose(running, SMALL, {}, 1.0, anything)
-    assert 1 <= len(chosen) <= MOST_PICTURES
+    assert 1 <= len(chosen) <= MAX_PICTURES
     assert len({p.shape for p in chosen}) == 1 and len(set(map(id, chosen))) == len(chosen)
     assert chosen[0] is order(running, SMALL, {}, 1.0)[0]
 
@@ -118,7 +118,7 @@ def ours(cost: Cost, padded: Callable[[int], int] = int) -> Policy:
         chosen = choose(running, cost, used, now, anything, padded)
         call_s = call_s_of(chosen, cost, padded)
         for p in chosen:
-            used[p.key] = used.get(p.key, 0.0) + call_s / len(chosen)
+            used[p.key_id] = used.get(p.key_id, 0.0) + call_s / len(chosen)
         return chosen
 
     return policy
@@ -190,7 +190,7 @@ def test_with_measured_costs_and_padding_too(name: str, lower: float) -> None:
     assert max(long) < 1.5 * max(old_long)
 
 
-def learning(cost: Cost, meter: Meter, hiccup: int = -1) -> Policy:
+def learning(cost: Cost, meter: CostModel, hiccup: int = -1) -> Policy:
     """As the engine does: what calls cost is found out by making them. One may take long."""
     calls = 0
 
@@ -209,7 +209,7 @@ def learning(cost: Cost, meter: Meter, hiccup: int = -1) -> Policy:
 @pytest.mark.parametrize("name", MEASURED)
 def test_that_sharing_pays_is_found_out(name: str) -> None:
     """After any number of calls that were all alike, and after one that took long by chance."""
-    cost, meter = MEASURED[name], Meter()
+    cost, meter = MEASURED[name], CostModel()
     alone = Fake(calls_left=101)
     simulate([alone], cost, learning(cost, meter))
     crowd = [Fake(calls_left=25) for _ in range(8)]
@@ -225,7 +225,7 @@ def test_a_share_at_which_sharing_does_not_pay_would_never_be_corrected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("imaged.engine.scheduling.cost_model.FIXED", 0.1)
-    cost, meter = MEASURED["wide"], Meter()
+    cost, meter = MEASURED["wide"], CostModel()
     simulate([Fake(calls_left=101)], cost, learning(cost, meter))
     crowd = [Fake(calls_left=25) for _ in range(8)]
     simulate(crowd, cost, learning(cost, meter))
@@ -241,15 +241,15 @@ def test_without_ageing_long_jobs_wait_longer(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_flood_of_one_key_does_not_delay_another() -> None:
     """A hundred jobs of one key at once; another key's come now and then."""
-    flood = [Fake(key=1, calls_left=20) for _ in range(100)]
+    flood = [Fake(key_id=1, calls_left=20) for _ in range(100)]
     alone = 20 * LARGE.call_s(CROWD)
-    others = [Fake(key=2, calls_left=20, arrived=10.0 * n) for n in range(1, 9)]
+    others = [Fake(key_id=2, calls_left=20, arrived=10.0 * n) for n in range(1, 9)]
     simulate([*flood, *others], LARGE, ours(LARGE))
     assert max(p.ended - p.arrived for p in others) < 3 * alone
 
 
 def test_the_meter_finds_the_line() -> None:
-    meter = Meter()
+    meter = CostModel()
     meter.add(CROWD, SMALL.call_s(CROWD))
     first = meter.cost
     assert first.call_s(CROWD) == pytest.approx(SMALL.call_s(CROWD))
@@ -261,7 +261,7 @@ def test_the_meter_finds_the_line() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 10**8), st.floats(1e-6, 100)), min_size=1))
 def test_the_meter_never_gives_a_negative_cost(calls: list[tuple[int, float]]) -> None:
-    meter = Meter()
+    meter = CostModel()
     for work, seconds in calls:
         meter.add(work, seconds)
     assert meter.cost.fixed_s >= -1e-9 and meter.cost.pixel_s >= 0

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from imaged.catalogue.model import DEFAULT_SLUG, MICRO, Model, Weights
-from imaged.engine.loading.load import as_made, load, size
+from imaged.engine.loading.load import load, size, with_dtypes
 from imaged.engine.outcome import Outcome
 from imaged.jobs import RequestOptions, State
 from imaged.store.jobs import load_failures, model_demand, queue
@@ -179,7 +179,7 @@ def test_the_types_of_a_receipt_take_their_turn(tmp_path: Path, patience_s: floa
 
 def test_types_that_end_workers_are_left_alone(tmp_path: Path) -> None:
     with working(tmp_path) as bench:
-        crashing = as_made(bench.model.weights, str(IN_BF16.made_in), CPU)
+        crashing = with_dtypes(bench.model.weights, str(IN_BF16.made_in), CPU)
         with bench.db.write() as c:
             for n in range(load_failures.DEATHS):
                 load_failures.begin(c, f"dead{n}", crashing, time.time())

@@ -23,7 +23,7 @@ ZEN: dict[str, bool | int | str] = {
 def named(monkeypatch: pytest.MonkeyPatch) -> Any:
     def name(environ: dict[str, str] | None = None, **other: bool | int | str) -> str:
         monkeypatch.setattr(cpu, "_capabilities", lambda: {**ZEN, **other})
-        return cpu.described(environ or {})
+        return cpu.cpu_name(environ or {})
 
     return name
 
@@ -43,7 +43,7 @@ def test_another_processor_has_another_name(named: Any, other: dict[str, Any]) -
     assert named() != named(**other)
 
 
-@pytest.mark.parametrize("name", cpu.CHOICES)
+@pytest.mark.parametrize("name", cpu.KERNEL_VARIABLES)
 def test_so_has_one_whose_libraries_take_other_kernels(named: Any, name: str) -> None:
     assert named() != named({name: "AVX2"})
 
@@ -64,4 +64,4 @@ def test_a_processor_without_a_name_has_that_of_its_kind(named: Any) -> None:
 
 
 def test_this_machine_is_always_the_same() -> None:
-    assert cpu.described() == cpu.described()
+    assert cpu.cpu_name() == cpu.cpu_name()

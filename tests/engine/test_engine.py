@@ -57,7 +57,7 @@ class Counting:
 def engine_of(nets: Any, **given: Any) -> Engine:
     """An engine for which calls cost the same whatever they hold, so that all share them."""
     engine = Engine(nets, **given)
-    engine._meter = SimpleNamespace(cost=Cost(1.0, 0.0), add=lambda work, seconds: None)
+    engine._cost_model = SimpleNamespace(cost=Cost(1.0, 0.0), add=lambda work, seconds: None)
     return engine
 
 
@@ -123,7 +123,7 @@ def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any, beside:
 
     engine = Engine(nets)
     engine._clock = SimpleNamespace(ahead=1, mark=lambda: next(marks), seconds=seconds)
-    engine.submit("x", replace(SMALL, num_inference_steps=3), key=7)
+    engine.submit("x", replace(SMALL, num_inference_steps=3), key_id=7)
     for made in range(3):
         engine.tick()
         assert waited == [(2 * n, 2 * n + 1) for n in range(made)]
@@ -316,7 +316,7 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
         [outcome] = run(engine)
         assert outcome.error is None
-        assert engine._precise is None  # not kept: it is as large as the checkpoint
+        assert engine._float32 is None  # not kept: it is as large as the checkpoint
         pictures.append([p.rgb for p in outcome.pictures])
     assert pictures[0] == pictures[1]
 
@@ -359,7 +359,7 @@ def test_a_second_try_without_memory_fails_alone(
         engine = engine_of(halves, previews=False)
         resume_plan = RunPlan(states=states)
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, resume_plan)
-    engine._precise = None
+    engine._float32 = None
     halves.unet.conv_out = halves.unet.conv_out.net  # the other one's
     engine.submit("y", replace(SMALL, num_inference_steps=4))
     ends = {o.job_id: o.error and o.error.code for o in run(engine)}
@@ -500,7 +500,7 @@ def test_the_estimate_is_the_clean_latent(scheduler: str, prediction: str) -> No
     config["prediction_type"] = prediction
     twenty = replace(SMALL, scheduler=scheduler, num_inference_steps=20)
     [plan] = plan_images(twenty, config, 4, 8)
-    run = Run("x", plan, (), key=0)
+    run = Run("x", plan, (), key_id=0)
     run.rows_of_table, run.generator = plan.table.rows, torch.Generator().manual_seed(1)
     run.history = torch.zeros(plan.table.rows.shape[1], *plan.latent_shape)
     run.history[0] = torch.randn(plan.latent_shape, generator=run.generator)
@@ -517,10 +517,10 @@ def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
     """Eight jobs of one key, then one of another: it does not come out last."""
     engine = Engine(nets, pixels_a_call=2 * 128 * 128)
     for n in range(8):
-        engine.submit(f"flood {n}", replace(SMALL, num_inference_steps=4), key=1)
+        engine.submit(f"flood {n}", replace(SMALL, num_inference_steps=4), key_id=1)
     for _ in range(6):
         engine.tick()
-    engine.submit("other", replace(SMALL, num_inference_steps=5), key=2)
+    engine.submit("other", replace(SMALL, num_inference_steps=5), key_id=2)
     names = [o.job_id for o in run(engine)]
     assert names.index("other") <= 2
 
@@ -528,12 +528,12 @@ def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
 def test_a_key_that_comes_back_between_its_jobs_owes_what_it_used(nets: Any) -> None:
     """Short jobs of one key, one after the other, do not keep another's long one waiting."""
     engine = Engine(nets, pixels_a_call=2 * 128 * 128)
-    engine.submit("long", replace(SMALL, num_inference_steps=12), key=2)
+    engine.submit("long", replace(SMALL, num_inference_steps=12), key_id=2)
     outcomes: list[Outcome] = []
     sent = 0
     while not any(o.job_id == "long" for o in outcomes):
         if not any(job.startswith("short") for job in engine.jobs):
-            engine.submit(f"short {sent}", replace(SMALL, num_inference_steps=3), key=1)
+            engine.submit(f"short {sent}", replace(SMALL, num_inference_steps=3), key_id=1)
             sent += 1
         outcomes += engine.tick()
     assert sent <= 6  # turn by turn: four are as much work; without the debt there is no end

@@ -94,7 +94,7 @@ def test_what_an_operator_narrows_stays_narrow_under_other_names(tmp_path: Path)
     [(slug, table)] = toml.tables(written(tmp_path, OWN)).items()
     own = toml.model(slug, table).knobs
     _, alias = aliases.load(None).ranges["sdxl1.0-txt2img"]
-    for knobs in (aliases.widened(own), aliases.over(own, alias)):
+    for knobs in (aliases.widened(own), aliases.merge_knobs(own, alias)):
         found = {knob.name: (knob.low, knob.high) for knob in knobs}
         assert (found["guidance_scale"], found["img_width"]) == ((2, 10), (512, 1024))
         assert (found["img_height"], found["num_inference_steps"]) == ((256, 2048), (4, 150))

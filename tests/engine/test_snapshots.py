@@ -27,10 +27,10 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RunPlan]]:
     given, submit = list[tuple[str, RunPlan]](), Engine.submit
 
     def noted(
-        self: Engine, job_id: str, params: Any, key: int = 0, resume_plan: RunPlan = WHOLE
+        self: Engine, job_id: str, params: Any, key_id: int = 0, resume_plan: RunPlan = WHOLE
     ) -> None:
         given.append((job_id, resume_plan))
-        submit(self, job_id, params, key, resume_plan)
+        submit(self, job_id, params, key_id, resume_plan)
 
     monkeypatch.setattr(Engine, "submit", noted)
     return given
@@ -110,7 +110,7 @@ def test_a_mutant_that_saves_nothing_is_seen(
 @pytest.fixture
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers look at what waits before every call, and not only twice a second."""
-    monkeypatch.setattr(loop, "LOOK_S", 0.0)
+    monkeypatch.setattr(loop, "POLL_S", 0.0)
 
 
 def in_which_order(tmp_path: Path, steps: int, count: int) -> tuple[str, list[str], list[str]]:
@@ -143,7 +143,7 @@ def test_a_short_job_does_not_wait_for_long_ones(
 def test_a_mutant_that_never_gives_way_is_seen(
     tmp_path: Path, attentive: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PREEMPT", 1e9)
+    monkeypatch.setattr(loop, "PREEMPT_RATIO", 1e9)
     _, [short], order = in_which_order(tmp_path, 20, 1)
     assert order[0] != short
 
@@ -152,9 +152,9 @@ def test_a_mutant_that_never_gives_way_is_seen(
 def test_a_long_job_gives_way_so_often_and_no_more(
     tmp_path: Path, begun: list[tuple[str, RunPlan]], attentive: None
 ) -> None:
-    long, _, order = in_which_order(tmp_path, 100, loop.MOST_PARKS + 2)
-    assert sum(job_id == long for job_id, _ in begun) == 1 + loop.MOST_PARKS
-    assert order[loop.MOST_PARKS] == long
+    long, _, order = in_which_order(tmp_path, 100, loop.MAX_PREEMPTIONS + 2)
+    assert sum(job_id == long for job_id, _ in begun) == 1 + loop.MAX_PREEMPTIONS
+    assert order[loop.MAX_PREEMPTIONS] == long
 
 
 def test_at_last_a_job_begins_anew(tmp_path: Path) -> None:

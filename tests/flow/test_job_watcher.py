@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from imaged.errors import UnknownRequest
 from imaged.gateway.read import job_reader, job_watcher
 from imaged.gateway.read.job_reader import JobReader
-from imaged.gateway.read.job_watcher import LONGEST_REST_S, REST, JobWatcher
+from imaged.gateway.read.job_watcher import MAX_REST_S, REST, JobWatcher
 from imaged.gateway.transport.response_cache import ResponseCache
 from imaged.jobs import Job, JobReport, JobStatus, State
 from imaged.store.accounts.keys import Key
@@ -318,7 +318,7 @@ def test_counts_stand_still_while_a_job_rests(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("took_s", "rest_s"), [(0.0, 0.0), (0.005, REST * 0.005), (9.0, LONGEST_REST_S)]
+    ("took_s", "rest_s"), [(0.0, 0.0), (0.005, REST * 0.005), (9.0, MAX_REST_S)]
 )
 def test_a_read_that_takes_long_is_followed_by_a_rest(
     place: Place, monkeypatch: pytest.MonkeyPatch, took_s: float, rest_s: float
@@ -331,7 +331,7 @@ def test_a_read_that_takes_long_is_followed_by_a_rest(
 
     monkeypatch.setattr(job_watcher, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     looks = JobWatcher(ResponseCache(Watch(place.db)), slow, lambda: False)
-    asyncio.run(looks._look())  # which hears of the writes up to now
+    asyncio.run(looks._poll())  # which hears of the writes up to now
     looks._new.add("x")
-    assert asyncio.run(looks._look()) == pytest.approx(rest_s)
-    assert asyncio.run(looks._look()) == 0.0  # and with nothing written there is nothing to read
+    assert asyncio.run(looks._poll()) == pytest.approx(rest_s)
+    assert asyncio.run(looks._poll()) == 0.0  # and with nothing written there is nothing to read

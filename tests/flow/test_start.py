@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from imaged.cli.app import refuse_unwritable
-from imaged.cli.serve import _alone
+from imaged.cli.serve import _locked
 from imaged.errors import CommandError
 from imaged.settings import Settings
 from tests.conftest import Server, free_port, imaged
@@ -118,13 +118,13 @@ def test_numbers_and_names_that_cannot_be(tmp_path: Path) -> None:
 def test_the_lock_is_of_servers_with_a_store_of_their_own(tmp_path: Path) -> None:
     """A server that was killed leaves none: see test_faults.py, where one starts after it."""
     own = Settings(data=tmp_path)
-    with _alone(own):
-        with pytest.raises(CommandError, match=f"process {os.getpid()}"), _alone(own):
+    with _locked(own):
+        with pytest.raises(CommandError, match=f"process {os.getpid()}"), _locked(own):
             pass
         shared = Settings(data=tmp_path, database_url="postgresql://somewhere/imaged")
-        with _alone(shared), _alone(shared):
+        with _locked(shared), _locked(shared):
             pass
-    with _alone(own):
+    with _locked(own):
         pass
 
 

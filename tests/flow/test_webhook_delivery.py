@@ -160,8 +160,8 @@ def test_no_key_takes_all_the_room(db: Database) -> None:
 def test_slow_receivers_do_not_hold_up_another_key(
     db: Database, receiver: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "MOST", 4)
-    monkeypatch.setattr(delivery, "MOST_EACH", 3)
+    monkeypatch.setattr(delivery, "MAX_DELIVERIES", 4)
+    monkeypatch.setattr(delivery, "MAX_DELIVERIES_PER_KEY", 3)
     slow, small = make_key(db), make_key(db)
     for _ in range(2):
         subscribe(db, slow, address(receiver, "/slow"))
@@ -202,7 +202,7 @@ def test_webhooks_belong_to_their_key(db: Database) -> None:
             with pytest.raises(UnknownWebhook):
                 forbidden()
         assert subscriptions.update(c, mine, hook, "http://y/", [FAILED]).url == "http://y/"
-        for _ in range(subscriptions.MOST_OF_A_KEY - 1):
+        for _ in range(subscriptions.MAX_WEBHOOKS_PER_KEY - 1):
             subscriptions.add(c, mine, "http://x/", [ANY_END], 1.0)
         with pytest.raises(TooManyWebhooks):
             subscriptions.add(c, mine, "http://x/", [ANY_END], 1.0)

@@ -17,7 +17,7 @@ from bench.models import SHAPES
 from imaged.catalogue.model import Weights
 from imaged.engine.cpu import Cpu
 from imaged.engine.engine import Engine
-from imaged.engine.loading.load import Nets, _slowly, as_made, load, numbers, size
+from imaged.engine.loading.load import Nets, _slowly, load, numbers, size, with_dtypes
 from imaged.engine.nets.vae import VAE
 from imaged.errors import CheckpointRefused
 from imaged.params.image_params import ImageParams
@@ -291,10 +291,10 @@ def test_a_receipts_types_are_loaded_again(
     """Whatever the model is held in by now; a model that has them already is not loaded twice."""
     for now in ({}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}, {"cpu_dtype": "fp32"}):
         weights = Weights(single_file, **now)
-        again = as_made(weights, f"cpu {dtypes}", CPU)
+        again = with_dtypes(weights, f"cpu {dtypes}", CPU)
         assert held(again) == (unet, vae)
         assert (again == weights) is (held(weights) == (unet, vae))
-        assert as_made(weights, f"cuda {dtypes}", CPU) == weights
+        assert with_dtypes(weights, f"cuda {dtypes}", CPU) == weights
 
 
 def test_a_vae_that_overflows_in_half_precision_makes_no_black_picture(

@@ -13,6 +13,7 @@ from compel.prompt_parser import Blend
 from imaged.catalogue.model import MICRO
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.errors import BadParameter, JobFailed
+from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import read_params
 from imaged.prompt import Reading
 from imaged.prompt.compel import Structure, parse
@@ -159,7 +160,7 @@ def test_what_is_not_well_formed_is_refused(prompt: str, problem: str) -> None:
     for name, body in (("prompt", {"prompt": prompt}), ("negative_prompt", {"prompt": "x"})):
         params, _ = read_params({**body, "prompt_dialect": "compel", name: prompt})
         with pytest.raises(BadParameter) as refused:
-            params.said()
+            texts_to_judge(params)
         assert str(refused.value).startswith(f"{name} in the dialect compel should")
         assert problem in str(refused.value)
 
@@ -168,7 +169,7 @@ def test_what_is_not_well_formed_is_refused(prompt: str, problem: str) -> None:
     "prompt", ["a (ch)++ild (x)0.1", "x naked (chi)1.1(ld)1.3 y", '("a chi", "x").and()']
 )
 def test_rules_hear_through_it(prompt: str) -> None:
-    said = read_params({"prompt": prompt, "prompt_dialect": "compel"})[0].said()
+    said = texts_to_judge(read_params({"prompt": prompt, "prompt_dialect": "compel"})[0])
     assert any("chi" in text for text in said) and len(said) >= 3
     if "x naked" in prompt:
         assert "x naked child y" in said

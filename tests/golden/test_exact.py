@@ -102,7 +102,7 @@ class Sharing:
 
 def engine_of(nets: Any) -> Engine:
     engine = Engine(nets)
-    engine._meter = Sharing()  # type: ignore[assignment]
+    engine._cost_model = Sharing()  # type: ignore[assignment]
     return engine
 
 

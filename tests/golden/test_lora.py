@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from bench import original_layout
 from imaged.engine.engine import Engine
 from imaged.engine.loading.load import Nets, load
-from imaged.engine.loading.lora import NONE, Loras, read_lora
+from imaged.engine.loading.lora import NO_LORAS, Loras, read_lora
 from imaged.engine.loading.single_file import diffusers_name
 from imaged.engine.nets.layers import Conv2d, Layer
 from imaged.errors import CheckpointRefused, JobFailed
@@ -227,7 +227,7 @@ def test_layers_of_every_kind(nets: Nets, loras: Path) -> None:
                 found = torch.nn.functional.linear(x, merged, layer.bias)
             assert difference(layer(x), found) <= summed(merged[0].numel())
     finally:
-        users.use(NONE)
+        users.use(NO_LORAS)
     assert len(wanted) == sum(place[0] == "unet" for place in layers(nets))
 
 
@@ -280,11 +280,11 @@ def test_a_leak_would_be_seen(nets: Nets, loras: Path, monkeypatch: pytest.Monke
     engine = Engine(nets, loras=loras)
     [before] = pictures(engine, JOB)
     use = Loras.use
-    monkeypatch.setattr(Loras, "use", lambda self, asked: asked != NONE and use(self, asked))
+    monkeypatch.setattr(Loras, "use", lambda self, asked: asked != NO_LORAS and use(self, asked))
     pictures(engine, replace(JOB, loras=(Lora("kohya"),)))
     assert pictures(engine, JOB)[0] != before
     monkeypatch.undo()
-    engine._loras.use(NONE)
+    engine._loras.use(NO_LORAS)
     assert pictures(engine, JOB)[0] == before
     engine.close()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from imaged.engine.nets.cached_unet import Unet
-from imaged.engine.nets.cuda_graphs import KEPT_SHAPES, Graphs
+from imaged.engine.nets.cuda_graphs import CACHED_SHAPES, Graphs
 from imaged.engine.nets.layers import Conv2d, Layer, _packs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
 from imaged.engine.scheduling.row_buckets import AGAIN_S, SELDOM, Buckets, _later, agrees
@@ -75,13 +75,13 @@ def test_recorded_calls_give_the_same_output(nets: Any, texts: tuple[Encoded, En
 
 def test_recordings_are_bounded_and_outputs_are_not_overwritten() -> None:
     calls = Graphs(lambda x, y: torch.add(x, y, out=memory[: len(x)]))
-    memory = torch.zeros(2 * KEPT_SHAPES)
+    memory = torch.zeros(2 * CACHED_SHAPES)
     one, two = (torch.full((1,), n) for n in (1.0, 2.0))
     first = calls(one, one)
     assert (calls(two, two), first) == (4.0, 2.0)
-    for size in range(1, 2 * KEPT_SHAPES):
+    for size in range(1, 2 * CACHED_SHAPES):
         calls(torch.ones(size), torch.ones(size))
-    assert len(calls._recordings) == KEPT_SHAPES
+    assert len(calls._recordings) == CACHED_SHAPES
 
 
 def test_another_text_or_time_is_seen(nets: Any, texts: tuple[Encoded, Encoded]) -> None:
@@ -103,12 +103,12 @@ def test_kept_texts_are_the_encoders_own(nets: Any) -> None:
 
 
 def test_kept_keys_and_values_are_bounded(nets: Any) -> None:
-    from imaged.engine.nets.cached_unet import KEPT_TEXTS
+    from imaged.engine.nets.cached_unet import CACHED_TEXTS
 
     encoder, unet = PromptEncoder(nets), Unet(nets.unet)
-    for n in range(2 * KEPT_TEXTS):
+    for n in range(2 * CACHED_TEXTS):
         unet.text(encoder.pair(f"{n} houses", None)[0])
-    assert len(unet._texts) == KEPT_TEXTS
+    assert len(unet._texts) == CACHED_TEXTS
 
 
 def one_row(unet: Unet, text: Encoded) -> tuple[torch.Tensor, ...]:
@@ -235,7 +235,7 @@ def test_a_trial_that_would_take_too_long_is_given_up(
     monkeypatch.setattr(
         unet, "enable_paired_rows", lambda *_: pytest.fail("that takes longer still")
     )
-    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.LONGEST_S", 0.0)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.MAX_TRIAL_S", 0.0)
     monkeypatch.setattr("imaged.engine.scheduling.row_buckets.SOON_S", 0.0)
     buckets = Buckets()
     assert agrees(unet, 4, example) is None

@@ -63,7 +63,7 @@ def connected(db: Database, use: Callable[[Any, Wire], None]) -> tuple[Any, Wire
         await send({"type": "http.response.body", "body": scope["path"].encode()})
 
     kept = ResponseCache(Watch(db))
-    kept.look()
+    kept.check()
 
     async def run() -> tuple[Any, Wire]:
         config = uvicorn.Config(app, http=protocol(Limits(), kept), proxy_headers=False)

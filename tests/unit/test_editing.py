@@ -9,9 +9,10 @@ from __future__ import annotations
 import pytest
 
 from imaged.errors import BadParameter
-from imaged.params.image_params import MOST_TEXTS, ImageParams
+from imaged.moderation.texts import MAX_TEXTS, texts_to_judge
+from imaged.params.image_params import ImageParams
 from imaged.prompt import Reading
-from imaged.prompt.editing import MOST_EDITS, texts
+from imaged.prompt.editing import MAX_EDITS, texts
 from imaged.sampling.schedulers import step_of_call, unet_calls
 
 #: A prompt and what it says at each of four steps, or at all of them.
@@ -103,23 +104,23 @@ def test_hostile_prompts_are_read(prompt: str) -> None:
 
 
 def test_too_many_edits_are_text() -> None:
-    assert texts("[a:b:1]" * MOST_EDITS, 2) == ["a" * MOST_EDITS, "b" * MOST_EDITS]
-    assert texts("[a:b:1]" * (MOST_EDITS + 1), 2) == ["[a:b:1]" * (MOST_EDITS + 1)] * 2
+    assert texts("[a:b:1]" * MAX_EDITS, 2) == ["a" * MAX_EDITS, "b" * MAX_EDITS]
+    assert texts("[a:b:1]" * (MAX_EDITS + 1), 2) == ["[a:b:1]" * (MAX_EDITS + 1)] * 2
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_a_prompt_that_changes_too_often_is_refused(name: str) -> None:
     often = "[a|b|c|d|e|f|g] [1|2|3|4|5|6|7|8|9|10|11]"
-    with pytest.raises(BadParameter, match=f"{name} should say at most {MOST_TEXTS} different"):
-        ImageParams(**{"prompt": "x", name: often, "num_inference_steps": 100}).said()
+    with pytest.raises(BadParameter, match=f"{name} should say at most {MAX_TEXTS} different"):
+        texts_to_judge(ImageParams(**{"prompt": "x", name: often, "num_inference_steps": 100}))
     long = "[a|b|c|d|e|f]" + "x" * 19_000
     with pytest.raises(BadParameter, match="of 100000 characters in all"):
-        ImageParams(**{"prompt": "x", name: long}).said()
+        texts_to_judge(ImageParams(**{"prompt": "x", name: long}))
 
 
 def test_in_plain_nothing_is_read() -> None:
     prompt = "[a|b] (c:1.2) BREAK"
-    assert ImageParams(prompt, prompt_dialect="plain").said() == [prompt]
+    assert texts_to_judge(ImageParams(prompt, prompt_dialect="plain")) == [prompt]
     assert Reading("plain").spans(prompt) == [(prompt, 1.0)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imaged.gateway.read.forecast import WIDE, device_seconds, forecast, play
+from imaged.gateway.read.forecast import WIDE, device_seconds, forecast, simulate
 from imaged.store.jobs.workload import Open, Pace, Past
 
 NEEDS = st.lists(st.floats(0.1, 50), min_size=1, max_size=12)
@@ -43,14 +43,14 @@ def by_small_steps(needs: list[float], slots: int, devices: int) -> tuple[float,
 def test_what_is_ahead(
     needs: list[float], slots: int, devices: int, expected: tuple[float, float]
 ) -> None:
-    assert play(needs, slots, devices) == pytest.approx(expected)
+    assert simulate(needs, slots, devices) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
 @pytest.mark.parametrize("devices", [1, 3])
 def test_it_is_what_a_clock_says(slots: int, devices: int) -> None:
     needs = [2.0, 0.7, 1.1, 3.0, 0.4, 1.9]
-    assert play(needs, slots, devices) == pytest.approx(
+    assert simulate(needs, slots, devices) == pytest.approx(
         by_small_steps(needs, slots, devices), abs=0.05
     )
 
@@ -59,9 +59,9 @@ def test_it_is_what_a_clock_says(slots: int, devices: int) -> None:
 def test_more_ahead_is_never_sooner(
     needs: list[float], slots: int, devices: int, more: float
 ) -> None:
-    begins, ends = play(needs, slots, devices)
+    begins, ends = simulate(needs, slots, devices)
     assert 0 <= begins <= ends <= sum(needs) + 1e-6
-    later = play([more, *needs], slots, devices)
+    later = simulate([more, *needs], slots, devices)
     assert later[0] >= begins - 1e-6 and later[1] >= ends - 1e-6
 
 

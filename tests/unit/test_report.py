@@ -20,7 +20,7 @@ from imaged.params.knobs import KNOBS
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader, problems
-from imaged.prompt.windows import MOST_WINDOWS, read_windows
+from imaged.prompt.windows import MAX_WINDOWS, read_windows
 from imaged.sampling.schedulers import IN_A1111, SCHEDULERS
 from tests.oracle import build_scheduler
 
@@ -137,8 +137,8 @@ def test_brackets_that_are_none_are_told_of(reader: Reader) -> None:
 def test_hostile_prompts_are_told_of(prompt: str, reader: Reader) -> None:
     told = reader.report(prompt, A1111, 100)
     for text in told["texts"]:
-        assert all(len(e["windows"]) <= MOST_WINDOWS for e in text["encoders"])
-    if told["windows"] > MOST_WINDOWS:
+        assert all(len(e["windows"]) <= MAX_WINDOWS for e in text["encoders"])
+    if told["windows"] > MAX_WINDOWS:
         assert "the request would fail" in problems("prompt", told)[0]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from imaged.gateway.transport import response_cache as module
 from imaged.gateway.transport.protocol import SMALL, CoalescingTransport
-from imaged.gateway.transport.response_cache import LONGEST, Ident, ResponseCache
+from imaged.gateway.transport.response_cache import MAX_REQUEST_BYTES, Ident, ResponseCache
 from imaged.store.accounts import keys
 from imaged.store.sql.database import Database, Watch
 
@@ -50,7 +50,7 @@ def asked(kept: ResponseCache, ident: Ident = IDENT) -> list[bytes | None]:
 def keeps(db: Database) -> ResponseCache:
     """One that has looked at the store and keeps ANSWER."""
     kept = ResponseCache(Watch(db))
-    kept.look()
+    kept.check()
     kept.put(IDENT, kept.writes, LATER, ANSWER)
     return kept
 
@@ -136,13 +136,13 @@ def test_a_store_in_trouble_is_for_whoever_reads_it(
 
 def test_a_long_request_is_not_kept(db: Database) -> None:
     kept = keeps(db)
-    long: Ident = (IDENT[0], b"h" * (LONGEST + 1))
+    long: Ident = (IDENT[0], b"h" * (MAX_REQUEST_BYTES + 1))
     kept.put(long, kept.writes, LATER, ANSWER)
     assert not kept.ask(long, lambda _: None) and len(kept._answers) == 1
 
 
 def test_memory_has_a_bound(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_KEPT", 3)
+    monkeypatch.setattr(module, "MAX_CACHED", 3)
     kept = keeps(db)
     for n in range(10):
         kept.put((f"{n}", IDENT[1]), kept.writes, LATER, ANSWER)

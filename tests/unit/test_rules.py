@@ -18,6 +18,7 @@ from imaged.gateway.submit.admission import Admission
 from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, State
 from imaged.moderation import minors
 from imaged.moderation.rules import HARD, REASON, Rules, statement
+from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 from imaged.store.accounts.keys import Key
@@ -316,5 +317,5 @@ def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
 def test_a_negative_prompt_that_is_drawn_is_judged() -> None:
     """Below guidance 1 it is part of the picture, at 0 all of it."""
     asked = ImageParams("x", negative_prompt="a naked (ch)(ild)", guidance_scale=0.5)
-    assert any(map(Rules().judge, asked.said()))
-    assert not any(map(Rules().judge, replace(asked, guidance_scale=1.0).said()))
+    assert any(map(Rules().judge, texts_to_judge(asked)))
+    assert not any(map(Rules().judge, texts_to_judge(replace(asked, guidance_scale=1.0))))

@@ -488,7 +488,7 @@ def test_weights_that_end_their_workers(db: Database) -> None:
     assert crashing(4.0) == set()
     with db.write() as c:
         load_failures.begin(c, "w5", bad, 3.0)
-        load_failures.forget(c)
+        load_failures.clear(c)
     assert crashing(4.0) == set()
 
 

@@ -87,7 +87,7 @@ class Nets:
         return self.unet.config.in_channels
 
     @property
-    def factor(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels per latent cell, on each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
@@ -235,7 +235,7 @@ def _dtypes(weights: Weights, device: torch.device) -> tuple[torch.dtype, torch.
     return dtype, _vae_dtype(dtype)
 
 
-def as_made(weights: Weights, made_in: str, device: torch.device) -> Weights:
+def with_dtypes(weights: Weights, made_in: str, device: torch.device) -> Weights:
     """The weights with the dtypes of a receipt (receipts.made_in), if it is of this kind of device;
     unchanged for another kind, where bits differ anyway.
     """

@@ -8,13 +8,13 @@ with points (diffusers).
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from safetensors.torch import load_file
 
 from imaged.engine.loading.single_file import diffusers_name
@@ -23,7 +23,7 @@ from imaged.errors import CheckpointRefused, JobFailed
 from imaged.params.loras import Lora
 from imaged.weight_files import Header, digest
 
-KEPT = 4  # sets of LoRAs cached on the device
+CACHED_SETS = 4  # of LoRAs, on the device
 PARTS = {  # prefix of keys -> net
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
@@ -101,7 +101,7 @@ def _change(path: Path, layer: str, held: Mapping[str, torch.Tensor]) -> Change:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class LoraSet:
     """The LoRAs of one image, on the device. Equal if files, their times and weights are equal."""
 
     loras: tuple[Lora, ...] = ()
@@ -113,7 +113,7 @@ class Adapted:
     digests: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
-NONE = Adapted()
+NO_LORAS = LoraSet()
 
 
 class Loras:
@@ -129,26 +129,23 @@ class Loras:
         }
         for layer in self._layers.values():
             layer.changes = ()  # whoever had the nets before may have left some
-        self._used = NONE
-        self._kept: OrderedDict[Adapted, Adapted] = OrderedDict()
+        self._used = NO_LORAS
+        self._cached: LRUCache[LoraSet, LoraSet] = LRUCache(CACHED_SETS)
 
-    def find(self, loras: tuple[Lora, ...]) -> Adapted:
+    def find(self, loras: tuple[Lora, ...]) -> LoraSet:
         """Read LoRAs, through an LRU cache; raises JobFailed."""
         if not loras:
-            return NONE
+            return NO_LORAS
         paths = [self._path(lora.name) for lora in loras]
         files = tuple((path.stem, path.stat().st_mtime_ns) for path in paths)
-        found = self._kept.get(Adapted(loras, files))
+        found = self._cached.get(LoraSet(loras, files))
         if found is None:
             digests = tuple((path.stem, digest({path.name: path})) for path in paths)
-            found = Adapted(loras, files, self._read(loras, paths), digests)
-            self._kept[found] = found
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(found)
+            found = LoraSet(loras, files, self._read(loras, paths), digests)
+            self._cached[found] = found
         return found
 
-    def use(self, adapted: Adapted) -> None:
+    def use(self, adapted: LoraSet) -> None:
         """Apply these LoRAs, and no others, to the nets."""
         if adapted == self._used:
             return

@@ -34,10 +34,10 @@ PARTS = {
     "text_encoder": (CLIP, "the first text encoder"),
     "text_encoder_2": (OPEN_CLIP, "the second text encoder"),
 }
-NOT_WEIGHTS = ("position_ids", "attn_mask", "logit_scale")  # tables that some files carry along
-HEAD = 64  # width of one attention head, in the UNet and in both text encoders
+NOT_WEIGHTS = ("position_ids", "attn_mask", "logit_scale")  # buffers that some files hold
+HEAD_WIDTH = 64  # width of one attention head, in the UNet and in both text encoders
 VAE_KEPT = ("decoder.", "post_quant_conv.")  # no picture is ever encoded
-LEVEL = 3  # of the UNet's numbered blocks make a level: down two and a halving, up three
+BLOCKS_PER_LEVEL = 3  # of the UNet's numbered blocks make a level: down two and a halving, up three
 
 UNET_ENDS = {
     "time_embed.0.": "time_embedding.linear_1.",
@@ -86,9 +86,9 @@ OPEN_CLIP_LAYER = {
 
 def read_single_file(path: Path, vae: Net | None = None) -> dict[str, Net]:
     """Config and tensors of unet, vae (without its encoder), text_encoder and text_encoder_2.
-    `vae` is taken in place of the file's own.
+    vae: replaces the file's own.
 
-    Raises CheckpointRefused. Whether the tensors are all of a net's is for its loading to tell.
+    Raises CheckpointRefused. Whether a net's tensors are complete is checked when it is built.
     """
     header = Header.read(path)
     header.refuse_others()
@@ -123,7 +123,7 @@ def read_vae(path: Path) -> Net:
 
 @contextmanager
 def _shaped(path: Path) -> Iterator[None]:
-    """Tensors that are missing, or have shapes that no SDXL checkpoint's have."""
+    """Turn errors about missing tensors and wrong shapes into CheckpointRefused."""
     try:
         yield
     except KeyError as error:
@@ -148,14 +148,14 @@ def _within(header: Header, name: str) -> list[str]:
 
 
 def _tensors(header: Header, keys: list[str], prefix: str) -> dict[str, torch.Tensor]:
-    """Tensors under their names within the part; all else that files carry is left out."""
+    """The part's tensors by their names without the prefix; nothing else that the file holds."""
     header.refuse_odd_types(key for key in keys if not key.endswith(NOT_WEIGHTS))
     with safe_open(header.path, framework="pt") as file:
         return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """How many different numbers stand in the pattern's group."""
+    """How many different numbers the pattern's group has among the names."""
     found = (re.match(pattern, key) for key in tensors)
     return len({match[1] for match in found if match})
 
@@ -171,7 +171,9 @@ def _renamed(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def _unet(tensors: Tensors, pooled: int) -> Net:
-    """`pooled`: width of the second encoder's summary, which is read along with six numbers."""
+    """pooled: width of the second encoder's pooled output, which is concatenated with six embedded
+    sizes.
+    """
 
     def shape(name: str) -> torch.Size:
         return tensors[name].shape
@@ -188,9 +190,9 @@ def _unet(tensors: Tensors, pooled: int) -> Net:
         down_block_types=_blocks("DownBlock2D", "CrossAttnDownBlock2D", depths),
         up_block_types=_blocks("UpBlock2D", "CrossAttnUpBlock2D", depths[::-1]),
         block_out_channels=widths,
-        layers_per_block=LEVEL - 1,
+        layers_per_block=BLOCKS_PER_LEVEL - 1,
         transformer_layers_per_block=[max(depth, 1) for depth in depths],
-        attention_head_dim=[width // HEAD for width in widths],
+        attention_head_dim=[width // HEAD_WIDTH for width in widths],
         cross_attention_dim=shape("input_blocks.7.1.transformer_blocks.0.attn2.to_k.weight")[1],
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -206,7 +208,10 @@ def _blocks(plain: str, crossed: str, depths: list[int]) -> list[str]:
 
 
 def _unet_name(name: str) -> str | None:
-    """None for what stands beside the net; what is strange within it keeps a name of its own."""
+    """The diffusers name of a tensor, None if it is not the UNet's.
+
+    An unknown one within it keeps its name, and is refused when the net is built.
+    """
     if end := _renamed(name, UNET_ENDS):
         return end
     match = re.match(r"(input|middle|output)_blocks?\.(\d+)\.(.+)", name)
@@ -216,7 +221,7 @@ def _unet_name(name: str) -> str | None:
     if side == "middle":
         return f"mid_block.{_layer(number % 2, number // 2, rest)}"
     down = side == "input"
-    level, place = divmod(number - 1 if down else number, LEVEL)
+    level, place = divmod(number - 1 if down else number, BLOCKS_PER_LEVEL)
     block = f"{'down' if down else 'up'}_blocks.{level}."
     if resize := re.match(r"0\.op\." if down else r"[12]\.conv\.", rest):
         return f"{block}{'downsamplers' if down else 'upsamplers'}.0.conv.{rest[resize.end() :]}"
@@ -299,7 +304,7 @@ def _text_config(width: int, layers: int, mlp: int, act: str, projection: int) -
         hidden_size=width,
         num_hidden_layers=layers,
         intermediate_size=mlp,
-        num_attention_heads=max(1, width // HEAD),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
         hidden_act=act,
         projection_dim=projection,
         max_position_embeddings=77,

@@ -1,32 +1,32 @@
 """The UNet, with what does not change from call to call computed once.
 
-Of a call's inputs only the latents are new. A text's keys and values in every cross-attention, and
-a picture's embeddings of time, size and pooled text, are known when the picture starts. The plain
-call is that of the reference library; tests hold the two together (tests/golden/test_savings.py).
+Only the latents are new in a call. A text's keys and values in every cross-attention, and an
+image's embeddings of time, size and pooled text, are known when the image starts. Tests compare it
+with the reference library's plain call (tests/golden/test_savings.py).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from imaged.engine.nets.cuda_graphs import Graphs
 from imaged.engine.nets.layers import Conv2d, Layer, Pair
 from imaged.engine.nets.unet import UNetModel
 from imaged.engine.prompt.encode import Encoded
 
-KEPT_TEXTS = 16  # SDXL's keys and values are 51 MB a window in bfloat16
-KEPT_CROWDS = 4
+CACHED_TEXTS = 16  # SDXL's keys and values are 51 MB a window in bfloat16
+CACHED_STACKS = 4
 
 
 class Unet:
-    """A checkpoint's UNet. `text` and `times` prepare a picture, the call denoises many.
+    """A checkpoint's UNet. `text` and `times` prepare an image, the call denoises many.
 
-    Nothing in the call multiplies a matrix by the rows alone: on small products the libraries
-    change their order of summing with the number of rows, and a picture would with its company.
+    The call has no matrix product over the rows alone: for small products libraries change the
+    order of summation with the number of rows, and an image would change with its batch.
     """
 
     def __init__(self, net: UNetModel, *, graphs: bool = False) -> None:
@@ -39,19 +39,21 @@ class Unet:
         for layer in net.modules():
             if isinstance(layer, Conv2d):
                 layer.packs = True
-        self._texts: OrderedDict[int, tuple[Encoded, torch.Tensor]] = OrderedDict()
-        self._crowds: OrderedDict[tuple[int, ...], tuple[Any, torch.Tensor]] = OrderedDict()
+        #: By id of the text, and by ids of the stacked ones; what has the id is held beside it, so
+        #: that no other object gets it.
+        self._texts: LRUCache[int, tuple[Encoded, torch.Tensor]] = LRUCache(CACHED_TEXTS)
+        self._stacks: LRUCache[tuple[int, ...], tuple[Any, torch.Tensor]] = LRUCache(CACHED_STACKS)
 
     @torch.inference_mode()
     def text(self, encoded: Encoded) -> torch.Tensor:
         """(T,) keys and values of one text in every cross-attention, one after the other."""
-        kept = self._texts.get(id(encoded))
-        if kept is None:
+        cached = self._texts.get(id(encoded))
+        if cached is None:
             context = encoded.context.to(self.dtype)[None]
             sides = [side for a in self._attentions for side in a.keys_values(context)]
-            kept = (encoded, torch.cat([side.flatten() for side in sides]))
-            _keep(self._texts, id(encoded), kept, KEPT_TEXTS)
-        return kept[1]
+            cached = encoded, torch.cat([side.flatten() for side in sides])
+            self._texts[id(encoded)] = cached
+        return cached[1]
 
     @torch.inference_mode()
     def times(
@@ -64,13 +66,13 @@ class Unet:
         return torch.cat([projection(embedded) for projection in self._projections], dim=1)
 
     def stack_texts(self, texts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(rows, T): the texts stacked; the last few stacks are kept, crowds change seldom."""
-        key = tuple(id(text) for text in texts)
-        kept = self._crowds.get(key)
-        if kept is None:
-            kept = (list(texts), torch.stack(list(texts)))  # the list keeps the ids from reuse
-            _keep(self._crowds, key, kept, KEPT_CROWDS)
-        return kept[1]
+        """(rows, T): the texts stacked. Batches change seldom: the last few stacks are cached."""
+        ids = tuple(id(text) for text in texts)
+        cached = self._stacks.get(ids)
+        if cached is None:
+            cached = list(texts), torch.stack(list(texts))
+            self._stacks[ids] = cached
+        return cached[1]
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -80,8 +82,8 @@ class Unet:
 
     @torch.inference_mode()
     def enable_paired_rows(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> bool:
-        """Find the layers whose bits change with the number of rows, by a call of many, and have
-        them compute two rows at a time from now on; whether there are any.
+        """Find the layers whose bits change with the number of rows, by comparing a call of many,
+        and make them compute two rows at a time from now on. Returns whether there are any.
         """
         changing: list[Layer] = []
 
@@ -99,7 +101,7 @@ class Unet:
         for layer in changing:
             layer.in_pairs = True
         if changing and isinstance(self._call, Graphs):
-            self._call.forget()
+            self._call.clear()
         return bool(changing)
 
     def _plain(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -117,9 +119,3 @@ class Unet:
             keys, values = texts[:, at:middle], texts[:, middle:end]
             yield keys.view(-1, *shape), values.view(-1, *shape)
             at = end
-
-
-def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
-    kept[key] = value
-    while len(kept) > most:
-        kept.popitem(last=False)

@@ -1,21 +1,21 @@
-"""CUDA graphs: the launches of a call recorded once for each shape, and replayed as one.
+"""CUDA graphs: the kernel launches of a call are recorded once per shape, then replayed as one.
 
 A recording reads and writes memory of its own, so inputs are copied in and the output out. On other
-devices the function itself is called on the same memory, which is all that tests on a CPU can see.
+devices the function is called on that memory instead: tests on a CPU see no more than that.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import torch
+from cachetools import LRUCache
 
 Call = Callable[..., torch.Tensor]
 
-KEPT_SHAPES = 32  # they share one pool and equal inputs, for only one is replayed at a time
+CACHED_SHAPES = 32  # they share one pool and equal inputs, for only one is replayed at a time
 WARM_CALLS = 3  # before a recording, on a stream of their own, as PyTorch's documentation asks
 
 
@@ -26,33 +26,31 @@ class _Recording:
 
 
 class Graphs:
-    """Calls `function` on tensors, which must do the same for every input of one shape."""
+    """Calls `function` on tensors; it must launch the same kernels for all inputs of one shape."""
 
     def __init__(self, function: Call) -> None:
         self._function = function
-        self._recordings: OrderedDict[tuple[torch.Size, ...], _Recording] = OrderedDict()
+        self._recordings: LRUCache[tuple[torch.Size, ...], _Recording] = LRUCache(CACHED_SHAPES)
         self._memory: WeakValueDictionary[tuple[int, torch.Size], torch.Tensor]
         self._memory = WeakValueDictionary()  # inputs by place and shape
         self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        key = tuple(part.shape for part in inputs)
-        if key not in self._recordings:
-            self._recordings[key] = self._record(inputs)
-            if len(self._recordings) > KEPT_SHAPES:
-                self._recordings.popitem(last=False)
-        self._recordings.move_to_end(key)
-        recording = self._recordings[key]
+        shapes = tuple(part.shape for part in inputs)
+        if (recording := self._recordings.get(shapes)) is None:
+            recording = self._recordings[shapes] = self._record(inputs)
         for memory, part in zip(recording.inputs, inputs, strict=True):
             memory.copy_(part)
         return recording.replay().clone()
 
-    def forget(self) -> None:
-        """The function does something else from now on."""
+    def clear(self) -> None:
+        """Drop the recordings: the function does something else from now on."""
         self._recordings.clear()
 
     def _own(self, place: int, part: torch.Tensor) -> torch.Tensor:
-        """Memory for one input: the text's alone is hundreds of megabytes in a large batch."""
+        """The memory of one input, shared by all recordings with its shape: the texts of a large
+        batch take hundreds of megabytes.
+        """
         own = self._memory.get((place, part.shape))
         if own is None:
             own = part.clone(memory_format=torch.contiguous_format)

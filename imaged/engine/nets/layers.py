@@ -1,4 +1,4 @@
-"""The layers that UNet and VAE are made of. Pictures are (rows, channels, height, width)."""
+"""Layers of UNet and VAE. Images are (rows, channels, height, width)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.nn import functional as F
 Pair = tuple[torch.Tensor, torch.Tensor]
 LowRank = tuple[torch.Tensor, torch.Tensor, float]  # down, up, scale: see lora.py
 
-ALONE = 2  # rows of a guided picture alone
-MOST_NUMBERS = 1_000_000  # of a weight that is packed
-MOST_CELLS = 32 * 32  # with more, a weight's way to its order is short beside the call
+GUIDED_ROWS = 2  # of one guided image: without and with the prompt
+MAX_PACKED_WEIGHT = 1_000_000  # numbers
+MAX_PACKED_CELLS = 32 * 32  # of an image: in larger ones the conversion is short beside the call
 
 
 class Layer(nn.Module):
-    """A layer that may be told to compute two rows at a time, however many there are.
+    """A layer that computes two rows at a time if `in_pairs` is set, however many there are.
 
-    Libraries sum some products in another order when there are more rows. Then a picture would
-    change with its company; in pairs of rows it cannot.
+    Libraries sum some products in another order when there are more rows, and an image would
+    change with its batch; in pairs of rows it cannot.
     """
 
     in_pairs = False
@@ -32,12 +32,12 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def paired(self, *rows: torch.Tensor) -> torch.Tensor:
-        starts = range(0, len(rows[0]), ALONE)
-        return torch.cat([self.plain(*(r[at : at + ALONE] for r in rows)) for at in starts])
+        starts = range(0, len(rows[0]), GUIDED_ROWS)
+        return torch.cat([self.plain(*(r[at : at + GUIDED_ROWS] for r in rows)) for at in starts])
 
     def forward(self, *rows: torch.Tensor) -> torch.Tensor:
         """Tensors whose first dimension are the rows."""
-        if self.in_pairs and len(rows[0]) > ALONE:
+        if self.in_pairs and len(rows[0]) > GUIDED_ROWS:
             return self.paired(*rows)
         return self.plain(*rows)
 
@@ -51,9 +51,10 @@ class Linear(Layer, nn.Linear):
 
 
 class Conv2d(Layer, nn.Conv2d):
-    """With `packs` its weight is kept, for small pictures on a CPU, in the order in which oneDNN
-    computes: else every call brings it there anew, for small nets a tenth of the time. The same
-    bits, for two rows and more. To be said again when the weight has changed.
+    """With `packs`, its weight is stored in oneDNN's own layout, for small images on a CPU.
+
+    Without, every call converts it, which takes a tenth of a small net's time. The bits are the
+    same for two rows and more (decision 28). Set it again after the weight has changed.
     """
 
     _packed: torch.Tensor | None = None
@@ -65,16 +66,16 @@ class Conv2d(Layer, nn.Conv2d):
 
     @packs.setter
     def packs(self, wanted: bool) -> None:
-        """Not of one cell, which is a product of matrices, nor large ones: of large nets it would
-        be a tenth of their memory, for nothing.
+        """Has no effect on 1x1 kernels, which are matrix products, and on large weights: in large
+        nets the copy would take a tenth of their memory and save nothing.
         """
         weight = self.weight
-        able = self.kernel_size != (1, 1) and weight.numel() <= MOST_NUMBERS and _packs()
+        able = self.kernel_size != (1, 1) and weight.numel() <= MAX_PACKED_WEIGHT and _packs()
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32
         self._packed, self._packed_for = None, torch.Size() if wanted and able and plain else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, whose weight may become another: it does not pack."""
+        """Copies do not pack: their weight may be replaced."""
         return {**self.__dict__, "_packed": None, "_packed_for": None}
 
     def plain(self, *rows: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,7 @@ class Conv2d(Layer, nn.Conv2d):
 
     def _convolved(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        if not self.packs or height * width > MOST_CELLS or x.dtype != torch.float32:
+        if not self.packs or height * width > MAX_PACKED_CELLS or x.dtype != torch.float32:
             return nn.Conv2d.forward(self, x)
         assert not isinstance(self.padding, str)
         geometry = (*map(list, (self.padding, self.stride, self.dilation)), self.groups)
@@ -101,8 +102,8 @@ class Conv2d(Layer, nn.Conv2d):
 
 @cache
 def _packs() -> bool:
-    """Whether this PyTorch can: the operators are its compiler's, and not public; on x86, where
-    they were tried.
+    """Whether this PyTorch has the operators, which are its compiler's and not public. Only on x86,
+    where they were tried.
     """
     names = ("_reorder_convolution_weight", "_convolution_pointwise")
     has = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -168,7 +169,7 @@ class Upsample(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries of one sequence, (rows, tokens, width), to keys and values of another."""
+    """Multi-head attention of one sequence, (rows, tokens, width), to itself or to another."""
 
     def __init__(self, width: int, context: int, heads: int, bias: bool = False) -> None:
         super().__init__()

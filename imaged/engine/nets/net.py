@@ -1,4 +1,4 @@
-"""What all nets share: a config that was checked, and weights that are all there."""
+"""Shared by all nets: checked configs, and weights checked for completeness."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Net(nn.Module):
     """A net whose weights come from a file."""
 
     config: Any
-    IGNORED: tuple[str, ...] = ()  # first parts of names in files that this net has no use for
+    IGNORED: tuple[str, ...] = ()  # prefixes of tensors in files that this net does not use
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +63,7 @@ class Net(nn.Module):
     ) -> Self:
         """The net with these weights; raises CheckpointRefused unless each has its tensor.
 
-        done: is told the bytes of each tensor that has come to its place.
+        done: called with the bytes of each tensor that was loaded.
         """
         with torch.device("meta"):
             net = cls(config)

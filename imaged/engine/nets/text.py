@@ -52,7 +52,7 @@ class TextConfig(Config):
 
 
 class SelfAttention(nn.Module):
-    """Each token looks at those before it."""
+    """Causal self-attention: a token attends to itself and to those before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -100,7 +100,9 @@ class Layer(nn.Module):
 
 
 def _table(count: int, width: int) -> nn.Embedding:
-    """Not drawn at random: on no device that would import torch's compiler, a second and more."""
+    """Without random initialization: on the meta device that would import torch's compiler, which
+    takes a second and more.
+    """
     return nn.Embedding(count, width, _weight=torch.empty(count, width))
 
 
@@ -124,7 +126,7 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(Net):
-    """77 token ids to one vector each: what the layer before the last makes of them."""
+    """77 token ids to one vector each: the output of the last layer but one."""
 
     IGNORED: tuple[str, ...] = ("embeddings.position_ids", "logit_scale", "text_projection")
     config: TextConfig
@@ -146,12 +148,13 @@ class TextEncoder(Net):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(windows, 77) ids -> (windows, 77, width), and pooled (windows, pooled width) or None.
 
-        `end`: the id of the token behind the text; the first in a window pools it. `given`:
-        vectors that stand in tokens' places. `skip`: layers before the last but one that are not
-        heard; `layers - 1` at most. `mask`: (windows, 77), 0 where no other token looks.
+        end:   id of the end token; the first one of a window is pooled.
+        given: vectors that replace tokens.
+        skip:  how many more layers to leave out before the last but one; `layers - 1` at most.
+        mask:  (windows, 77), 0 for tokens that no other attends to.
         """
         seen = None
-        if mask is not None and not mask.all():  # without one the kernel for causes is used
+        if mask is not None and not mask.all():  # without one the causal kernel is used
             seen = mask.bool()[:, None, None] & torch.ones(77, 77, device=ids.device).bool().tril()
         states = [self.embeddings(ids, given)]
         for layer in self.encoder.layers[:-1]:

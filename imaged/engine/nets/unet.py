@@ -1,7 +1,7 @@
-"""SDXL's UNet (Podell et al. 2023): what it is made of, and the way through it.
+"""SDXL's UNet (Podell et al. 2023).
 
-What depends on the prompt and on the timestep alone is handed in, not computed here: it stays the
-same from call to call (imaged/engine/nets/cached_unet.py).
+Cross-attention keys and values and the time embeddings are inputs and not computed here: they
+depend on prompt and timestep alone, not on the call (imaged/engine/nets/cached_unet.py).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        # the middle is a dropout where the net is trained; the names of the others count it
+        # Identity stands for training's dropout, so that the parameters' names agree.
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,7 +127,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention among the cells, attention to the prompt, feed forward; each beside a shortcut."""
+    """Self-attention among the cells, cross-attention to the prompt, feed forward; all residual."""
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Embedding(nn.Module):
 
 
 class UNetModel(Net):
-    """Latents and what is known beforehand -> the model's output. Modules in order of use."""
+    """Latents, time embeddings and texts -> the model's output. Modules are in order of use."""
 
     config: UNetConfig
 

@@ -1,8 +1,8 @@
-"""The package compel's own arithmetic over our text encoders, for its dialect.
+"""The dialect compel: its package's own arithmetic over our text encoders.
 
-There a weight scales what a token adds to the empty text, and what weighs less than it would is
-mixed with the text in which it is masked. The package and what it imports are optional; we read the
-text (prompt/compel.py), it makes the vectors.
+In that dialect a weight scales a token's difference from the empty text; a weight below 1 mixes in
+the text in which the token is masked. The package is optional: we parse the text
+(prompt/compel.py), it computes the vectors.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from imaged.errors import JobFailed
-from imaged.prompt.compel import MOST_PASSES, Structure, parse, windows
+from imaged.prompt.compel import MAX_PASSES, Structure, parse, windows
 from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.tokenizer import Tokenizer
 from imaged.prompt.windows import WINDOW
 
-LOST = ("couldn't find", "token sequence mismatch")  # the package its place in its own tokens
+LOST = ("couldn't find", "token sequence mismatch")  # how the package's own errors begin
 GIVEN = 1 << 20  # ids from here on are vectors of textual inversions
 
 
@@ -28,8 +28,8 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Context (77 * windows, width), pooled (width,), and the context (77, width) of no text.
 
-    Raises JobFailed without the package, for more than 64 passes, and for what the package does
-    not make anything of.
+    Raises JobFailed without the package, for more than 64 passes, and for prompts that the package
+    rejects.
     """
     try:
         from compel import Compel, ReturnedEmbeddingsType
@@ -69,10 +69,10 @@ def _bound(structure: Structure, words: _Words) -> None:
     for part in structure.parts:
         tokens = words.convert_ids_to_tokens([n for text, _ in part.spans for n in words.ids(text)])
         passes += part.passes(len(windows(tokens, WINDOW)))
-    if passes > MOST_PASSES:
+    if passes > MAX_PASSES:
         raise JobFailed(
             "prompt_too_long",
-            f"the prompt in the dialect compel should take at most {MOST_PASSES} passes of the "
+            f"the prompt in the dialect compel should take at most {MAX_PASSES} passes of the "
             f"text encoders, one for each window and each weight below 1 in it; it takes {passes}",
         )
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from imaged.engine.prompt import compel
 from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
 from imaged.prompt import A1111, Reading
 from imaged.prompt.embeddings import Embedding, Embeddings
-from imaged.prompt.windows import MOST_WINDOWS, WINDOW, Windows, read_windows
+from imaged.prompt.windows import MAX_WINDOWS, WINDOW, Windows, read_windows
 
 CACHED_PROMPTS = 256
-MOST_OVER_STEPS = 64  # windows of all texts of a prompt that changes over its steps
+MAX_OVER_STEPS = 64  # windows of all texts of a prompt that changes over its steps
 AT_A_TIME = 8  # windows in one call of a text encoder: a bound on its memory
 
 
@@ -46,7 +46,7 @@ class PromptEncoder:
         widths = [encoder.config.hidden_size for _, encoder in self._pairs]
         self.embeddings = Embeddings(embeddings, (widths[0], widths[1]), load_embedding)
         self._zero_absent = nets.force_zeros_for_empty_prompt
-        self._kept: OrderedDict[tuple[str, int, Reading, Hashable], Encoded] = OrderedDict()
+        self._cached: LRUCache[Hashable, Encoded] = LRUCache(CACHED_PROMPTS)
         self._zeros: dict[int, Encoded] = {}  # by windows: the UNet keeps what it made of a text
 
     def pair(
@@ -84,10 +84,10 @@ class PromptEncoder:
         in_use = (loras, self.embeddings.version)
         counts = {text: self._windows(text, reading, in_use) for side in read for text in side}
         count = max(counts.values())
-        if count * len(counts) > MOST_OVER_STEPS and len(counts) > 2:
+        if count * len(counts) > MAX_OVER_STEPS and len(counts) > 2:
             raise JobFailed(
                 "prompt_too_long",
-                f"what the prompts say over the steps should be at most {75 * MOST_OVER_STEPS} "
+                f"what the prompts say over the steps should be at most {75 * MAX_OVER_STEPS} "
                 f"tokens in all; it is {75 * count * len(counts)}",
             )
         made = {text: self._encode(text, count, reading, in_use) for text in counts}
@@ -105,10 +105,10 @@ class PromptEncoder:
         if reading.dialect == "compel":
             return len(self._encode(text, 0, reading, in_use).context) // (WINDOW + 2)
         count = max(len(self._read(text, reading, tokenizer).ids) for tokenizer, _ in self._pairs)
-        if count > MOST_WINDOWS:
+        if count > MAX_WINDOWS:
             raise JobFailed(
                 "prompt_too_long",
-                f"the prompt and the negative prompt should each be at most {75 * MOST_WINDOWS} "
+                f"the prompt and the negative prompt should each be at most {75 * MAX_WINDOWS} "
                 f"tokens long; one has more than {75 * (count - 1)}",
             )
         return count
@@ -118,13 +118,10 @@ class PromptEncoder:
 
     def _encode(self, text: str, count: int, reading: Reading, in_use: Hashable) -> Encoded:
         key = (text, count, reading, in_use)
-        if key not in self._kept:
+        if (encoded := self._cached.get(key)) is None:
             run = self._by_compel if reading.dialect == "compel" else self._run
-            self._kept[key] = run(text, count, reading)
-            if len(self._kept) > CACHED_PROMPTS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+            encoded = self._cached[key] = run(text, count, reading)
+        return encoded
 
     @torch.inference_mode()
     def _by_compel(self, text: str, count: int, reading: Reading) -> Encoded:

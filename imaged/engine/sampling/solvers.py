@@ -22,7 +22,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Walk:
-    """One way along a path, on basis vectors instead of latents.
+    """One run of a sampler along a path, on basis vectors instead of latents.
 
     A vector (W,) holds coefficients: place 0 is the initial unit noise, places 1 to `calls` the
     model's outputs, the rest fresh unit noises. `inputs` and `times` are what the model was asked,
@@ -58,14 +58,14 @@ class Walk:
         return unit
 
     def parts(self, x: Vector, output: Vector, alpha: float) -> tuple[Vector, Vector]:
-        """What the model takes for clean and for eps in its input x."""
+        """(clean, eps): the model's estimates of image and noise in its input x."""
         signal, noise = alpha**0.5, (1 - alpha) ** 0.5
         if self.velocity:
             return signal * x - noise * output, signal * output + noise * x
         return (x - noise * output) / signal, output
 
-    def look(self, x: Vector, sigma: float, time: float) -> tuple[Vector, Vector]:
-        """The model's clean and eps of x = clean + sigma * eps."""
+    def predict(self, x: Vector, sigma: float, time: float) -> tuple[Vector, Vector]:
+        """(clean, eps) of x = clean + sigma * eps, by one call of the model."""
         alpha = 1 / (sigma**2 + 1)
         x = alpha**0.5 * x
         return self.parts(x, self.model(x, time), alpha)
@@ -129,7 +129,7 @@ def _bashforth(outputs: Sequence[Vector]) -> Vector:
 
 
 def _transfer(walk: Walk, x: Vector, output: Vector, time: float) -> Vector:
-    """From `time` one stride on, with clean and eps as this output has them."""
+    """DDIM's step: from `time` one stride on, by this output's clean and eps."""
     clean, eps = walk.parts(x, output, walk.path.alpha(time))
     alpha = walk.path.alpha(time - walk.path.stride)
     return math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * eps
@@ -142,7 +142,7 @@ def euler(walk: Walk) -> Vector:
     """Karras et al. 2022, algorithm 1 without its second half."""
     x = walk.start()
     for time, sigma, to in walk.steps:
-        _, eps = walk.look(x, sigma, time)
+        _, eps = walk.predict(x, sigma, time)
         x = x + (to - sigma) * eps
     return x
 
@@ -152,7 +152,7 @@ def euler_ancestral(walk: Walk) -> Vector:
     x = walk.start()
     for time, sigma, to in walk.steps:
         down, up = _ancestral(sigma, to)
-        _, eps = walk.look(x, sigma, time)
+        _, eps = walk.predict(x, sigma, time)
         x = x + (down - sigma) * eps + up * walk.noise()
     return x
 
@@ -161,9 +161,9 @@ def heun(walk: Walk) -> Vector:
     """Karras et al. 2022, algorithm 1: the mean of both ends' slopes."""
     x = walk.start()
     for (time, sigma, to), next_time in zip(walk.steps, [*walk.path.timesteps[1:], 0], strict=True):
-        _, eps = walk.look(x, sigma, time)
+        _, eps = walk.predict(x, sigma, time)
         if to > 0:
-            _, ahead = walk.look(x + (to - sigma) * eps, to, next_time)
+            _, ahead = walk.predict(x + (to - sigma) * eps, to, next_time)
             eps = (eps + ahead) / 2
         x = x + (to - sigma) * eps
     return x
@@ -193,7 +193,7 @@ def lms(walk: Walk) -> Vector:
     x, sigmas = walk.start(), walk.sigmas
     slopes: list[Vector] = []  # newest first
     for i, (time, sigma, to) in enumerate(walk.steps):
-        slopes = [walk.look(x, sigma, time)[1], *slopes[:3]]
+        slopes = [walk.predict(x, sigma, time)[1], *slopes[:3]]
         nodes = sigmas[i::-1][: len(slopes)]
         x = x + sum(_lagrange(nodes, k, sigma, to) * slope for k, slope in enumerate(slopes))
     return x
@@ -206,10 +206,10 @@ def _ancestral(sigma: float, to: float) -> tuple[float, float]:
 
 def _half_way(walk: Walk, x: Vector, sigma: float, to: float, time: float) -> Vector:
     """The slope at the geometric mean of two sigmas; towards 0 the slope where x is."""
-    _, eps = walk.look(x, sigma, time)
+    _, eps = walk.predict(x, sigma, time)
     middle = (sigma * to) ** 0.5
     if middle > 0:
-        _, eps = walk.look(x + (middle - sigma) * eps, middle, walk.path.time_of(middle))
+        _, eps = walk.predict(x + (middle - sigma) * eps, middle, walk.path.time_of(middle))
     return eps
 
 
@@ -231,7 +231,7 @@ def dpm_multistep(walk: Walk) -> Vector:
     """Lu et al. 2022 (DPM-Solver++), algorithm 2; first and last step of order one."""
     x, cleans = walk.start(), list[Vector]()
     for i, (time, sigma, to) in enumerate(walk.steps):
-        cleans.append(walk.look(x, sigma, time)[0])
+        cleans.append(walk.predict(x, sigma, time)[0])
         x = _towards(_ahead(cleans, walk.sigmas, i), x, to / sigma)
     return x
 
@@ -245,7 +245,7 @@ def dpm_singlestep(walk: Walk) -> Vector:
     lambdas = -np.log(walk.sigmas[:-1])
     begin, first = x, x
     for i, (time, sigma, to) in enumerate(walk.steps):
-        clean, _ = walk.look(x, sigma, time)
+        clean, _ = walk.predict(x, sigma, time)
         if i % 2 == 1 and i < count - 1:
             share = (lambdas[i] - lambdas[i - 1]) / (lambdas[i + 1] - lambdas[i - 1])
             guess = first + (clean - first) / (2 * share)
@@ -257,11 +257,11 @@ def dpm_singlestep(walk: Walk) -> Vector:
 
 
 def unipc(walk: Walk) -> Vector:
-    """Zhao et al. 2023, UniPC-2 with B_2: DPM-Solver++'s step, set right after each look."""
+    """Zhao et al. 2023, UniPC-2 with B_2: DPM-Solver++'s step, corrected after each call."""
     x, sigmas, cleans = walk.start(), walk.sigmas, list[Vector]()
     begin = x
     for i, (time, sigma, to) in enumerate(walk.steps):
-        cleans.append(walk.look(x, sigma, time)[0])
+        cleans.append(walk.predict(x, sigma, time)[0])
         if i > 0:
             x = _towards(_corrected(cleans, sigmas, i), begin, sigma / sigmas[i - 1])
         begin = x

@@ -44,7 +44,7 @@ class Table:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that it is: two tables with the same one step alike."""
+        """SHA-256 of the whole table: equal digests sample alike."""
         found = hashlib.sha256(repr(self.draws).encode())
         for part in (self.timesteps, self.rows):
             found.update(part.numpy().tobytes())

@@ -25,7 +25,7 @@ class Waiting(Protocol):
     @property
     def calls_left(self) -> int: ...
     @property
-    def key(self) -> int: ...  # whose it is
+    def key_id(self) -> int: ...  # whose it is
     @property
     def arrived(self) -> float: ...  # seconds on the clock of `now`
     @property
@@ -35,7 +35,7 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 AGEING = 0.05  # seconds of work that a second of waiting makes up for
-MOST_PICTURES = 8  # in a call, however small they are
+MAX_PICTURES = 8  # in a call, however small they are
 FIXED_SHARE = 0.1  # calls grow until their fixed part is below this share
 SLOWED = 1.25  # while few pictures run, a newcomer may make a call so much longer
 FEW = 2
@@ -55,12 +55,12 @@ class Cost:
 
 def order(running: Sequence[W], cost: Cost, used_s: Mapping[int, float], now: float) -> list[W]:
     """The images in order of priority, the next one first."""
-    least = min((used_s.get(p.key, 0.0) for p in running), default=0.0)
+    least = min((used_s.get(p.key_id, 0.0) for p in running), default=0.0)
 
     def place(picture: W) -> float:
         left_s = picture.calls_left * cost.call_s(picture.rows * picture.pixels)
         waited_s = max(0.0, now - picture.arrived - picture.served_s)
-        return left_s - AGEING * waited_s + used_s.get(picture.key, 0.0) - least
+        return left_s - AGEING * waited_s + used_s.get(picture.key_id, 0.0) - least
 
     return sorted(running, key=place)
 
@@ -85,7 +85,7 @@ def choose(
     first, *others = order(running, cost, used_s, now)
     chosen, rows = [first], first.rows
     for picture in (p for p in others if p.shape == first.shape):
-        if len(chosen) == MOST_PICTURES:
+        if len(chosen) == MAX_PICTURES:
             break
         more = rows + picture.rows
         work, longer = padded(rows) * first.pixels, padded(more) * first.pixels
@@ -113,11 +113,11 @@ def _fullest(chosen: list[W], cost: Cost, padded: Callable[[int], int]) -> list[
     return chosen[: max(n + 1 for n, seconds in enumerate(row_s) if seconds == min(row_s))]
 
 
-def joined(used_s: Mapping[int, float], present: Collection[int], key: int) -> dict[int, float]:
-    """Device seconds by key after `key` has joined those `present`.
+def joined(used_s: Mapping[int, float], present: Collection[int], key_id: int) -> dict[int, float]:
+    """Device seconds by key after `key_id` has joined those `present`.
 
     Fair queueing: idle time earns no credit, a debt persists between two jobs.
     """
     least = min((used_s[k] for k in present if k in used_s), default=0.0)
     kept = {k: s for k, s in used_s.items() if present and (k in present or s > least)}
-    return {**kept, key: max(kept.get(key, 0.0), least)}
+    return {**kept, key_id: max(kept.get(key_id, 0.0), least)}

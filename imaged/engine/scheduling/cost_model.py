@@ -14,7 +14,7 @@ FIXED = 0.2  # share of a call that is taken for fixed until calls of two sizes 
 ALIKE = 1e-3  # of the sizes' mean squared: a variance below it tells nothing of a slope
 
 
-class Meter:
+class CostModel:
     """Weighted least squares over the calls so far; FORGET is the decay per call."""
 
     def __init__(self) -> None:

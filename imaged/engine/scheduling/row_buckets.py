@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from imaged.engine.nets.cached_unet import Unet
-from imaged.engine.nets.layers import ALONE
+from imaged.engine.nets.layers import GUIDED_ROWS
 from imaged.engine.out_of_memory import is_full
 
 BUCKETS = (2, 4, 8, 16)
@@ -30,16 +30,16 @@ ENOUGH = 10_000  # values compared: a few could be equal by chance
 #: Times as many in bfloat16 and float16: their rounding hides another order of summation in all but
 #: one value in 15,000 to 50,000 (in float32 every second to fourth value shows it).
 ROUNDED = 32
-#: Seconds. The loop waits for a trial. One that would take longer than LONGEST_S, judged after
+#: Seconds. The loop waits for a trial. One that would take longer than MAX_TRIAL_S, judged after
 #: SOON_S, is given up and images of its shape run alone: sharing gains little where calls are slow.
-LONGEST_S, SOON_S = 30.0, 1.0
+MAX_TRIAL_S, SOON_S = 30.0, 1.0
 
 
 class Buckets:
     """Batch sizes that exact images may share, by shape."""
 
     def __init__(self) -> None:
-        #: By shape and rows; under ALONE: whether the two places of a pair agree.
+        #: By shape and rows; under GUIDED_ROWS: whether the two places of a pair agree.
         self._agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
         self._agree = WeakKeyDictionary()
         #: When a trial that had no memory or time may be repeated (monotonic seconds).
@@ -61,7 +61,7 @@ class Buckets:
         paired:  every image of the batch has two rows.
         """
         bucket = fit(rows)
-        needed = ([] if paired else [ALONE]) + ([bucket] if bucket > ALONE else [])
+        needed = ([] if paired else [GUIDED_ROWS]) + ([bucket] if bucket > GUIDED_ROWS else [])
         return all(self._agrees(unet, shape, count, example) for count in needed)
 
     def _agrees(
@@ -114,13 +114,16 @@ def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | N
     began = time.monotonic()
     for n in range(batches):
         batch, pairs = _noises(rows, example, seed=rows + n), list[torch.Tensor]()
-        for at in range(0, rows, ALONE):
-            pair = [part[at : at + ALONE] for part in batch]
+        for at in range(0, rows, GUIDED_ROWS):
+            pair = [part[at : at + GUIDED_ROWS] for part in batch]
             pairs.append(unet(*pair))
-            behind = n + (at + ALONE) / (2 * rows)  # batches; the whole takes as long as its pairs
-            if _too_long(time.monotonic() - began, behind / batches):
+            done = n + (at + GUIDED_ROWS) / (2 * rows)  # the whole takes as long as its pairs
+            if _too_long(time.monotonic() - began, done / batches):
                 return None
-        whole = unet(*(part.flip(0) for part in batch)).flip(0) if rows == ALONE else unet(*batch)
+        if rows == GUIDED_ROWS:
+            whole = unet(*(part.flip(0) for part in batch)).flip(0)
+        else:
+            whole = unet(*batch)
         if not torch.equal(whole, torch.cat(pairs)):
             return False
     return True
@@ -128,7 +131,7 @@ def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | N
 
 def _too_long(seconds: float, share: float) -> bool:
     """Whether the whole will take too long, if this share of it took so many seconds."""
-    return seconds > SOON_S and seconds / share > LONGEST_S
+    return seconds > SOON_S and seconds / share > MAX_TRIAL_S
 
 
 def _noises(rows: int, example: tuple[torch.Tensor, ...], seed: int = 0) -> list[torch.Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -17,21 +16,21 @@ from imaged.store.accounts.keys import Key
 @keyed
 async def user_credits(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /v1/get-user-credits: what is left on the key, in dollars."""
-    left = await asyncio.to_thread(_left, gateway, key)
-    return JSONResponse({"credits": left, "free-credits": 0.0})
+    left = await gateway.db.query(lambda c: ledger.free(c, key.id))
+    return JSONResponse({"credits": dollars(left), "free-credits": 0.0})
 
 
 @keyed
 async def credits(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /v1/credits: left and used, in the words of the MCP server."""
-    left, used = await asyncio.to_thread(_money, gateway, key)
+    left, used = await gateway.db.query(lambda c: _money(c, key))
     return JSONResponse({"data": {"credits": {"remaining": left, "used": used}}})
 
 
 @keyed
 async def current(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /api/auth/authenticate: who the key is."""
-    left, used = await asyncio.to_thread(_money, gateway, key)
+    left, used = await gateway.db.query(lambda c: _money(c, key))
     return JSONResponse(
         {"user_id": str(key.id), "name": key.name, "credits": left, "credits_used": used}
     )
@@ -43,16 +42,6 @@ async def health(_: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def _left(gateway: Gateway, key: Key) -> float:
-    """Free credits in dollars."""
-    with gateway.db.read() as connection:
-        return dollars(ledger.free(connection, key.id))
-
-
-def _money(gateway: Gateway, key: Key) -> tuple[float, float]:
+def _money(connection: sa.Connection, key: Key) -> tuple[float, float]:
     """(free, charged so far) in dollars."""
-    with gateway.db.read() as connection:
-        return (
-            dollars(ledger.free(connection, key.id)),
-            dollars(ledger.used(connection, key.id)),
-        )
+    return dollars(ledger.free(connection, key.id)), dollars(ledger.used(connection, key.id))

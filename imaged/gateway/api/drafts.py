@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +20,7 @@ from imaged.gateway.submit.draft_option import whole
 from imaged.jobs import Job, State
 from imaged.moderation.rules import REFUSAL
 from imaged.params.image_params import ImageParams
+from imaged.params.knobs import from_form, safe_name
 from imaged.store.jobs import drafts
 
 #: Parameters that may change at a draft.
@@ -35,18 +34,14 @@ async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
     unknown = sorted(set(sent) - {"samples", *CHANGES})
     if unknown:
         raise BadParameter(
-            unknown[0][:40].encode("utf-8", "replace").decode(),
+            safe_name(unknown[0]),
             "cannot change any more; what may be sent is samples, " + ", ".join(CHANGES),
         )
     samples = _samples(sent.get("samples"), job.params.samples)
     if job.state is not State.PARKED:
         raise NotParked()
     params = await _changed(gateway, job, sent)
-
-    def go_on(connection: Any) -> bool:
-        return drafts.go_on(connection, job, samples, params, time.time())
-
-    if not await asyncio.wrap_future(gateway.writer.submit(go_on)):
+    if not await gateway.writer.write(lambda c: drafts.go_on(c, job, samples, params, time.time())):
         raise NotParked()
     after = await own_job(request, gateway)
     return JSONResponse(bodies.status(after, gateway.links(request))[1])
@@ -54,11 +49,7 @@ async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
 
 def _samples(given: Any, count: int) -> Sequence[int]:
     """Chosen image indices in order; all if the field is absent."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            given = "no list"
+    given = from_form(given)
     if given is None:
         return range(count)
     found = [whole(n, 0, count - 1) for n in given] if isinstance(given, list) else []
@@ -83,13 +74,8 @@ async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> Image
     params = replace(job.params, **given)
     if params.all_loras != job.params.all_loras:
         raise BadParameter("prompt", "should name the LoRAs that the draft was made with")
-
-    def refused() -> bool:
-        return gateway.admission.refused(params)
-
     if not given:
         return params
-    unsaid = await gateway.cpu_share.run(job.key_id, refused)
-    if unsaid:
+    if await gateway.cpu_share.run(job.key_id, lambda: gateway.admission.refused(params)):
         raise BadParameter("prompt", f"is not taken: {REFUSAL}")
     return params

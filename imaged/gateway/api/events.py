@@ -54,7 +54,7 @@ class Seen:
 
     @classmethod
     def read(cls, text: str | None) -> Seen:
-        """From an event's id; what is no such id has seen nothing."""
+        """From an event's id; any other text means that nothing was seen."""
         match = ID.fullmatch(text or "")
         return cls(match[1], *map(int, match.groups()[1:])) if match else cls()
 
@@ -63,9 +63,8 @@ class Seen:
 
     def attempt(self, job: Job) -> Seen:
         """A new attempt begins with nothing made."""
-        return (
-            self if self.epoch == job.epoch else replace(self, epoch=job.epoch, calls=0, preview=0)
-        )
+        same = self.epoch == job.epoch
+        return self if same else replace(self, epoch=job.epoch, calls=0, preview=0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ async def events(request: Request, gateway: Gateway, job: Job) -> Response:
 
 
 class Stream(StreamingResponse):
-    """It ends with its client, and it is cut some time after its own end was due: a reader that
-    has stopped reading holds it up.
+    """Ends when its client leaves, and is cut GRACE_S after LIFE_S: a client that has stopped
+    reading would keep it open.
     """
 
     def __init__(self, chunks: AsyncGenerator[str]) -> None:
@@ -137,7 +136,7 @@ async def follow(
 
 
 def news(job: Job, preview: Preview | None, seen: Seen, links: Links) -> Iterator[Event]:
-    """What is new about a job to one who has `seen` so much."""
+    """The events for a client that has `seen` so much."""
     seen, moved = seen.attempt(job), (job.state, job.epoch) != (seen.state, seen.epoch)
     if moved and not job.state.final:
         seen = replace(seen, state=job.state)

@@ -64,11 +64,8 @@ async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
 
     A draft that was shown is charged.
     """
-    await asyncio.wrap_future(
-        gateway.writer.submit(
-            lambda c: queue.cancel(c, job.id, time.time(), gateway.settings.retention_s)
-        )
-    )
+    retention_s = gateway.settings.retention_s
+    await gateway.writer.write(lambda c: queue.cancel(c, job.id, time.time(), retention_s))
     after = await own_job(request, gateway)
     return _json(after, 200, bodies.status(after, gateway.links(request))[1])
 
@@ -93,7 +90,7 @@ async def _admit(
     def drafted(params: ImageParams) -> RequestOptions:
         return replace(options, draft_steps=read_draft(sent, params.num_inference_steps))
 
-    if sent.get(quotes.FIELD) is not None:
+    if sent.get(quotes.QUOTE_ID) is not None:
         quote = quotes.redeem(gateway.secret, sent, key.id, model)
         if time.time() > quote.until and not await gateway.admission.repeats(key, options):
             raise quotes.expired()
@@ -105,10 +102,9 @@ async def _admit(
 
 async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
     """The answer of v1 once the job has ended; 504 if it still runs."""
-    job_id, wait_s = admitted.job_id, gateway.settings.wait_s
-    job = await gateway.reader.wait_for_end(admitted.key, job_id, wait_s, request.receive)
+    job = await gateway.wait_for(request, admitted)
     if not job.state.final:
-        return error_response(StillRunning(job_id))
+        return error_response(StillRunning(job.id))
     if job.state is not State.COMPLETED:
         return bodies.failed(job, gateway.links(request))
     files, links = await gateway.files(job), gateway.links(request)

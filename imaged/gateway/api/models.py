@@ -31,12 +31,9 @@ async def list_models(request: Request) -> Response:
     """
     gateway = Gateway.of(request)
     admission = gateway.admission
-
-    def states() -> dict[str, ModelState]:
-        with gateway.db.read() as connection:
-            return model_demand.states(connection, time.time() - gateway.settings.lease_s)
-
-    offered, found = await admission.catalogue(), await asyncio.to_thread(states)
+    oldest = time.time() - gateway.settings.lease_s
+    offered = await admission.catalogue()
+    found = await gateway.db.query(lambda c: model_demand.states(c, oldest))
     return JSONResponse(
         {
             "models": [

@@ -86,13 +86,8 @@ def _drafted(steps: int, params: ImageParams, cost: int) -> dict[str, Any]:
     if not steps:
         return {}
     calls = calls_before(params.scheduler, steps) * params.samples
-    return {
-        "draft": {
-            "steps": steps,
-            "unet_calls": calls,
-            "cost": dollars(price_of_calls(cost, calls, params)),
-        }
-    }
+    owed = dollars(price_of_calls(cost, calls, params))
+    return {"draft": {"steps": steps, "unet_calls": calls, "cost": owed}}
 
 
 def _expected(

@@ -22,7 +22,7 @@ from imaged.jobs import State
 from imaged.provenance import receipts
 from imaged.store.accounts.keys import Key
 
-FIELD = "receipt"
+RECEIPT = "receipt"
 
 
 @public
@@ -34,20 +34,18 @@ async def signer(request: Request) -> Response:
 @keyed
 async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
-    receipt = _read((await request_body.read(request)).get(FIELD))
+    receipt = _read((await request_body.read(request)).get(RECEIPT))
     model = await gateway.admission.model(receipt["model"], key)
     ours = receipt["key"] == gateway.signer  # made here, perhaps under an alias with wider bounds
     knobs = widened(model.knobs) if ours else model.knobs
     params, unknown = parse_params(request, {**receipt["request"], "samples": 1}, knobs)
     if unknown:
-        raise BadParameter(FIELD, f"asks for what is not known here: {unknown[0]}")
+        raise BadParameter(RECEIPT, f"asks for what is not known here: {unknown[0]}")
     options = read_options(request.headers)
     if ours:  # other receipts must not choose the dtypes of checkpoints here
         options = replace(options, made_in=receipts.made_in(receipt))
     admitted = await gateway.admission.admit(key, model, params, options)
-    job = await gateway.reader.wait_for_end(
-        key, admitted.job_id, gateway.settings.wait_s, request.receive
-    )
+    job = await gateway.wait_for(request, admitted)
     links = gateway.links(request)
     if not job.state.final:
         raise StillRunning(job.id)
@@ -67,9 +65,9 @@ def _read(given: object) -> dict[str, Any]:
     try:
         receipt = receipts.read(given)
     except ReceiptRefused as error:
-        raise BadParameter(FIELD, f"cannot be taken: {error.detail}") from error
+        raise BadParameter(RECEIPT, f"cannot be taken: {error.detail}") from error
     if receipt["varied"]:
-        raise BadParameter(FIELD, "is of a picture whose request changed on its way")
+        raise BadParameter(RECEIPT, "is of a picture whose request changed on its way")
     return receipt
 
 

@@ -1,7 +1,7 @@
-"""GET /v2/requests/{id}/status: what every waiting client asks for every second.
+"""GET /v2/requests/{id}/status, which every waiting client asks for every second.
 
-Plain ASGI in front of the framework: no routing, no request object, one coalesced read; and what
-was answered may be given again (see `kept`).
+Plain ASGI in front of the framework: no routing, no request object, one coalesced read; answers may
+come from the response cache (transport/response_cache.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from imaged.jobs import State
 log = logging.getLogger(__name__)
 
 PATH = re.compile(r"/v2/requests/([^/]+)/status")
-LONGEST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -103,7 +103,7 @@ def _with_preview(query: Mapping[str, list[str]]) -> bool:
 
 def _wait_s(query: Mapping[str, list[str]]) -> float:
     """?wait=S: answer when the job has ended, or after S seconds."""
-    return read_wait(next(filter(None, query.get("wait", [])), "0"), LONGEST_WAIT_S)
+    return read_wait(next(filter(None, query.get("wait", [])), "0"), MAX_WAIT_S)
 
 
 def _problem(problem: ImagedError) -> Answer:

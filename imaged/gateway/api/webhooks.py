@@ -5,16 +5,13 @@ The original's answers are not published; these have its field names and no more
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import BadParameter, UnknownWebhook, WrongContentType
+from imaged.errors import BadParameter, UnknownWebhook
 from imaged.gateway.auth import keyed
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.units import utc
@@ -23,14 +20,13 @@ from imaged.store.accounts.keys import Key
 from imaged.store.webhooks import subscriptions
 from imaged.store.webhooks.subscriptions import TYPES, Event, Webhook
 
-T = TypeVar("T")
 DISPATCH = {"WAITING": "PENDING", "DELIVERED": "DELIVERED", "DEAD": "FAILED"}
 
 
 @keyed
 async def listing(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/get: the key's webhooks."""
-    mine = await _read(gateway, lambda c: subscriptions.of_key(c, key.id))
+    mine = await gateway.db.query(lambda c: subscriptions.of_key(c, key.id))
     return JSONResponse({"webhooks": [shown(webhook) for webhook in mine]})
 
 
@@ -38,7 +34,9 @@ async def listing(request: Request, gateway: Gateway, key: Key) -> Response:
 async def add(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /webhook/add: a new webhook; this answer alone shows its secret."""
     url, types, _ = await _subscription(request, gateway)
-    webhook = await _write(gateway, lambda c: subscriptions.add(c, key.id, url, types, time.time()))
+    webhook = await gateway.writer.write(
+        lambda c: subscriptions.add(c, key.id, url, types, time.time())
+    )
     secret = subscriptions.secret_of(gateway.secret, webhook.id)
     return JSONResponse({**shown(webhook), "secret": secret})
 
@@ -48,8 +46,8 @@ async def update(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /webhook/update: another URL or other events for a webhook."""
     url, types, body = await _subscription(request, gateway)
     webhook_id = _id(body.get("webhook_id"))
-    changed = await _write(
-        gateway, lambda c: subscriptions.update(c, key.id, webhook_id, url, types)
+    changed = await gateway.writer.write(
+        lambda c: subscriptions.update(c, key.id, webhook_id, url, types)
     )
     return JSONResponse(shown(changed))
 
@@ -58,7 +56,9 @@ async def update(request: Request, gateway: Gateway, key: Key) -> Response:
 async def inactive(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/inactive?webhook_id=: the vendor's way to delete one."""
     webhook_id = _id(request.query_params.get("webhook_id"))
-    await _write(gateway, lambda c: subscriptions.deactivate(c, key.id, webhook_id, time.time()))
+    await gateway.writer.write(
+        lambda c: subscriptions.deactivate(c, key.id, webhook_id, time.time())
+    )
     return JSONResponse({"webhook_id": webhook_id, "is_active": False})
 
 
@@ -66,7 +66,7 @@ async def inactive(request: Request, gateway: Gateway, key: Key) -> Response:
 async def dispatch_logs(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /webhook/dispatch-logs?webhook_id=: the newest hundred, for a week."""
     webhook_id = _id(request.query_params.get("webhook_id"))
-    log = await _read(gateway, lambda c: subscriptions.log_of(c, key.id, webhook_id))
+    log = await gateway.db.query(lambda c: subscriptions.log_of(c, key.id, webhook_id))
     return JSONResponse({"webhook_id": webhook_id, "logs": [logged(event) for event in log]})
 
 
@@ -95,26 +95,11 @@ def logged(event: Event) -> dict[str, Any]:
     }
 
 
-async def _read(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
-    def read() -> T:
-        with gateway.db.read() as connection:
-            return work(connection)
-
-    return await asyncio.to_thread(read)
-
-
-async def _write(gateway: Gateway, work: Callable[[sa.Connection], T]) -> T:
-    return await asyncio.wrap_future(gateway.writer.submit(work))
-
-
 async def _subscription(
     request: Request, gateway: Gateway
 ) -> tuple[str, list[str], dict[str, Any]]:
     """URL, event types and the whole body; raises BadParameter."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise WrongContentType()
-    body = request_body.read_json(await request.body())
+    body = await request_body.read_object(request)
     url = str(gateway.url_guard.check(body.get("webhook_url")))
     event = body.get("event")
     types = event.get("types") if isinstance(event, dict) else None

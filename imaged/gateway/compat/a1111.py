@@ -11,7 +11,6 @@ import base64
 import json
 import time
 from collections.abc import Mapping
-from functools import wraps
 from typing import Any
 
 from starlette.requests import Request
@@ -19,10 +18,10 @@ from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.errors import BadParameter, ImagedError
-from imaged.gateway.auth import Endpoint, keyed
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
+from imaged.gateway.submit import request_body
 from imaged.jobs import Job
 from imaged.provenance.infotext import A1111_NAMES, infotext
 from imaged.sampling.schedulers import SCHEDULERS
@@ -71,27 +70,19 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def translate_errors(endpoint: Endpoint) -> Endpoint:
-    """Errors in A1111's form, with our code."""
-
-    @wraps(endpoint)
-    async def inner(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except ImagedError as problem:
-            text = problem.detail
-            body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
-            headers = error_headers(problem)
-            return JSONResponse(body, problem.status or 500, headers=headers)
-
-    return inner
+def _error(problem: ImagedError) -> Response:
+    text = problem.detail
+    body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
+    return JSONResponse(body, problem.status or 500, headers=error_headers(problem))
 
 
-@translate_errors
-@keyed
+route = shared.dialect(_error)
+
+
+@route
 async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /sdapi/v1/txt2img: pictures from a prompt, as PNG with infotext."""
-    given = await shared.read(request)
+    given = await request_body.read_object(request)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     _no_scripts(given)
     slug = _slug(given)
@@ -104,15 +95,13 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     return with_rate_headers(answer, admitted.rate, admitted.replayed)
 
 
-@translate_errors
-@keyed
+@route
 async def samplers(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/samplers: A1111's names of the samplers that are the same here."""
     return JSONResponse([{"name": name, "aliases": [], "options": {}} for name in OFFERED])
 
 
-@translate_errors
-@keyed
+@route
 async def schedulers(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/schedulers: the named schedules."""
     return JSONResponse(
@@ -120,15 +109,13 @@ async def schedulers(_: Request, gateway: Gateway, key: Key) -> Response:
     )
 
 
-@translate_errors
-@keyed
+@route
 async def scripts(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/scripts: there are none."""
     return JSONResponse({"txt2img": [], "img2img": []})
 
 
-@translate_errors
-@keyed
+@route
 async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/sd-models: what this key may ask for; a title chooses by override_settings."""
     mine = await gateway.admission.models(key)
@@ -147,31 +134,23 @@ async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
     )
 
 
-@translate_errors
-@keyed
+@route
 async def loras(_: Request, gateway: Gateway, __: Key) -> Response:
     """GET /sdapi/v1/loras: the LoRA files that a prompt may name as <lora:NAME:WEIGHT>."""
     names = await asyncio.to_thread(gateway.settings.lora_names)
     return JSONResponse([{"name": n, "alias": n, "path": "", "metadata": {}} for n in names])
 
 
-@translate_errors
-@keyed
+@route
 async def options(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/options: what a request gets that names no model."""
     return JSONResponse({"sd_model_checkpoint": DEFAULT_SLUG, "samples_format": "png"})
 
 
-@translate_errors
-@keyed
+@route
 async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /sdapi/v1/progress: how far this key's oldest open job is."""
-
-    def still_open() -> list[str]:
-        with gateway.db.read() as connection:
-            return queue.open_of(connection, key.id)
-
-    ids = await asyncio.to_thread(still_open)
+    ids = await gateway.db.query(lambda c: queue.open_of(c, key.id))
     job = await gateway.reader.job(key, ids[0]) if ids else None
     steps = job.params.num_inference_steps if job else 0
     share = job.calls_done / job.unet_calls if job else 0.0
@@ -185,15 +164,8 @@ async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
         "sampling_step": int(share * steps),
         "sampling_steps": steps,
     }
-    return JSONResponse(
-        {
-            "progress": share,
-            "eta_relative": 0.0,
-            "state": state,
-            "current_image": None,
-            "textinfo": None,
-        }
-    )
+    body = {"progress": share, "eta_relative": 0.0, "state": state}
+    return JSONResponse({**body, "current_image": None, "textinfo": None})
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:

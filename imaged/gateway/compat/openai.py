@@ -6,7 +6,6 @@ import asyncio
 import base64
 import re
 from collections.abc import Mapping
-from functools import wraps
 from typing import Any
 
 from starlette.requests import Request
@@ -21,11 +20,11 @@ from imaged.errors import (
     StillRunning,
     UnknownModel,
 )
-from imaged.gateway.auth import Endpoint, keyed
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
 from imaged.gateway.present.links import Links
+from imaged.gateway.submit import request_body
 from imaged.jobs import Job
 from imaged.store.accounts.keys import Key
 
@@ -43,24 +42,35 @@ QUALITIES = ("auto", "standard", "hd", "low", "medium", "high")
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def translate_errors(endpoint: Endpoint) -> Endpoint:
-    """Errors in OpenAI's form; x-should-retry: false where a retry cannot help."""
+def _error(problem: ImagedError) -> Response:
+    """In OpenAI's form; x-should-retry: false where a retry cannot help."""
+    status = problem.status or 500
+    kind, code = TYPES.get(status, "invalid_request_error"), problem.code
+    if isinstance(problem, NoCredits):
+        status, kind, code = 429, "insufficient_quota", "insufficient_quota"
+    elif isinstance(problem, UnknownModel):
+        code = "model_not_found"
+    elif status >= 500:
+        kind = "server_error"
+    body = {
+        "message": problem.detail,
+        "type": kind,
+        "param": problem.field if isinstance(problem, BadParameter) else None,
+        "code": code,
+    }
+    answer = JSONResponse({"error": body}, status, headers=error_headers(problem))
+    if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
+        answer.headers["x-should-retry"] = "false"
+    return answer
 
-    @wraps(endpoint)
-    async def inner(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except ImagedError as problem:
-            return _error(problem)
 
-    return inner
+route = shared.dialect(_error)
 
 
-@translate_errors
-@keyed
+@route
 async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /openai/v1/images/generations: pictures from a prompt."""
-    given = await shared.read(request)
+    given = await request_body.read_object(request)
     answer_with = _one_of(given, "response_format", ("url", "b64_json"))
     _one_of(given, "quality", QUALITIES)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
@@ -73,16 +83,14 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     return with_rate_headers(answer, admitted.rate, admitted.replayed)
 
 
-@translate_errors
-@keyed
+@route
 async def list_models(_: Request, gateway: Gateway, key: Key) -> Response:
     """GET /openai/v1/models: the slugs that this key may ask for."""
     mine = [_model(*pair) for pair in (await gateway.admission.models(key)).items()]
     return JSONResponse({"object": "list", "data": mine})
 
 
-@translate_errors
-@keyed
+@route
 async def one_model(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /openai/v1/models/{slug}: one of them."""
     slug = request.path_params["slug"]
@@ -133,24 +141,3 @@ def _one_of(given: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> st
     if value not in allowed or not isinstance(value, str):
         raise BadParameter(name, "should be one of " + ", ".join(f'"{word}"' for word in allowed))
     return value
-
-
-def _error(problem: ImagedError) -> Response:
-    status = problem.status or 500
-    kind, code = TYPES.get(status, "invalid_request_error"), problem.code
-    if isinstance(problem, NoCredits):
-        status, kind, code = 429, "insufficient_quota", "insufficient_quota"
-    elif isinstance(problem, UnknownModel):
-        code = "model_not_found"
-    elif status >= 500:
-        kind = "server_error"
-    body = {
-        "message": problem.detail,
-        "type": kind,
-        "param": problem.field if isinstance(problem, BadParameter) else None,
-        "code": code,
-    }
-    answer = JSONResponse({"error": body}, status, headers=error_headers(problem))
-    if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
-        answer.headers["x-should-retry"] = "false"
-    return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -24,7 +23,7 @@ from imaged.store.jobs.history import Entry, Search
 
 LIST_KEY = "Inference Segmind Model Information List With Details"
 PAGE = 20
-LONGEST_WINDOW_DAYS = 31
+MAX_WINDOW_DAYS = 31
 PRICED = {"samples", "scheduler", "num_inference_steps", "img_width", "img_height"}
 STATES = {
     "COMPLETED": (State.COMPLETED,),
@@ -96,12 +95,7 @@ async def request_history(request: Request, gateway: Gateway, key: Key) -> Respo
 async def request_record(request: Request, gateway: Gateway, key: Key) -> Response:
     """GET /inference-request/request-history/{request_id}: one of the key's own requests."""
     request_id = request.path_params["request_id"]
-
-    def read() -> Entry | None:
-        with gateway.db.read() as connection:
-            return history.one(connection, key.id, request_id)
-
-    entry = await asyncio.to_thread(read)
+    entry = await gateway.db.query(lambda c: history.one(c, key.id, request_id))
     if entry is None:
         raise UnknownRequest(f"Request {request_id[:64]} not found")
     return JSONResponse(_record(entry, gateway.links(request))[0])
@@ -111,12 +105,10 @@ async def _page(
     request: Request, gateway: Gateway, key: Key, search: Search, per_page: int, rows: Any
 ) -> Response:
     page = _number(request, "page", 1, 1_000_000)
-
-    def read() -> tuple[list[Entry], int]:
-        with gateway.db.read() as connection:
-            return history.find(connection, key.id, search, (page - 1) * per_page, per_page)
-
-    entries, total = await asyncio.to_thread(read)
+    first = (page - 1) * per_page
+    entries, total = await gateway.db.query(
+        lambda c: history.find(c, key.id, search, first, per_page)
+    )
     links = gateway.links(request)
     data = [row for entry in entries for row in rows(entry, links)]
     return JSONResponse({"data": data, "page": page, "per_page": per_page, "total": total})
@@ -250,6 +242,6 @@ def _window(request: Request) -> tuple[float, float]:
     before, after = _day(request, "to_date", end=True), _day(request, "from_date")
     before = datetime.now(UTC).timestamp() + 86_400 if before is None else before
     after = before - 8 * 86_400 if after is None else after
-    if before - after > LONGEST_WINDOW_DAYS * 86_400 + 86_400:
-        raise BadParameter("from_date", f"should be at most {LONGEST_WINDOW_DAYS} days back")
+    if before - after > MAX_WINDOW_DAYS * 86_400 + 86_400:
+        raise BadParameter("from_date", f"should be at most {MAX_WINDOW_DAYS} days back")
     return after, before

@@ -1,19 +1,21 @@
-"""Shared by the dialects: bodies, running a job to its end, refusing fields by name."""
+"""Shared by the dialects: the form of errors, running a job to its end, refusing fields by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from imaged.catalogue.aliases import widened
 from imaged.catalogue.model import Model
-from imaged.errors import BadParameter, JobFailed, StillRunning, WrongContentType
+from imaged.errors import BadParameter, ImagedError, JobFailed, StillRunning
+from imaged.gateway.auth import Endpoint, Handler, keyed
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.headers import safety_header
-from imaged.gateway.submit import request_body
 from imaged.gateway.submit.admission import Admitted
 from imaged.gateway.submit.options import read_options
 from imaged.jobs import Job, State
@@ -21,12 +23,22 @@ from imaged.params.image_params import read_params
 from imaged.store.accounts.keys import Key
 
 
-async def read(request: Request) -> dict[str, Any]:
-    """The JSON object of the body; raises WrongContentType, MalformedBody or BadParameter."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise WrongContentType("Invalid content type: send application/json")
-    return request_body.read_json(await request.body())
+def dialect(answer: Callable[[ImagedError], Response]) -> Callable[[Handler], Endpoint]:
+    """A `keyed` for the handlers of one dialect: `answer` gives errors that dialect's form."""
+
+    def decorate(handler: Handler) -> Endpoint:
+        inner = keyed(handler)
+
+        @wraps(inner)
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except ImagedError as problem:
+                return answer(problem)
+
+        return endpoint
+
+    return decorate
 
 
 async def run_and_wait(
@@ -50,8 +62,7 @@ async def run_and_wait(
         raise BadParameter(theirs, problem.detail.removeprefix(problem.field).strip()) from None
     options = read_options(request.headers)
     admitted = await gateway.admission.admit(key, model, read, options)
-    wait_s = gateway.settings.wait_s
-    job = await gateway.reader.wait_for_end(key, admitted.job_id, wait_s, request.receive)
+    job = await gateway.wait_for(request, admitted)
     if not job.state.final:
         raise StillRunning(job.id)
     if job.state is not State.COMPLETED:

@@ -16,11 +16,11 @@ from starlette.routing import Route
 import imaged
 from imaged.errors import ImagedError, Refused, StillRunning, Unavailable
 from imaged.gateway.api.events import LIFE_S
-from imaged.gateway.api.status import LONGEST_WAIT_S
+from imaged.gateway.api.status import MAX_WAIT_S
 from imaged.gateway.auth import VERBS, marks, public
 from imaged.gateway.compat import segmind
 from imaged.gateway.openapi import schemas
-from imaged.gateway.submit.options import CANCEL_AFTER, IDEMPOTENCY_KEY, LONGEST_CANCEL_S
+from imaged.gateway.submit.options import CANCEL_AFTER, IDEMPOTENCY_KEY, MAX_CANCEL_S
 from imaged.params.knobs import KNOBS, WIDEST
 from imaged.sampling.schedulers import STEPS
 
@@ -28,19 +28,21 @@ STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
 WORKS = ("/v1/{slug}", "/v2/{slug}", "/v2/{slug}/preflight")
 DIALECTS = (schemas.OPENAI, schemas.SDAPI)
-FEWEST, MOST = WIDEST["num_inference_steps"]
+MIN_STEPS, MAX_STEPS = WIDEST["num_inference_steps"]
+#: Media types of answers that are neither JSON nor a file.
+TEXTS = {EVENTS: "text/event-stream", "/metrics": "text/plain", "/docs": "text/html"}
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: Query parameters by path.
 QUERIES: dict[str, dict[str, Any]] = {
     STATUS: {
-        "wait": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S},
+        "wait": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S},
         "preview": {"enum": ["0", "1"]},
     },
     "/v1/schedulers": {
         "model": {"type": "string"},
         "profile": {"enum": list(STEPS)},
-        "steps": {"type": "integer", "minimum": FEWEST, "maximum": MOST},
+        "steps": {"type": "integer", "minimum": MIN_STEPS, "maximum": MAX_STEPS},
     },
     EVENTS: {"wait": {"type": "number", "minimum": 0, "maximum": LIFE_S}},
     "/webhook/inactive": {"webhook_id": {"type": "string"}},
@@ -71,7 +73,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     **{
         path: {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
-            CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_CANCEL_S},
+            CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CANCEL_S},
         }
         for path in (*WORKS[:2], *DIALECTS, "/v2/replay")
     },
@@ -213,12 +215,8 @@ def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
     }
     if path in (WORKS[0], "/files/{name}"):
         content |= {"image/jpeg": binary, "image/png": binary}
-    if path == EVENTS:
-        content = {"text/event-stream": {"schema": {"type": "string"}}}
-    if path == "/metrics":
-        content = {"text/plain": {"schema": {"type": "string"}}}
-    if path == "/docs":
-        content = {"text/html": {"schema": {"type": "string"}}}
+    if path in TEXTS:
+        content = {TEXTS[path]: {"schema": schemas.TEXT}}
     refusals = [kind for kind in _refusals(Refused) if _may(kind, verb, mark)]
     found: dict[str, Any] = {"200": {"description": "It worked.", "content": content}}
     for kind in sorted(refusals, key=lambda kind: kind.status or 0):

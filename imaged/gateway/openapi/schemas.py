@@ -15,7 +15,7 @@ from imaged.gateway.present import bodies
 from imaged.gateway.submit import quotes
 from imaged.jobs import State
 from imaged.params.knobs import KNOBS, Knob
-from imaged.params.loras import LORA_NAME, MOST_LORAS, MOST_WEIGHT
+from imaged.params.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.provenance.receipts import FACTS
 from imaged.store.webhooks.subscriptions import TYPES
 
@@ -34,7 +34,7 @@ _LORA: Schema = {
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
-        "weight": {"type": "number", "minimum": -MOST_WEIGHT, "maximum": MOST_WEIGHT},
+        "weight": {"type": "number", "minimum": -MAX_LORA_WEIGHT, "maximum": MAX_LORA_WEIGHT},
     },
     "additionalProperties": False,
 }
@@ -51,7 +51,7 @@ def knob(one: Knob) -> Schema:
         item = {"type": "integer", **bounds}
         found |= {"minItems": 2, "maxItems": 2, "items": item} if one.kind == "pair" else bounds
     if one.kind == "loras":
-        found |= {"maxItems": MOST_LORAS, "items": {"anyOf": [TEXT, _LORA]}}
+        found |= {"maxItems": MAX_LORAS, "items": {"anyOf": [TEXT, _LORA]}}
     if one.multiple > 1:
         found["multipleOf"] = one.multiple
     if one.choices:
@@ -108,7 +108,7 @@ DRAFTED = request(
         }
     },
 )
-QUOTED = request({quotes.FIELD: {"type": "string", "minLength": 1}})
+QUOTED = request({quotes.QUOTE_ID: {"type": "string", "minLength": 1}})
 
 # -- requests ---------------------------------------------------------------------------------
 

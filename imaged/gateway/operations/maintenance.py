@@ -45,7 +45,7 @@ def _chores_once(gateway: Gateway) -> None:
         )
         if s.history_s > 0:
             history.keep(connection, now)
-        history.forget(connection, now - s.history_s)
+        history.expire(connection, now - s.history_s)
         gone = queue.expire(connection, now)
     for job in gone:  # after the commit: no row may point to a missing file
         try:

@@ -24,9 +24,8 @@ WIRE = {State.CANCELLED: State.FAILED, State.PARKED: State.PROCESSING}
 
 
 def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Response:
-    body = {"request_id": job_id, "status": State.QUEUED, **links.job(job_id)}
-    if warnings:
-        return JSONResponse({**body, "warnings": list(warnings)}, headers={"x-request-id": job_id})
+    body: dict[str, Any] = {"request_id": job_id, "status": State.QUEUED, **links.job(job_id)}
+    body |= {"warnings": list(warnings)} if warnings else {}
     return JSONResponse(body, headers={"x-request-id": job_id})
 
 
@@ -133,11 +132,8 @@ def metrics(job: Job) -> dict[str, float]:
     if not job.state.final or job.finished_at is None:
         return {}
     started = job.started_at or job.finished_at
-    found = {
-        "inference_time": round(job.finished_at - started, 6),
-        "queue_time": round(started - job.created_at, 6),
-        "total_time": round(job.finished_at - job.created_at, 6),
-    }
+    waited = waits(job.created_at, started, job.finished_at)
+    found = {"inference_time": round(job.finished_at - started, 6), **waited}
     if job.state is State.COMPLETED and job.result:
         found["inference_time"] = job.result["inference_s"]
         found["cost"] = dollars(job.cost_micros)
@@ -147,6 +143,14 @@ def metrics(job: Job) -> dict[str, float]:
     elif job.remaining_micros is not None:
         found["cost"] = dollars(job.cost_micros)
     return found
+
+
+def waits(created_at: float, started_at: float, finished_at: float) -> dict[str, float]:
+    """Seconds from submit to start, and to the end."""
+    return {
+        "queue_time": round(started_at - created_at, 6),
+        "total_time": round(finished_at - created_at, 6),
+    }
 
 
 def picture(job: Job, links: Links, files: Sequence[bytes]) -> Response:

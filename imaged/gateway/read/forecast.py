@@ -56,7 +56,7 @@ def forecast(model: str, work: float, pace: Pace, slots: int) -> Forecast | None
     other = median(rate for found in rates.values() for rate in found)
     mine = Open(model, work)
     needs = [job.work * usual.get(job.model, other) for job in (*pace.ahead, mine)]
-    begins, ends = play(needs, pace.workers * slots, pace.workers)
+    begins, ends = simulate(needs, pace.workers * slots, pace.workers)
     spread = _spread([rate / usual[model] for rate in rates[model]])
     return Forecast(
         Interval.around(begins, spread), Interval.around(ends - begins, spread), len(rates[model])
@@ -74,7 +74,7 @@ def device_seconds(past: Sequence[Past], devices: int) -> list[float]:
     return used
 
 
-def play(needs: Sequence[float], slots: int, devices: int) -> tuple[float, float]:
+def simulate(needs: Sequence[float], slots: int, devices: int) -> tuple[float, float]:
     """Simulate: when the last of these jobs begins and ends, taken in order into the slots."""
     now, begins, inside = 0.0, math.inf, list[float]()
     waiting = list(needs[::-1])

@@ -14,7 +14,7 @@ from imaged.jobs import JobStatus
 log = logging.getLogger(__name__)
 
 REST = 4  # pause after a read, times its duration: reads take a fifth of the time at most
-LONGEST_REST_S = 0.05
+MAX_REST_S = 0.05
 
 Moved = Callable[[JobStatus | None], bool]
 
@@ -81,12 +81,12 @@ class JobWatcher:
         """Until cancelled by the last waiter."""
         while True:
             self._stir.clear()
-            await asyncio.sleep(await self._look())
+            await asyncio.sleep(await self._poll())
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._cache.watch.pause_s):
                     await self._stir.wait()
 
-    async def _look(self) -> float:
+    async def _poll(self) -> float:
         """Read and wake; returns the pause after it in seconds."""
         if self._stopping():
             self._wake(lambda *_: True)
@@ -100,13 +100,13 @@ class JobWatcher:
         except Exception:  # the waiters read the store themselves and report it
             log.exception("the store did not say where jobs stand")
             self._wake(lambda *_: True)
-            return LONGEST_REST_S
+            return MAX_REST_S
         self._wake(lambda job_id, moved: job_id in ids and moved(found.get(job_id)))
-        return min(REST * (time.monotonic() - begun), LONGEST_REST_S)
+        return min(REST * (time.monotonic() - begun), MAX_REST_S)
 
     def _to_read(self) -> set[str]:
         """All jobs that are waited for after a write, else those of new waiters."""
-        self._cache.look()
+        self._cache.check()
         new, self._new = self._new, set()
         if self._writes == self._cache.writes:
             return new

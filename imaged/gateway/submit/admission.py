@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
+from cachetools import LRUCache, TTLCache
 
-from imaged.catalogue.aliases import Aliases, over
+from imaged.catalogue.aliases import Aliases, merge_knobs
 from imaged.catalogue.model import Model, price_micros
 from imaged.errors import (
     BadParameter,
@@ -28,8 +29,9 @@ from imaged.errors import (
 from imaged.gateway.submit.options import fingerprint
 from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, new_job_id
 from imaged.moderation.rules import REASON, REFUSAL, Rules
+from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import ImageParams
-from imaged.params.loras import MOST_LORAS, MOST_WEIGHT
+from imaged.params.loras import MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.store import catalogue
 from imaged.store.accounts import keys, rate_limits
 from imaged.store.accounts.keys import Key
@@ -40,6 +42,7 @@ from imaged.store.sql.group_commit import Writer
 log = logging.getLogger(__name__)
 
 FRESH_S = 2.0  # keys and catalogue are cached so long
+CACHED_KEYS = 10_000
 HIGHEST_SEED = 999_999_999_999_999
 
 
@@ -74,30 +77,26 @@ class Admission:
     ) -> None:
         self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
         self._rules, self._retention_s, self._loras = rules, retention_s, loras
-        self._keys: dict[str, tuple[float, Key]] = {}
+        self._keys: TTLCache[str, Key] = TTLCache(CACHED_KEYS, FRESH_S)
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
-        self._next_at: dict[int, float] = {}  # when a key may submit again, monotonic seconds
+        #: When a key may submit again, monotonic seconds.
+        self._next_at: LRUCache[int, float] = LRUCache(CACHED_KEYS)
 
     async def key(self, header: str | None) -> Key:
         """The holder of an `x-api-key` header; raises KeyMissing or KeyInvalid."""
         if not header:
             raise KeyMissing()
-        known = self._keys.get(header)
-        if known and known[0] > time.monotonic():
-            return known[1]
-        key = await asyncio.to_thread(self._find, header)
-        if key is None:
-            self._keys.pop(header, None)
-            raise KeyInvalid()
-        if len(self._keys) > 10_000:
-            self._keys.clear()
-        self._keys[header] = (time.monotonic() + FRESH_S, key)
+        if (key := self._keys.get(header)) is None:
+            key = await self._db.query(lambda c: keys.find(c, self._secret, header))
+            if key is None:
+                raise KeyInvalid()
+            self._keys[header] = key
         return key
 
     async def catalogue(self) -> Mapping[str, Model]:
         until, offered = self._catalogue
         if until < time.monotonic():
-            offered = await asyncio.to_thread(self._read)
+            offered = await self._db.query(catalogue.catalogue)
             self._catalogue = (time.monotonic() + FRESH_S, offered)
         return offered
 
@@ -116,7 +115,7 @@ class Admission:
             raise ModelForbidden()
         if knobs is None or model.slug == slug:
             return model
-        return replace(model, knobs=over(model.knobs, knobs))
+        return replace(model, knobs=merge_knobs(model.knobs, knobs))
 
     async def models(self, key: Key) -> dict[str, Model]:
         """Models that this key may use, by slug; aliases only if the key lists them."""
@@ -169,9 +168,7 @@ class Admission:
                 queue.refuse(connection, job_id, REASON, REFUSAL, now, self._retention_s)
             return placed
 
-        placed = await asyncio.wrap_future(self._writer.submit(put))
-        if len(self._next_at) > 10_000:
-            self._next_at.clear()
+        placed = await self._writer.write(put)
         self._next_at[key.id] = time.monotonic() + placed.rate.next_at - time.time()
         return Admitted(placed.job_id, key, params, placed.rate, placed.job_id != job_id)
 
@@ -192,12 +189,11 @@ class Admission:
         asked = params.all_loras
         if not asked:
             return
-        if len(asked) > MOST_LORAS:
-            raise BadParameter("loras", f"should be at most {MOST_LORAS} with those in the prompt")
-        if any(max(abs(lora.unet), abs(lora.text)) > MOST_WEIGHT for lora in asked):
-            raise BadParameter(
-                "loras", f"should have weights between {-MOST_WEIGHT:.0f} and {MOST_WEIGHT:.0f}"
-            )
+        if len(asked) > MAX_LORAS:
+            raise BadParameter("loras", f"should be at most {MAX_LORAS} with those in the prompt")
+        if any(max(abs(lora.unet), abs(lora.text)) > MAX_LORA_WEIGHT for lora in asked):
+            most = f"{MAX_LORA_WEIGHT:.0f}"
+            raise BadParameter("loras", f"should have weights between -{most} and {most}")
         there = await asyncio.to_thread(self._loras)
         gone = not {lora.name for lora in asked} <= set(there)
         if gone and not await self.repeats(key, options):
@@ -209,7 +205,7 @@ class Admission:
 
         CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too often.
         """
-        for text in params.said():
+        for text in texts_to_judge(params):
             if rule := self._rules.judge(text):
                 log.info("a prompt was refused by %s", rule)
                 return True
@@ -218,16 +214,6 @@ class Admission:
     async def repeats(self, key: Key, options: RequestOptions) -> bool:
         """Whether a job was put under this Idempotency-Key before."""
         word = options.idempotency_key
-        return word is not None and await asyncio.to_thread(self._known, key, word)
-
-    def _known(self, key: Key, idempotency_key: str) -> bool:
-        with self._db.read() as connection:
-            return idempotency.known(connection, key.id, idempotency_key)
-
-    def _find(self, header: str) -> Key | None:
-        with self._db.read() as connection:
-            return keys.find(connection, self._secret, header)
-
-    def _read(self) -> Mapping[str, Model]:
-        with self._db.read() as connection:
-            return catalogue.catalogue(connection)
+        return word is not None and await self._db.query(
+            lambda c: idempotency.known(c, key.id, word)
+        )

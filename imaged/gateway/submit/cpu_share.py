@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+from cachetools import LRUCache
+
 from imaged.errors import TooFast
 
 T = TypeVar("T")
 
-MOST_WAITING = 8  # of one key
+MAX_WAITING = 8  # of one key
 SHARE = 0.2  # of one core, per key
 AT_ONCE_S = 1.0  # burst: CPU seconds that an idle key may use at once
 
@@ -25,14 +27,15 @@ class CpuShare:
     def __init__(self) -> None:
         self._one = asyncio.Semaphore(1)
         self._waiting: Counter[int] = Counter()
-        self._even: dict[int, float] = {}  # when a key's use will be within its share again
+        #: When a key's use will be within its share again, monotonic seconds.
+        self._even: LRUCache[int, float] = LRUCache(10_000)
 
     async def run(self, key_id: int, work: Callable[[], T]) -> T:
-        """The result of `work`. Raises TooFast for a key with MOST_WAITING pieces waiting, or over
+        """The result of `work`. Raises TooFast for a key with MAX_WAITING pieces waiting, or over
         its share of CPU time.
         """
         wait_s = self._even.get(key_id, 0.0) - time.monotonic() - AT_ONCE_S / SHARE
-        if wait_s > 0 or self._waiting[key_id] >= MOST_WAITING:
+        if wait_s > 0 or self._waiting[key_id] >= MAX_WAITING:
             raise TooFast(max(wait_s, AT_ONCE_S), time.time())
         self._waiting[key_id] += 1
         try:
@@ -40,8 +43,6 @@ class CpuShare:
                 result, took_s = await asyncio.to_thread(_timed, work)
         finally:
             self._waiting -= Counter([key_id])
-        if len(self._even) > 10_000:
-            self._even.clear()
         now = time.monotonic()
         self._even[key_id] = max(self._even.get(key_id, now), now) + took_s / SHARE
         return result

@@ -9,11 +9,11 @@ from starlette.datastructures import Headers
 
 from imaged.errors import BadParameter
 from imaged.jobs import DEFAULT_OPTIONS, RequestOptions
-from imaged.params.image_params import ImageParams
+from imaged.params.image_params import DEFAULTS, ImageParams
 from imaged.store.signing import mac
 
 IDEMPOTENCY_KEY, CANCEL_AFTER = "Idempotency-Key", "Cancel-After"
-LONGEST_CANCEL_S = 86_400
+MAX_CANCEL_S = 86_400
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
@@ -43,8 +43,7 @@ def fingerprint(
 
     params: as sent, so a seed of -1 stays -1.
     """
-    usual = ImageParams("").as_dict()
-    asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != usual[n]}
+    asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != DEFAULTS[n]}
     if options.draft_steps:
         asked["draft"] = options.draft_steps
     if options.made_in:
@@ -67,8 +66,8 @@ def _cancel_after_s(given: list[str]) -> float | None:
     if not given:
         return None
     seconds = float(given[0]) if len(given) == 1 and _SECONDS.fullmatch(given[0]) else 0.0
-    if not 0 < seconds <= LONGEST_CANCEL_S:
+    if not 0 < seconds <= MAX_CANCEL_S:
         raise BadParameter(
-            CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {LONGEST_CANCEL_S}"
+            CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {MAX_CANCEL_S}"
         )
     return seconds

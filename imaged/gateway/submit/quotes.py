@@ -14,12 +14,12 @@ from typing import Any
 
 from imaged.catalogue.model import Model
 from imaged.errors import BadParameter
-from imaged.params.image_params import ImageParams
+from imaged.params.image_params import DEFAULTS, ImageParams
 from imaged.store.signing import mac, same
 
-FIELD = "quote_id"
+QUOTE_ID = "quote_id"
 LIFE_S = 600.0
-LONGEST = 250_000  # characters of an id
+MAX_ID_LENGTH = 250_000  # characters of an id
 _SEAL = 16  # bytes
 
 
@@ -34,8 +34,7 @@ class Quote:
     until: float
 
     def seal(self, secret: bytes) -> str:
-        usual = ImageParams("").as_dict()
-        asked = {n: v for n, v in self.params.as_dict().items() if v != usual[n]}
+        asked = {n: v for n, v in self.params.as_dict().items() if v != DEFAULTS[n]}
         facts = [self.key_id, self.model, asked, self.cost_micros, self.until]
         text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
         body = zlib.compress(text.encode(), 9)
@@ -43,27 +42,27 @@ class Quote:
 
 
 def expired() -> BadParameter:
-    return BadParameter(FIELD, f"should be at most {LIFE_S:.0f} seconds old; ask for a new one")
+    return BadParameter(QUOTE_ID, f"should be at most {LIFE_S:.0f} seconds old; ask for a new one")
 
 
 def redeem(secret: bytes, sent: Mapping[str, Any], key_id: int, model: Model) -> Quote:
     """The quote that a body names, expired or not. Raises BadParameter if it is not of this key and
     model, or if the body has other parameters than the quote.
     """
-    quote = _read(secret, sent[FIELD])
+    quote = _read(secret, sent[QUOTE_ID])
     if quote is None or (quote.key_id, quote.model) != (key_id, model.slug):
-        raise BadParameter(FIELD, "should be one that preflight gave for this model and key")
+        raise BadParameter(QUOTE_ID, "should be one that preflight gave for this model and key")
     for knob in model.knobs:
         for name in (knob.name, *knob.aliases):
             if sent.get(name) is not None:
                 value = replace(knob, name=name).read(sent[name])
                 if value != getattr(quote.params, knob.name):
-                    raise BadParameter(name, f"should be as in the {FIELD} that is sent with it")
+                    raise BadParameter(name, f"should be as in the {QUOTE_ID} that is sent with it")
     return quote
 
 
 def _read(secret: bytes, text: object) -> Quote | None:
-    if not isinstance(text, str) or not 0 < len(text) <= LONGEST:
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_ID_LENGTH:
         return None
     try:
         sealed = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)

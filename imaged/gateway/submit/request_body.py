@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from imaged.errors import BadParameter, MalformedBody, WrongContentType
-from imaged.gateway.submit.draft_option import FIELD
+from imaged.gateway.submit.draft_option import DRAFT
 from imaged.params.image_params import ImageParams, read_params
 from imaged.params.knobs import KNOBS, Knob
 
@@ -24,12 +24,23 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken
 
 async def read(request: Request) -> Mapping[str, Any]:
     """The body by its content type; raises WrongContentType, MalformedBody or BadParameter."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json":
-        return read_json(await request.body())
+    kind = _content_type(request)
     if kind == "multipart/form-data":
         return await _read_form(request)
-    raise WrongContentType()
+    if kind != "application/json":
+        raise WrongContentType()
+    return read_json(await request.body())
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body where only JSON is taken; raises WrongContentType, MalformedBody or BadParameter."""
+    if _content_type(request) != "application/json":
+        raise WrongContentType("Invalid content type: send application/json")
+    return read_json(await request.body())
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def read_json(content: bytes) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def parse_params(
     An Accept header with PNG and without JPEG chooses PNG.
     """
     params, ignored = read_params(sent, knobs)
-    warnings = [f"unknown field ignored: {name}" for name in ignored if name != FIELD]
+    warnings = [f"unknown field ignored: {name}" for name in ignored if name != DRAFT]
     scheduler = sent.get("scheduler")
     if scheduler is not None and scheduler != params.scheduler:
         warnings.append(f"scheduler was read as {params.scheduler}")

@@ -92,7 +92,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.limiter.leave(self)
-        self._forget()
+        self._discard()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -210,10 +210,10 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def cut(self) -> None:
         """Abort the connection; what is unsent is lost."""
-        self._forget()
+        self._discard()
         self.transport.abort()
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         """Discard what is unsent, and what the app still sends, of all open requests."""
         for cycle in (self._running, self.cycle, *(queued for queued, _ in self.pipeline)):
             if cycle is not None:

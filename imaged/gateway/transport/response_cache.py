@@ -16,11 +16,10 @@ from imaged.store.sql.database import Watch
 
 log = logging.getLogger(__name__)
 
-MOST_KEPT = 5_000
-LONGEST = 2_048  # bytes of a request whose answer is cached
-#: ASGI extension, a function that the app calls before it answers to have the answer cached: with
-#: the
-#: `writes` seen before it read the store, and until when the answer holds.
+MAX_CACHED = 5_000
+MAX_REQUEST_BYTES = 2_048  # bytes of a request whose answer is cached
+#: ASGI extension: a function that the app calls before it answers, to have the answer cached. It
+#: takes the `writes` seen before the store was read, and until when the answer holds.
 EXTENSION = "imaged.keep"
 
 Ident = tuple[str, bytes]  # client address, raw request
@@ -44,7 +43,7 @@ class ResponseCache:
         """True if there is an answer: `tell` is called with it, or with None if it does not
         hold.
         """
-        if len(ident[1]) > LONGEST or ident not in self._answers:
+        if len(ident[1]) > MAX_REQUEST_BYTES or ident not in self._answers:
             return False
         if not self._asked:
             asyncio.get_running_loop().call_soon(self._tell_all)
@@ -53,20 +52,20 @@ class ResponseCache:
 
     def put(self, ident: Ident, writes: int, until: float, answer: bytes) -> None:
         """Cache an answer that was read after so many `writes`."""
-        if self.watch.exact and writes == self.writes and len(ident[1]) <= LONGEST:
-            if len(self._answers) >= MOST_KEPT:
+        if self.watch.exact and writes == self.writes and len(ident[1]) <= MAX_REQUEST_BYTES:
+            if len(self._answers) >= MAX_CACHED:
                 self._answers.clear()
             self._answers[ident] = until, answer
 
     def _tell_all(self) -> None:
         asked, self._asked = self._asked, []
-        self.look()
+        self.check()
         now = time.time()
         for ident, tell in asked:
             until, answer = self._answers.get(ident, (0.0, None))
             tell(answer if until > now else None)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check for writes: clears the cache and counts `writes`."""
         try:
             changed = self.watch.changed()

@@ -15,6 +15,7 @@ import httpx
 from standardwebhooks import Webhook as Signer
 
 from imaged.errors import BadParameter
+from imaged.gateway.present.bodies import waits
 from imaged.gateway.present.units import dollars
 from imaged.gateway.webhooks.url_guard import UnsafeAddress, UrlGuard, host_of
 from imaged.jobs import State
@@ -27,10 +28,10 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 TIMEOUT_S = 10.0  # of a whole attempt: name, connection, request, answer
-LARGEST_REPLY = 65_536  # bytes that are read of an answer; nobody is shown them
+MAX_REPLY_BYTES = 65_536  # bytes that are read of an answer; nobody is shown them
 WAITS_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 10_800.0, 21_600.0)  # before each retry
 JITTER = 0.2  # either way
-MOST, MOST_EACH = 64, 8  # attempts at a time, for all API keys and for one
+MAX_DELIVERIES, MAX_DELIVERIES_PER_KEY = 64, 8  # attempts at a time, for all API keys and for one
 LOG_S, SWEEP_S = 7 * 86_400.0, 60.0
 
 
@@ -62,15 +63,16 @@ class WebhookDelivery:
 
     async def turn(self) -> None:
         """Start attempts for due events, up to the limits."""
-        now, room = time.time(), MOST - len(self._tasks)
-        if room > 0 and await asyncio.to_thread(self._any_due, now):
-            full = [key_id for key_id, n in self._busy.items() if n >= MOST_EACH]
-            taken = self._writer.submit(lambda c: outbox.lease(c, now, room, MOST_EACH, full))
-            for event in await asyncio.wrap_future(taken):
+        now, room = time.time(), MAX_DELIVERIES - len(self._tasks)
+        if room > 0 and await self._db.query(lambda c: outbox.any_due(c, now)):
+            full = [key_id for key_id, n in self._busy.items() if n >= MAX_DELIVERIES_PER_KEY]
+            for event in await self._writer.write(
+                lambda c: outbox.lease(c, now, room, MAX_DELIVERIES_PER_KEY, full)
+            ):
                 self._start(event)
         if now - self._swept > SWEEP_S:
             self._swept = now
-            await asyncio.wrap_future(self._writer.submit(lambda c: outbox.expire(c, now - LOG_S)))
+            await self._writer.write(lambda c: outbox.expire(c, now - LOG_S))
 
     async def drain(self) -> None:
         """Wait for all attempts under way."""
@@ -101,7 +103,7 @@ class WebhookDelivery:
                 wait_s = again_in_s(event.attempt)
                 outbox.failed(connection, event, status, problem or "", now, wait_s)
 
-        await asyncio.wrap_future(self._writer.submit(note))
+        await self._writer.write(note)
 
     async def _attempt(self, event: QueuedEvent) -> tuple[int | None, str | None]:
         """HTTP status and problem of one attempt; no problem means delivered."""
@@ -146,7 +148,7 @@ class WebhookDelivery:
                 read = 0
                 async for part in answer.aiter_raw():
                     read += len(part)
-                    if read > LARGEST_REPLY:
+                    if read > MAX_REPLY_BYTES:
                         break
             finally:
                 await answer.aclose()
@@ -163,10 +165,6 @@ class WebhookDelivery:
             "content-type": "application/json",
             "user-agent": "imaged-webhooks/1",
         }
-
-    def _any_due(self, now: float) -> bool:
-        with self._db.read() as connection:
-            return outbox.any_due(connection, now)
 
 
 def again_in_s(attempt: int) -> float | None:
@@ -187,10 +185,7 @@ def message(event: QueuedEvent, origin: str) -> dict[str, Any]:
         "request_id": facts["id"],
         "model": facts["model"],
         "status": State.COMPLETED if completed else State.FAILED,
-        "metrics": {
-            "queue_time": round(started - facts["created_at"], 6),
-            "total_time": round(finished - facts["created_at"], 6),
-        },
+        "metrics": waits(facts["created_at"], started, finished),
     }
     if completed or facts.get("remaining_micros") is not None:
         data["metrics"]["cost"] = dollars(facts["cost_micros"])

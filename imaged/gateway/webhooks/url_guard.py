@@ -25,8 +25,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Lookup = Callable[..., Sequence[tuple[Any, ...]]]
 
-FIELD = "webhook_url"
-LONGEST = 2048
+MAX_URL_LENGTH = 2048
 THREADS, EACH = 32, 2  # look-ups at a time, for all API keys and for one
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -78,18 +77,18 @@ class UrlGuard:
         """Parse and check a webhook's URL without resolving its name. Raises BadParameter, which
         does not repeat what was sent.
         """
-        if not isinstance(text, str) or len(text) > LONGEST or not _VISIBLE.fullmatch(text):
-            raise BadParameter(FIELD, f"should be a URL of at most {LONGEST} ASCII characters")
+        if not isinstance(text, str) or len(text) > MAX_URL_LENGTH or not _VISIBLE.fullmatch(text):
+            raise _refusal(f"should be a URL of at most {MAX_URL_LENGTH} ASCII characters")
         try:
             url = httpx.URL(text)
         except httpx.InvalidURL:
-            raise BadParameter(FIELD, "should be a URL") from None
+            raise _refusal("should be a URL") from None
         if url.scheme not in ("http", "https"):
-            raise BadParameter(FIELD, "should begin with https:// or http://")
+            raise _refusal("should begin with https:// or http://")
         if url.userinfo or "@" in text.split("//", 1)[-1].split("/")[0] or "\\" in text:
-            raise BadParameter(FIELD, "should have no user name, password or backslash")
+            raise _refusal("should have no user name, password or backslash")
         if url.port is not None and url.port not in (80, 443) and not 1024 <= url.port <= 65535:
-            raise BadParameter(FIELD, "should have port 80, 443 or one from 1024 on")
+            raise _refusal("should have port 80, 443 or one from 1024 on")
         self._check_host(host_of(url))
         return url
 
@@ -130,9 +129,13 @@ class UrlGuard:
     def _check_host(self, host: str) -> None:
         address = _address(host)
         if address is None and (not _NAME.fullmatch(host) or _NUMERIC.fullmatch(host)):
-            raise BadParameter(FIELD, "should have a host name, or an address in its usual form")
+            raise _refusal("should have a host name, or an address in its usual form")
         if address is not None and not self.allows(address):
-            raise BadParameter(FIELD, "should lead to a public address")
+            raise _refusal("should lead to a public address")
+
+
+def _refusal(problem: str) -> BadParameter:
+    return BadParameter("webhook_url", problem)
 
 
 def host_of(url: httpx.URL) -> str:

@@ -12,18 +12,14 @@ from imaged.errors import CommandError
 from imaged.store.sql.schema import api_keys
 from imaged.store.sql.schema import ledger as table
 
+FREE = api_keys.c.balance_micros - api_keys.c.reserved_micros  # SQL: a key's free credits
 ENDS = ("settle", "release")
 SETTLED = sa.text("ledger.kind = 'settle'")  # literal, so that the partial index is used
 
 
 def grant(connection: sa.Connection, key_id: int, amount_micros: int, now: float) -> None:
     """Give a key credits."""
-    changed = connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id)
-        .values(balance_micros=api_keys.c.balance_micros + amount_micros)
-    )
-    if not changed.rowcount:
+    if not _add(connection, key_id, balance=amount_micros):
         raise CommandError(f"there is no key {key_id}; see: imaged keys list")
     _write(connection, key_id, None, "grant", amount_micros, now)
 
@@ -32,15 +28,10 @@ def reserve(
     connection: sa.Connection, key_id: int, job_id: str, amount_micros: int, now: float
 ) -> bool:
     """Reserve the price of a job; False without enough free credits."""
-    free = api_keys.c.balance_micros - api_keys.c.reserved_micros
-    changed = connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id, free >= amount_micros)
-        .values(reserved_micros=api_keys.c.reserved_micros + amount_micros)
-    )
-    if changed.rowcount:
+    reserved = _add(connection, key_id, reserved=amount_micros, if_free=amount_micros)
+    if reserved:
         _write(connection, key_id, job_id, "reserve", amount_micros, now)
-    return bool(changed.rowcount)
+    return reserved
 
 
 def settle(
@@ -55,14 +46,7 @@ def settle(
     """Charge a job, at most what it reserved. Ending a job twice is an integrity error."""
     assert 0 < amount_micros <= held_micros
     _write(connection, key_id, job_id, "settle", amount_micros, now)
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id)
-        .values(
-            balance_micros=api_keys.c.balance_micros - amount_micros,
-            reserved_micros=api_keys.c.reserved_micros - held_micros,
-        )
-    )
+    _add(connection, key_id, balance=-amount_micros, reserved=-held_micros)
 
 
 def release(
@@ -70,30 +54,19 @@ def release(
 ) -> None:
     """Release a job's reserve. Ending a job twice is an integrity error."""
     _write(connection, key_id, job_id, "release", amount_micros, now)
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == key_id)
-        .values(reserved_micros=api_keys.c.reserved_micros - amount_micros)
-    )
+    _add(connection, key_id, reserved=-amount_micros)
 
 
 def free(connection: sa.Connection, key_id: int) -> int:
     """Free credits of a key: balance minus reserved."""
-    return int(
-        connection.execute(
-            sa.select(api_keys.c.balance_micros - api_keys.c.reserved_micros).where(
-                api_keys.c.id == key_id
-            )
-        ).scalar_one()
-    )
+    return int(connection.execute(sa.select(FREE).where(api_keys.c.id == key_id)).scalar_one())
 
 
 def used(connection: sa.Connection, key_id: int) -> int:
     """Sum of all charges of a key."""
     total = sa.func.coalesce(sa.func.sum(table.c.amount_micros), 0)
-    return int(
-        connection.execute(sa.select(total).where(table.c.key_id == key_id, SETTLED)).scalar_one()
-    )
+    charges = sa.select(total).where(table.c.key_id == key_id, SETTLED)
+    return int(connection.execute(charges).scalar_one())
 
 
 def audit(connection: sa.Connection) -> list[str]:
@@ -136,6 +109,29 @@ def audit(connection: sa.Connection) -> list[str]:
         f"reserved {row.reserved_micros}, ledger {row.reserved}"
         for row in wrong
     ]
+
+
+def _add(
+    connection: sa.Connection,
+    key_id: int,
+    *,
+    balance: int = 0,
+    reserved: int = 0,
+    if_free: int | None = None,
+) -> bool:
+    """Add to a key's balance and reserve; False, and nothing changed, without such a key or without
+    `if_free` micro-dollars free.
+    """
+    which = [api_keys.c.id == key_id, *([] if if_free is None else [if_free <= FREE])]
+    changed = connection.execute(
+        api_keys.update()
+        .where(*which)
+        .values(
+            balance_micros=api_keys.c.balance_micros + balance,
+            reserved_micros=api_keys.c.reserved_micros + reserved,
+        )
+    )
+    return bool(changed.rowcount)
 
 
 def _write(

@@ -67,18 +67,12 @@ def go_on(
         )
     )
     if moved.rowcount:
-        progress.forget(connection, [job.id])  # of the draft
+        progress.delete(connection, [job.id])  # of the draft
     return bool(moved.rowcount)
 
 
-def forget(connection: sa.Connection, now: float, retention_s: float) -> int:
+def expire(connection: sa.Connection, now: float, retention_s: float) -> int:
     """Cancel drafts that were not finished in time; what was made of them is charged."""
-    return end(
-        connection,
-        [jobs.c.state == State.PARKED, jobs.c.expires_at < now],
-        State.CANCELLED,
-        "draft_expired",
-        "the draft was not finished in time",
-        now,
-        retention_s,
-    )
+    which = [jobs.c.state == State.PARKED, jobs.c.expires_at < now]
+    reason, error = "draft_expired", "the draft was not finished in time"
+    return end(connection, which, State.CANCELLED, reason, error, now, retention_s)

@@ -13,15 +13,8 @@ from imaged.params.image_params import ImageParams
 from imaged.store.sql.schema import history, jobs
 
 COLUMNS = (
-    "id",
-    "key_id",
-    "model",
-    "params",
-    "state",
-    "cost_micros",
-    "created_at",
-    "finished_at",
-    "error",
+    *("id", "key_id", "model", "params", "state"),
+    *("cost_micros", "created_at", "finished_at", "error"),
 )
 
 
@@ -70,7 +63,7 @@ def keep(connection: sa.Connection, expired_before: float) -> None:
     connection.execute(history.insert().from_select(list(COLUMNS), ended))
 
 
-def forget(connection: sa.Connection, older_than: float) -> int:
+def expire(connection: sa.Connection, older_than: float) -> int:
     """Delete entries of requests made before a time; returns how many."""
     return connection.execute(history.delete().where(history.c.created_at < older_than)).rowcount
 
@@ -81,9 +74,8 @@ def find(
     """A page of the key's requests, and their total number."""
     both = _of_key(key_id).subquery()
     where = _conditions(both, search)
-    total = connection.execute(
-        sa.select(sa.func.count()).select_from(both).where(*where)
-    ).scalar_one()
+    count = sa.select(sa.func.count()).select_from(both).where(*where)
+    total = connection.execute(count).scalar_one()
     order = both.c[search.order]
     page = (
         sa.select(both)

@@ -29,7 +29,7 @@ def end(connection: sa.Connection, worker_id: str) -> None:
     connection.execute(loads.delete().where(loads.c.worker_id == worker_id))
 
 
-def forget(connection: sa.Connection, weights: Weights | None = None) -> None:
+def clear(connection: sa.Connection, weights: Weights | None = None) -> None:
     """Forget recorded crashes, of these weights or of all."""
     chosen = sa.true() if weights is None else loads.c.weights == str(weights)
     connection.execute(loads.delete().where(chosen))

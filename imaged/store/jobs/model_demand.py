@@ -9,11 +9,8 @@ import sqlalchemy as sa
 
 from imaged.catalogue.model import ModelState
 from imaged.jobs import State
-from imaged.store.jobs.transitions import QUEUED, past_cancel_deadline
+from imaged.store.jobs.transitions import QUEUED, WAITING_SINCE, past_cancel_deadline
 from imaged.store.sql.schema import jobs, workers
-
-#: SQL: since when a job waits: its submit, or its last requeueing.
-SINCE = sa.func.coalesce(jobs.c.started_at, jobs.c.created_at)
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> li
     found = []
     for slug in slugs:
         first = (
-            sa.select(jobs.c.model, jobs.c.tag, SINCE, jobs.c.cost_micros)
+            sa.select(jobs.c.model, jobs.c.tag, WAITING_SINCE, jobs.c.cost_micros)
             .where(QUEUED, jobs.c.model == slug, ~past_cancel_deadline(now))
             .order_by(jobs.c.tag)
             .limit(1)
@@ -57,7 +54,7 @@ def states(connection: sa.Connection, oldest: float, besides: str = "") -> dict[
 def counts(connection: sa.Connection) -> tuple[dict[tuple[str, str], int], dict[str, float]]:
     """(model, state) -> number of jobs; model -> since when its oldest job waits."""
     rows = connection.execute(
-        sa.select(jobs.c.model, jobs.c.state, sa.func.count(), sa.func.min(SINCE))
+        sa.select(jobs.c.model, jobs.c.state, sa.func.count(), sa.func.min(WAITING_SINCE))
         .where(jobs.c.state.in_((State.QUEUED, State.PROCESSING)))
         .group_by(jobs.c.model, jobs.c.state)
     ).all()
@@ -65,7 +62,8 @@ def counts(connection: sa.Connection) -> tuple[dict[tuple[str, str], int], dict[
     return found, {model: oldest for model, state, _, oldest in rows if state == State.QUEUED}
 
 
-def workers_since(connection: sa.Connection, oldest: float) -> int:
-    """Number of workers seen since `oldest`."""
+def workers_since(connection: sa.Connection, oldest: float, *, ready: bool = False) -> int:
+    """Number of workers seen since `oldest`; ready: of those that hold a checkpoint."""
     alive = sa.select(sa.func.count()).where(workers.c.seen_at > oldest)
+    alive = alive.where(workers.c.checkpoint.is_not(None)) if ready else alive
     return int(connection.execute(alive).scalar_one())

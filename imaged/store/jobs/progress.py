@@ -71,7 +71,7 @@ def drop_previews(connection: sa.Connection, ids: Collection[str]) -> None:
         )
 
 
-def forget(connection: sa.Connection, ids: Collection[str]) -> None:
+def delete(connection: sa.Connection, ids: Collection[str]) -> None:
     """Delete the progress of deleted or restarted jobs."""
     if ids:
         connection.execute(progress.delete().where(progress.c.job_id.in_(list(ids))))

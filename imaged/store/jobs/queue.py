@@ -18,9 +18,10 @@ from imaged.jobs import DEFAULT_OPTIONS, Draft, Job, JobReport, RequestOptions, 
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import rate_limits
 from imaged.store.jobs import drafts, idempotency, load_failures
-from imaged.store.jobs.progress import drop_previews, forget, note
+from imaged.store.jobs.progress import delete, drop_previews, note
 from imaged.store.jobs.transitions import (
     QUEUED,
+    WAITING_SINCE,
     charge,
     end,
     past_cancel_deadline,
@@ -114,18 +115,8 @@ def open_of(connection: sa.Connection, key_id: int) -> list[str]:
 
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
     """Cancel a job that has not ended, and release its reserve; its worker learns by heartbeat."""
-    return (
-        end(
-            connection,
-            [jobs.c.id == job_id],
-            State.CANCELLED,
-            "cancelled",
-            "the job was cancelled",
-            now,
-            retention_s,
-        )
-        > 0
-    )
+    which, error = [jobs.c.id == job_id], "the job was cancelled"
+    return end(connection, which, State.CANCELLED, "cancelled", error, now, retention_s) > 0
 
 
 def refuse(
@@ -316,41 +307,26 @@ def reap(
         ~sa.exists().where(workers.c.id == jobs.c.worker_id),
     )
     count = requeue(connection, orphaned, now, retention_s, blame=True)
-    count += end(
-        connection,
-        [jobs.c.state == State.PROCESSING, jobs.c.started_at < now - run_s],
-        State.FAILED,
-        "timeout",
-        f"the job ran for more than {run_s:.0f} s",
-        now,
-        retention_s,
-    )
-    count += end(
-        connection,
-        [QUEUED, sa.func.coalesce(jobs.c.started_at, jobs.c.created_at) < now - queue_s],
-        State.FAILED,
-        "queue_timeout",
-        f"the job waited for more than {queue_s:.0f} s",
-        now,
-        retention_s,
-    )
-    count += end(
-        connection,
-        [QUEUED, past_cancel_deadline(now)],
-        State.FAILED,
-        "queue_timeout",
-        "the job waited for longer than its Cancel-After",
-        now,
-        retention_s,
-    )
-    return count + drafts.forget(connection, now, retention_s)
+    ran = [jobs.c.state == State.PROCESSING, jobs.c.started_at < now - run_s]
+    waited = [QUEUED, now - queue_s > WAITING_SINCE]
+    for where, reason, error in (
+        (ran, "timeout", f"the job ran for more than {run_s:.0f} s"),
+        (waited, "queue_timeout", f"the job waited for more than {queue_s:.0f} s"),
+        (
+            [QUEUED, past_cancel_deadline(now)],
+            "queue_timeout",
+            "the job waited for longer than its Cancel-After",
+        ),
+    ):
+        count += end(connection, where, State.FAILED, reason, error, now, retention_s)
+    return count + drafts.expire(connection, now, retention_s)
 
 
 def expire(connection: sa.Connection, now: float) -> list[Job]:
     """Delete ended jobs that have expired; returns them, for their files."""
     over = sa.and_(jobs.c.expires_at < now, jobs.c.state != State.PARKED)
     gone = connection.execute(jobs.delete().where(over).returning(jobs)).all()
-    forget(connection, [row.id for row in gone])
+    delete(connection, [row.id for row in gone])
     return [_job(row) for row in gone]
 
 

@@ -9,13 +9,15 @@ import sqlalchemy as sa
 
 from imaged.jobs import MAX_ATTEMPTS, OPEN, Job, State
 from imaged.store.accounts import ledger
-from imaged.store.jobs.progress import drop_previews, forget
+from imaged.store.jobs.progress import delete, drop_previews
 from imaged.store.sql.schema import jobs
 from imaged.store.webhooks import outbox
 
 #: Failures caused by the request itself: if it was changed at a draft, the draft is charged.
 OF_THE_REQUEST = ("prompt_too_long", "prompt_unreadable")
 QUEUED = sa.text("jobs.state = 'QUEUED'")  # literal, so that the partial index is used
+#: SQL: since when a job waits: its submit, or its last requeueing.
+WAITING_SINCE = sa.func.coalesce(jobs.c.started_at, jobs.c.created_at)
 
 
 def past_cancel_deadline(now: float) -> sa.ColumnElement[bool]:
@@ -71,7 +73,7 @@ def requeue(
         )
         .returning(jobs.c.id)
     ).all()
-    forget(connection, [row.id for row in moved])
+    delete(connection, [row.id for row in moved])
     return count + len(moved)
 
 

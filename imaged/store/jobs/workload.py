@@ -10,11 +10,12 @@ import sqlalchemy as sa
 
 from imaged.jobs import State
 from imaged.params.image_params import ImageParams
+from imaged.store.jobs.model_demand import workers_since
 from imaged.store.jobs.transitions import QUEUED
-from imaged.store.sql.schema import api_keys, jobs, progress, workers
+from imaged.store.sql.schema import api_keys, jobs, progress
 
-MOST_PAST = 100
-MOST_WAITING = 10_000  # further jobs are not read
+MAX_PAST = 100
+MAX_WAITING = 10_000  # further jobs are not read
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def pace(connection: sa.Connection, key_id: int, now: float, oldest: float) -> P
         .where(jobs.c.finished_at > jobs.c.started_at)
         .where(jobs.c.epoch == 1)  # others were interrupted
         .order_by(jobs.c.expires_at.desc())
-        .limit(MOST_PAST)
+        .limit(MAX_PAST)
     )
     key = connection.execute(sa.select(api_keys).where(api_keys.c.id == key_id)).one()
     mine = max(key.tag, now)
@@ -59,16 +60,12 @@ def pace(connection: sa.Connection, key_id: int, now: float, oldest: float) -> P
         sa.select(jobs.c.model, jobs.c.cost_micros)
         .where(QUEUED, jobs.c.tag <= mine)
         .order_by(jobs.c.tag)
-        .limit(MOST_WAITING)
+        .limit(MAX_WAITING)
     )
-    alive = sa.select(sa.func.count()).where(workers.c.seen_at > oldest)
     return Pace(
         [Past(*row) for row in connection.execute(done)],
-        [
-            *_running(connection),
-            *(Open(*row) for row in connection.execute(waiting)),
-        ],
-        int(connection.execute(alive).scalar_one()),
+        [*_running(connection), *(Open(*row) for row in connection.execute(waiting))],
+        workers_since(connection, oldest),
         key.balance_micros - key.reserved_micros,
     )
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from imaged.errors import CommandError
 from imaged.store.sql import write_hint
+
+T = TypeVar("T")
 
 SOON_S = 0.001  # seconds between two checks, just after a write hint
 OFTEN_S = 0.005  # where the system gives no hints
@@ -39,6 +42,15 @@ class Database:
         """A read transaction: one consistent view."""
         with self.engine.connect().execution_options(read_only=True) as connection:
             yield connection
+
+    async def query(self, work: Callable[[sa.Connection], T]) -> T:
+        """What `work` reads in one transaction; it runs in a thread."""
+
+        def run() -> T:
+            with self.read() as connection:
+                return work(connection)
+
+        return await asyncio.to_thread(run)
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -66,8 +78,8 @@ class Watch:
 
     exact: false for other databases: `changed` is then always true.
     hint:  a file descriptor, or None, that becomes readable when somebody begins to write; the
-    commit
-           follows within milliseconds. `hear` consumes it, and makes `pause_s` short for a while.
+           commit follows within milliseconds. `hear` consumes it and shortens `pause_s` for a
+           while.
     """
 
     def __init__(self, db: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from imaged.store.sql.database import Database
 T = TypeVar("T")
 Work = Callable[[sa.Connection], Any]
 
-MOST_A_COMMIT = 64
+MAX_WRITES_PER_COMMIT = 64
 
 
 class Writer:
@@ -35,6 +36,10 @@ class Writer:
         self._queue.put((work, future))
         return future
 
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """`submit` for a coroutine: its result, after the commit."""
+        return await asyncio.wrap_future(self.submit(work))
+
     def close(self) -> None:
         """Finish what was submitted, then stop."""
         self._queue.put(None)
@@ -43,7 +48,7 @@ class Writer:
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, closing = [first], False
-            while len(batch) < MOST_A_COMMIT and not self._queue.empty():
+            while len(batch) < MAX_WRITES_PER_COMMIT and not self._queue.empty():
                 item = self._queue.get()
                 if item is None:
                     closing = True

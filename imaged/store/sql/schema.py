@@ -117,9 +117,8 @@ history = sa.Table(
 sa.Index("history_by_key", history.c.key_id, history.c.created_at)
 sa.Index("history_by_age", history.c.created_at)
 
-#: Progress of running jobs: UNet calls and the newest preview, a JPEG. Written about once a second
-#: by
-#: heartbeats; may be lost.
+#: Progress of running jobs: UNet calls and the newest preview, a JPEG. Written by heartbeats about
+#: once a second; may be lost.
 progress = sa.Table(
     "progress",
     metadata,
@@ -177,8 +176,7 @@ webhooks = sa.Table(
 )
 sa.Index("webhooks_by_key", webhooks.c.key_id)
 
-#: Transactional outbox: one row per webhook and ended job. Delivery leases a row by moving
-#: `due_at`.
+#: Transactional outbox: one row per webhook and ended job. Delivery leases a row by its `due_at`.
 outbox = sa.Table(
     "outbox",
     metadata,

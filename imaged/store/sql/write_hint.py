@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 MODIFIED = 0x2  # IN_MODIFY
-PLENTY = 65_536  # bytes of events, which are not looked at
+PLENTY = 65_536  # bytes of events; their content does not matter
 
 
 def listen(path: Path) -> int | None:

@@ -13,7 +13,7 @@ from imaged.errors import TooManyWebhooks, UnknownWebhook
 from imaged.store.signing import mac
 from imaged.store.sql.schema import outbox, webhooks
 
-MOST_OF_A_KEY = 20
+MAX_WEBHOOKS_PER_KEY = 20
 COMPLETED, FAILED = "generation.completed", "generation.failed"
 ANY_END = "GENERATION"  # the vendor's name, for both
 TYPES = (ANY_END, COMPLETED, FAILED)
@@ -58,9 +58,9 @@ def add(
     connection: sa.Connection, key_id: int, url: str, types: Sequence[str], now: float
 ) -> Webhook:
     """Subscribe; raises TooManyWebhooks."""
-    if len(of_key(connection, key_id)) >= MOST_OF_A_KEY:
+    if len(of_key(connection, key_id)) >= MAX_WEBHOOKS_PER_KEY:
         raise TooManyWebhooks(
-            f"This key has {MOST_OF_A_KEY} webhooks, which is the most it may have."
+            f"This key has {MAX_WEBHOOKS_PER_KEY} webhooks, which is the most it may have."
         )
     webhook = Webhook(str(uuid.uuid4()), key_id, url, list(types), now, None)
     connection.execute(webhooks.insert().values(vars(webhook)))
