@@ -14,13 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import app, figures, policies, report
+from bench import app, figures, report
 from bench.app import COMMANDS, main
 from bench.code import Code, Tree
 from bench.figures import Figures, Row
-from bench.gpu_steps import flops
-from bench.models import SHAPES
-from bench.policies import Arrival, at_once, batches, one_at_a_time
+from bench.gpu.steps import flops
 from bench.rounds import (
     Pair,
     Spread,
@@ -31,6 +29,9 @@ from bench.rounds import (
     seconds_each,
     verdict,
 )
+from bench.sides import policies
+from bench.sides.models import SHAPES
+from bench.sides.policies import Arrival, at_once, batches, one_at_a_time
 from imaged.engine.engine import Engine
 from imaged.engine.outcome import Outcome
 from imaged.params.image_params import ImageParams
@@ -312,7 +313,7 @@ def test_pictures_that_differ_are_not_compared() -> None:
     from click import ClickException
     from PIL import Image
 
-    from bench.agree import agreement
+    from bench.sides.agree import agreement
 
     def flat(level: int) -> bytes:
         buffer = io.BytesIO()
@@ -327,7 +328,7 @@ def test_pictures_that_differ_are_not_compared() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    for path in (ROOT / "bench").glob("*.py"):
+    for path in (ROOT / "bench").rglob("*.py"):
         source = path.read_text()
         assert len(source.splitlines()) <= LONGEST_FILE
         for node in ast.walk(ast.parse(source)):

@@ -92,7 +92,7 @@ def imaged_server(
 
 @dataclass(frozen=True)
 class Locked:
-    """A running bench.peer_lock."""
+    """A running bench.sides.peer_lock."""
 
     client: httpx.Client
 
@@ -105,7 +105,7 @@ def lock_server(
     checkpoint: Path, data: Path, threads: int, device: str = "cpu"
 ) -> Iterator[Locked]:
     port = free_port()
-    command = ["-m", "bench.peer_lock", "--checkpoint", str(checkpoint), "--port", str(port)]
+    command = ["-m", "bench.sides.peer_lock", "--checkpoint", str(checkpoint), "--port", str(port)]
     command += ["--device", device]
     log = data / "peer-lock.log"
     with running(command, environment(threads), port, "/ready", log), _client(port) as client:
@@ -134,7 +134,7 @@ def async_server(
 ) -> Iterator[Async]:
     """The example from a clone of diffusers, which is not changed."""
     port = free_port()
-    command = ["-m", "bench.peer_async", "--diffusers", str(diffusers)]
+    command = ["-m", "bench.sides.peer_async", "--diffusers", str(diffusers)]
     command += ["--checkpoint", str(checkpoint), "--port", str(port), "--device", device]
     environ = environment(threads, TMPDIR=str(data))  # it keeps its pictures there
     log = data / "peer-async.log"

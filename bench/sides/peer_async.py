@@ -1,7 +1,7 @@
 """diffusers' examples/server-async from a public clone, with only the loading of the model swapped.
 
     git clone --depth 1 https://github.com/huggingface/diffusers
-    python -m bench.peer_async --diffusers diffusers --checkpoint FOLDER --port N
+    python -m bench.sides.peer_async --diffusers diffusers --checkpoint FOLDER --port N
 
 The example loads Stable Diffusion 3 onto a GPU; here it is handed an SDXL pipeline. Its server,
 its request-scoped pipelines and its saving of pictures are run as they are.
@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from bench import peer
+from bench.sides import peer
 
 
 def model_loading(checkpoint: Path, device: str) -> ModuleType:

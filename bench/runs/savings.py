@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
-from bench.app import Effort, effort_options, main
+from bench.app import Effort, any_model_option, effort_options, main
 from bench.figures import Row, publish
-from bench.models import checkpoint
 from bench.rounds import compare, each_round, seconds_each
+from bench.sides.models import checkpoint
 from imaged.catalogue.model import MICRO
 from imaged.engine.loading.load import Nets
 
@@ -24,15 +22,7 @@ PEERS = {
 
 
 @main.command()
-@click.option(
-    "--model",
-    "names",
-    multiple=True,
-    type=click.Choice(["thin", "wide", "micro"]),
-    default=["thin", "wide", "micro"],
-    show_default=True,
-    help="Checkpoint; may be given several times.",
-)
+@any_model_option
 @effort_options(seconds=1)
 def savings(names: tuple[str, ...], effort: Effort) -> None:
     """One UNet call of a guided picture of 512 px: the engine's against diffusers'.

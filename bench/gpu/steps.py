@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import peer
 from bench.app import Effort
 from bench.ceiling import fastest, synchronise
 from bench.figures import Row
-from bench.gpu_sides import STEPS, Bench, agreed, job
+from bench.gpu.sides import STEPS, Bench, agreed, job
 from bench.rounds import Spread, compare, each_round
+from bench.sides import peer
 from imaged.engine.engine import Engine
 
 WARM, COUNT = 5, 20  # steps before those that are timed, and of those

@@ -11,13 +11,13 @@ from typing import Any
 import click
 import torch
 
-from bench import gpu_jobs, gpu_steps
 from bench.app import Effort, diffusers_option, effort_options, main
 from bench.ceiling import ceilings, fastest
 from bench.figures import Row, publish
-from bench.gpu_sides import Bench
-from bench.models import checkpoint
+from bench.gpu import jobs, steps
+from bench.gpu.sides import Bench
 from bench.rounds import Spread
+from bench.sides.models import checkpoint
 
 Section = Callable[[Bench, Effort], list[Row]]
 
@@ -136,10 +136,10 @@ def _fp8(device: torch.device) -> Row:
 
 PARTS = (
     Part(0, "what the device can do", limits),
-    Part(1, "one CFG step", gpu_steps.one_step),
-    Part(3, "pictures a second", gpu_jobs.offline),
-    Part(4, "HTTP to JPEG", gpu_jobs.over_http),
-    Part(5, "random arrivals", gpu_jobs.arrivals),
-    Part(6, "by size and batch", gpu_steps.by_batch),
-    Part(7, "VAE decode", gpu_steps.vae_decode),
+    Part(1, "one CFG step", steps.one_step),
+    Part(3, "pictures a second", jobs.offline),
+    Part(4, "HTTP to JPEG", jobs.over_http),
+    Part(5, "random arrivals", jobs.arrivals),
+    Part(6, "by size and batch", steps.by_batch),
+    Part(7, "VAE decode", steps.vae_decode),
 )

@@ -38,7 +38,7 @@ def recovery(effort: Effort) -> None:
     import torch
 
     from bench.ceiling import ceilings
-    from bench.servers import imaged_server
+    from bench.sides.servers import imaged_server
 
     found = ceilings(torch.device("cpu"))
     again: list[float] = []

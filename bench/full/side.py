@@ -1,8 +1,8 @@
 """One side of `full` in a process of its own: outputs into a file, what was found as JSON.
 
-python -m bench.full_side theirs FOLDER OUT
-python -m bench.full_side ours CHECKPOINT OUT FOLDER THEIRS
-python -m bench.full_side load CHECKPOINT -
+python -m bench.full.side theirs FOLDER OUT
+python -m bench.full.side ours CHECKPOINT OUT FOLDER THEIRS
+python -m bench.full.side load CHECKPOINT -
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bench.full import library_nets
+from bench.full.command import library_nets
 from imaged.engine.loading.load import NETS, Nets, load
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ import httpx
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.rounds import compare, each_round
-from bench.servers import environment, free_port, imaged, running
+from bench.sides.servers import environment, free_port, imaged, running
 from imaged.catalogue.model import DEFAULT_SLUG
 
 CONNECTIONS = 64
@@ -216,6 +216,6 @@ def waiting_jobs(server: Gateway, folder: Path) -> Polled:
 def peer_server(which: str, data: Path) -> Iterator[Polled]:
     port = free_port()
     paths = [f"/v2/requests/{n:032x}/status" for n in range(JOBS)]
-    command = ["-m", "bench.peer_polls", which, "--port", str(port)]
+    command = ["-m", "bench.sides.peer_polls", which, "--port", str(port)]
     with running(command, environment(1), port, paths[0], data / f"{which}.log") as process:
         yield Polled(process.pid, f"http://127.0.0.1:{port}", script(data, which, paths))

@@ -1,6 +1,6 @@
 """The plain script: one picture with diffusers.
 
-python bench/peer_script.py CHECKPOINT PROMPT STEPS SEED FILE
+python bench/sides/peer_script.py CHECKPOINT PROMPT STEPS SEED FILE
 """
 
 import sys

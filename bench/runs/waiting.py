@@ -9,9 +9,9 @@ import click
 
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
-from bench.models import PIXELS, checkpoint
-from bench.policies import Policy, Ran, at_once, capacity, one_at_a_time, run, trace
 from bench.rounds import Spread, compare, percentile
+from bench.sides.models import PIXELS, checkpoint
+from bench.sides.policies import Policy, Ran, at_once, capacity, one_at_a_time, run, trace
 from imaged.engine.engine import Engine
 from imaged.params.image_params import ImageParams
 

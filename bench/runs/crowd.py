@@ -17,8 +17,8 @@ import click
 
 from bench.app import Effort, diffusers_option, effort_options, main, model_option
 from bench.figures import Row, publish
-from bench.models import PIXELS, checkpoint
 from bench.rounds import compare
+from bench.sides.models import PIXELS, checkpoint
 from imaged.params.image_params import ImageParams
 
 CLIENTS = 8
@@ -68,8 +68,8 @@ def crowd(names: tuple[str, ...], diffusers: Path | None, pictures: int, effort:
 def _measure(
     name: str, diffusers: Path | None, pictures: int, effort: Effort
 ) -> tuple[list[Row], dict[str, float]]:
-    from bench.agree import agreement
-    from bench.servers import async_server, imaged_server, lock_server
+    from bench.sides.agree import agreement
+    from bench.sides.servers import async_server, imaged_server, lock_server
 
     folder, target = checkpoint(name), TARGETS[name]
     amount = effort.choose(pictures, 2)

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import peer
-from bench.agree import agreement
+from bench.sides import peer
+from bench.sides.agree import agreement
 from imaged.engine.engine import Engine
 from imaged.engine.loading.load import Nets, load
 from imaged.params.image_params import ImageParams

@@ -1,6 +1,6 @@
 """What many write first: FastAPI, one diffusers pipeline, one picture at a time.
 
-    python -m bench.peer_lock --checkpoint FOLDER --port N
+    python -m bench.sides.peer_lock --checkpoint FOLDER --port N
 
 POST /generate takes the same JSON as our API and answers with a JPEG. The lock is a single thread:
 with one around calls from FastAPI's many threads, each of them would bring threads of its own for
@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from bench import peer
+from bench.sides import peer
 from imaged.params.image_params import read_params
 
 

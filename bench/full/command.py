@@ -16,13 +16,13 @@ import click
 import torch
 from safetensors import safe_open
 
-from bench import original_layout
 from bench.app import Effort, effort_options, main
 from bench.ceiling import ceilings
 from bench.code import ROOT
 from bench.figures import Row, publish
-from bench.models import checkpoint
 from bench.rounds import Spread, compare
+from bench.sides import original_layout
+from bench.sides.models import checkpoint
 
 CHUNK = 1 << 22
 CLOSE = 1e-4  # of the largest output, float32
@@ -124,7 +124,7 @@ def _agreement(layout: Path, folder: Path, out: Path, effort: Effort) -> list[Ro
 
 def _side(side: str, layout: Path, out: Path, effort: Effort, *given: str) -> dict[str, Any]:
     """Run one side in a process of its own, which has its memory to itself."""
-    command = [sys.executable, "-m", "bench.full_side", side, str(layout), str(out), *given]
+    command = [sys.executable, "-m", "bench.full.side", side, str(layout), str(out), *given]
     threads = {"OMP_NUM_THREADS": str(effort.threads)}
     done = subprocess.run(
         command,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import click
-
-from bench.app import Effort, effort_options, main
+from bench.app import Effort, any_model_option, effort_options, main
 from bench.figures import Row, publish
-from bench.models import checkpoint
-from bench.policies import Policy, at_once, capacity, one_at_a_time
 from bench.rounds import compare, each_round, seconds_each
+from bench.sides.models import checkpoint
+from bench.sides.policies import Policy, at_once, capacity, one_at_a_time
 from imaged.catalogue.model import MICRO
 from imaged.engine.engine import Engine
 from imaged.params.image_params import ImageParams
@@ -22,15 +20,7 @@ STEPS = 6  # and one more for each job of a crowd
 
 
 @main.command()
-@click.option(
-    "--model",
-    "names",
-    multiple=True,
-    type=click.Choice(["thin", "wide", "micro"]),
-    default=["thin", "wide", "micro"],
-    show_default=True,
-    help="Checkpoint; may be given several times.",
-)
+@any_model_option
 @effort_options(seconds=1)
 def exact(names: tuple[str, ...], effort: Effort) -> None:
     """The determinism class `exact` against `close`, on one engine.

@@ -10,8 +10,8 @@ from typing import Any
 
 from bench.app import Effort, effort_options, main, model_option
 from bench.figures import Row, publish
-from bench.models import PIXELS, checkpoint
 from bench.rounds import compare, seconds_each
+from bench.sides.models import PIXELS, checkpoint
 from imaged.params.image_params import ImageParams
 
 TARGET, QUARTILE = 1.1, 1.0  # of the median and of the lower quartile
@@ -43,9 +43,9 @@ def single(names: tuple[str, ...], effort: Effort) -> None:
 
 
 def _measure(name: str, effort: Effort) -> tuple[Row, dict[str, float]]:
-    from bench import peer
-    from bench.agree import agreement
-    from bench.servers import imaged_server
+    from bench.sides import peer
+    from bench.sides.agree import agreement
+    from bench.sides.servers import imaged_server
 
     folder = checkpoint(name)
     pipe: Any = peer.pipeline(folder)

@@ -11,8 +11,8 @@ import torch
 
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
-from bench.models import SEED, SHAPES, Shape, checkpoint
 from bench.rounds import compare, each_round, seconds_each
+from bench.sides.models import SEED, SHAPES, Shape, checkpoint
 from imaged.catalogue.model import MICRO
 
 PIXELS, FACTOR = 512, 8  # of SDXL's VAE

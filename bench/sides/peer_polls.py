@@ -1,7 +1,7 @@
 """The least and the usual answer to a status poll.
 
-python -m bench.peer_polls raw --port N        # plain ASGI, the bytes made beforehand
-python -m bench.peer_polls fastapi --port N    # FastAPI with a response model
+python -m bench.sides.peer_polls raw --port N        # plain ASGI, the bytes made beforehand
+python -m bench.sides.peer_polls fastapi --port N    # FastAPI with a response model
 """
 
 from __future__ import annotations

@@ -31,13 +31,13 @@ def start(effort: Effort) -> None:
     """A cold process to its first picture: `imaged generate` against a plain script.
 
     Both make one picture of 512 px with 20 Euler steps and the shipped checkpoint `micro`; timed is
-    the whole process, from its start to its exit (bench/peer_script.py is the script). Files
+    the whole process, from its start to its exit (bench/sides/peer_script.py is the script). Files
     are in the page cache. The target is a ratio of at least 2.5.
     """
     import torch
 
-    from bench.agree import agreement
     from bench.ceiling import ceilings
+    from bench.sides.agree import agreement
 
     found = ceilings(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as data:
@@ -76,12 +76,12 @@ def script(file: Path, seed: int) -> list[str]:
     from imaged.catalogue.model import MICRO
 
     words = [str(MICRO), PROMPT, str(STEPS), str(seed), str(file)]
-    return [sys.executable, str(ROOT / "bench" / "peer_script.py"), *words]
+    return [sys.executable, str(ROOT / "bench" / "sides" / "peer_script.py"), *words]
 
 
 def seconds(command: list[str], threads: int) -> float:
     """Wall seconds of a whole process."""
-    from bench.servers import environment
+    from bench.sides.servers import environment
 
     started = time.perf_counter()
     done = subprocess.run(

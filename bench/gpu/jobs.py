@@ -14,10 +14,10 @@ from typing import Any
 from bench.app import Effort
 from bench.ceiling import synchronise
 from bench.figures import Row
-from bench.gpu_sides import Bench, job
-from bench.policies import Policy, at_once, batches, capacity, one_at_a_time, run, trace
+from bench.gpu.sides import Bench, job
 from bench.rounds import Pair, Spread, compare, each_round, percentile, seconds_each
-from bench.waiting import mix
+from bench.runs.waiting import mix
+from bench.sides.policies import Policy, at_once, batches, capacity, one_at_a_time, run, trace
 from imaged.params.image_params import ImageParams
 
 OFFLINE_STEPS, HTTP_STEPS = 20, 30
@@ -92,7 +92,7 @@ def peer_rate(bench: Bench, effort: Effort, pipe: Any, images: int) -> float:
 
 def over_http(bench: Bench, effort: Effort) -> list[Row]:
     """One picture at an idle server, from the request to the bytes."""
-    from bench.servers import async_server, imaged_server, lock_server
+    from bench.sides.servers import async_server, imaged_server, lock_server
 
     device = bench.device.type
     rows: list[Row] = []
@@ -113,7 +113,7 @@ def over_http(bench: Bench, effort: Effort) -> list[Row]:
 
 
 def _same_pictures(bench: Bench, ours: Draw, theirs: Draw) -> dict[str, float]:
-    from bench.agree import agreement
+    from bench.sides.agree import agreement
 
     one, other = (job(bench.pixels, n, HTTP_STEPS) for n in (1, 2))
     return agreement(ours(one), theirs(one), ours(other), bench.levels)

@@ -112,6 +112,17 @@ class Shape:
         )
 
 
+def _sdxl(
+    channels: tuple[int, int, int],
+    depth: tuple[int, int, int],
+    heads: tuple[int, int, int],
+    vae_channels: tuple[int, ...],
+    texts: tuple[Text, Text],
+) -> Shape:
+    """SDXL's own blocks and VAE, of any width."""
+    return Shape(channels, depth, heads, 32, 256, 128, vae_channels, 2, 32, texts)
+
+
 _SMALL_TEXTS = (Text(32, 3, 2, "quick_gelu", 64), Text(32, 3, 2, "gelu", 64))
 SHAPES = {
     "thin": Shape(
@@ -120,28 +131,18 @@ SHAPES = {
     "wide": Shape(
         (64, 128, 256), (1, 2, 2), (1, 2, 4), 32, 32, 32, (4, 4, 8, 8, 16), 0, 4, _SMALL_TEXTS
     ),
-    "reduced": Shape(  # SDXL's own blocks and VAE, narrow
+    "reduced": _sdxl(
         (64, 128, 128),
         (1, 1, 2),
         (1, 2, 2),
-        32,
-        256,
-        128,
         (32, 32, 64, 64),
-        2,
-        32,
         (Text(64, 2, 1, "quick_gelu", 64), Text(128, 2, 2, "gelu", 128)),
     ),
-    "full": Shape(
+    "full": _sdxl(
         (320, 640, 1280),
         (1, 2, 10),
         (5, 10, 20),
-        32,
-        256,
-        128,
         (128, 256, 512, 512),
-        2,
-        32,
         (Text(768, 12, 12, "quick_gelu", 768), Text(1280, 32, 20, "gelu", 1280)),
     ),
 }
