@@ -32,7 +32,10 @@ from imaged.catalogue.model import MICRO
 from imaged.engine.loading.load import load
 from imaged.params.image_params import ImageParams
 from imaged.sampling.schedulers import SCHEDULERS
-from training.micro.captions import (
+from training.micro.judge import WEIGHTS, accuracy, load_judge
+from training.micro.parts.text import SAYS
+from training.micro.pixels import to_tensor
+from training.micro.scenes.captions import (
     BOAT,
     DRESS,
     GROUND,
@@ -44,12 +47,9 @@ from training.micro.captions import (
     noise,
     tell,
 )
-from training.micro.judge import WEIGHTS, accuracy, load_judge
-from training.micro.painter import draw
-from training.micro.scenes import ATTRIBUTES, COLOURS, sample_scene
+from training.micro.scenes.painter import draw
+from training.micro.scenes.scene import ATTRIBUTES, COLOURS, sample_scene
 from training.micro.sheets import generate, seed_jobs
-from training.micro.text import SAYS
-from training.micro.train import to_tensor
 
 SIZES = ("512x512", "768x768", "1024x1024", "896x1152")
 GUIDANCES = (1.0, 4.0, 7.0, 12.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from training.micro.scenes import Colour, Scene
+from training.micro.scenes.scene import Colour, Scene
 
 HAIR: dict[str, Colour] = {
     "red": (198, 70, 24),

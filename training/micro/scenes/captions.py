@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from training.micro.scenes import COLOURS, Scene, any_scene
+from training.micro.scenes.scene import COLOURS, Scene, any_scene
 
 TIME = {
     "noon": ("noon", "a sunny day", "blue sky", "daylight", "a clear day", "midday"),

@@ -1,4 +1,4 @@
-"""The text encoders in training: tokens in, embeddings out, and naming what a caption says.
+"""The part `text`: text encoders, tokens in, embeddings out, on naming what a caption says.
 
 From noise alone a UNet learns to look at its input first and at words late, some of them never.
 Encoders that already tell sunset from dawn, and whose house from whose boat is red, give it a
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
+import click
 import torch
 import torch.nn.functional as F
 
@@ -22,8 +24,9 @@ from training.micro.architecture import (
     build_text_encoders,
     load_tokenizer,
 )
-from training.micro.captions import PERSON, UNKNOWN, choose, noise, tell, vocabulary
-from training.micro.scenes import ATTRIBUTES, Scene, any_scene
+from training.micro.parts.run import DEVICE, Options, Run, cosine, earlier
+from training.micro.scenes.captions import PERSON, UNKNOWN, choose, noise, tell, vocabulary
+from training.micro.scenes.scene import ATTRIBUTES, Scene, any_scene
 
 SAYS = {"building": ("building", "walls")}  # phrases that say more than the attribute's own name
 
@@ -190,3 +193,39 @@ def framing(scene: Scene, told: Mapping[str, str]) -> int:
     """
     kinds = ATTRIBUTES["figure"]
     return kinds.index(scene.figure) if "figure" in told or scene.figure == "none" else len(kinds)
+
+
+@click.command()
+@click.option("--steps", default=2000, show_default=True)
+@click.option("--batch", default=64, show_default=True)
+@click.option("--save-every", default=500, show_default=True)
+@click.pass_obj
+def text(options: Options, steps: int, batch: int, save_every: int) -> None:
+    """Train the text encoders to name what a caption says, before there is a UNet to ask them."""
+    torch.manual_seed(4)
+    reader = Reader().to(DEVICE)
+    run = Run(options.work, "text", reader, reader.parameters(), steps, decay=0.99)
+    rng = random.Random(4 + run.start)
+    for step in run:
+        loss, right = reader.ask(rng, batch, said=rng.choice((0.4, 0.7, 1.0)))
+        leak = right.pop("leak")
+        share = sum(right.values()) / len(right)
+        row = {"right": round(share, 3), "leak": round(leak, 4)}
+        run.update(step, loss, (cosine(step, steps, 2e-3),), **row)
+        if run.due(step, save_every):
+            run.save(step)
+    with torch.inference_mode():
+        _, right = reader.eval().ask(random.Random(5), 1000, said=1.0)
+    click.echo(f"a phrase moves other tokens by {right.pop('leak'):.1%} of their variance")
+    for name, share in right.items():
+        click.echo(f"{name}: named right in {share:.1%} of new captions")
+
+
+def learnt_text(work: Path) -> Conditioner:
+    """The conditioner out of the trained reader."""
+    weights = earlier(work, "text.pt", "text")["average"]
+    conditioner = Conditioner().requires_grad_(False)
+    conditioner.load_state_dict(
+        {k.removeprefix("text."): v for k, v in weights.items() if k.startswith("text.")}
+    )
+    return conditioner

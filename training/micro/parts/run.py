@@ -1,13 +1,15 @@
-"""What the parts of the training share: learning rate, averaged weights, resumable state, log."""
+"""What the parts share: their options, learning rate, averaged weights, resumable state, log."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import matplotlib as mpl
 import torch
 from tqdm import tqdm
@@ -16,6 +18,17 @@ mpl.use("Agg")  # files only: no window is opened
 import matplotlib.pyplot as plt
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class Options:
+    """What all parts are told."""
+
+    work: Path
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(DEVICE, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -30,6 +43,13 @@ def save_state(path: Path, **state: Any) -> None:
     """Write, then rename: a run that is killed while saving keeps its last state."""
     torch.save(state, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
+
+
+def earlier(work: Path, name: str, part: str) -> Any:
+    """What an earlier part wrote."""
+    if not (work / name).exists():
+        raise click.ClickException(f"{work / name} is not there: run the part `{part}` first")
+    return torch.load(work / name, map_location="cpu", weights_only=True)
 
 
 class Run:

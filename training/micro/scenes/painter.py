@@ -10,8 +10,8 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.micro.figure import SOLES, Figure
-from training.micro.scenes import Colour, Scene
+from training.micro.scenes.figure import SOLES, Figure
+from training.micro.scenes.scene import Colour, Scene
 
 SKY: dict[str, list[Colour]] = {  # from the zenith to the horizon
     "noon": [(64, 136, 222), (196, 228, 250)],
