@@ -117,12 +117,8 @@ class Figure:
                 0.86,
             )
             self.oval(side * 2.0, 4.45, 0.3, 0.34, SKIN)
-            if dress != "mail":
-                continue
-            self.shape(
-                [(side * 2.02, 3.3), (side * 1.5, 3.45), (side * 1.72, 4.2), (side * 2.24, 4.1)],
-                (112, 74, 48),
-            )
+            if dress == "mail":
+                self.bracer(side)
         self.shape([(-0.34, 0.7), (0.34, 0.7), (0.4, 1.7), (-0.4, 1.7)], SKIN, 0.86)
         self.shape(
             [
@@ -140,19 +136,29 @@ class Figure:
             tunic,
         )
         if dress == "mail":
-            for row in range(10):
-                y = 2.0 + row * 0.43
-                half = 1.3 - 0.25 * (y - 1.8) / 2.2 if y < 4 else 1.0 + 0.6 * (y - 4) / 2.2
-                count = 5
-                for k in range(count):
-                    x = (k + (0.5 if row % 2 else 0.0) - count / 2 + 0.25) * 2 * half / count
-                    self.oval(x, y, half / count * 0.82, 0.24, tunic, 0.78)
-                    self.oval(x, y - 0.09, half / count * 0.82, 0.22, tunic, 1.12)
+            self.scales(tunic)
         else:
             collar = [(-1.5, 1.75), (-0.4, 1.35), (0, 1.7), (0.4, 1.35), (1.5, 1.75), (1.75, 2.9)]
             self.shape([*collar, (0.5, 2.5), (0, 2.7), (-0.5, 2.5), (-1.75, 2.9)], CLOTH[dress])
             self.oval(0, 2.35, 0.22, 0.22, (236, 196, 80))
         self.shape([(-1.03, 3.85), (1.03, 3.85), (1.08, 4.25), (-1.08, 4.25)], (92, 60, 42))
+
+    def bracer(self, side: int) -> None:
+        self.shape(
+            [(side * 2.02, 3.3), (side * 1.5, 3.45), (side * 1.72, 4.2), (side * 2.24, 4.1)],
+            (112, 74, 48),
+        )
+
+    def scales(self, tunic: Colour) -> None:
+        """Ten rows of five, every second one shifted by half a scale."""
+        for row in range(10):
+            y = 2.0 + row * 0.43
+            half = 1.3 - 0.25 * (y - 1.8) / 2.2 if y < 4 else 1.0 + 0.6 * (y - 4) / 2.2
+            count = 5
+            for k in range(count):
+                x = (k + (0.5 if row % 2 else 0.0) - count / 2 + 0.25) * 2 * half / count
+                self.oval(x, y, half / count * 0.82, 0.24, tunic, 0.78)
+                self.oval(x, y - 0.09, half / count * 0.82, 0.22, tunic, 1.12)
 
     def head(self) -> None:
         """Drawn about the chin at (0, 1)."""

@@ -244,7 +244,6 @@ class Painter:
         if self.scene.boat == "none":
             return
         rng, shore = self.rng, 1 - self.horizon
-        hull = WALL[self.scene.boat]
         w = rng.uniform(0.27, 0.33) * self.unit / self.w
         h = w * self.w / self.h
         x = 1 - rng.uniform(w * 0.5, max(w * 0.5, 0.2 if self.scene.figure != "none" else 0.4))
@@ -252,7 +251,11 @@ class Painter:
         depth = rng.uniform(*((0.48, 0.6) if self.scene.ground == "lake" else (0.25, 0.5)))
         if self.scene.figure == "portrait":  # above what she holds
             depth = 0.3 if self.scene.ground == "lake" else 0.12
-        y = self.horizon + shore * depth
+        self.ship(x, self.horizon + shore * depth, w, h)
+
+    def ship(self, x: float, y: float, w: float, h: float) -> None:
+        """Mast, two sails and a hull; its middle on the water is at (x, y)."""
+        hull = WALL[self.scene.boat]
         self.box(x - w * 0.015, y - h * 0.85, x + w * 0.025, y, self.lit((92, 64, 46)))
         self.polygon(
             [
