@@ -16,8 +16,7 @@ from bench.ceiling import synchronise
 from bench.figures import Row
 from bench.gpu.sides import Bench, job
 from bench.rounds import Pair, Spread, compare, each_round, percentile, seconds_each
-from bench.runs.waiting import mix
-from bench.sides.policies import Policy, at_once, batches, capacity, one_at_a_time, run, trace
+from bench.sides.policies import Policy, at_once, batches, capacity, mix, one_at_a_time, run, trace
 from imaged.params.image_params import ImageParams
 
 OFFLINE_STEPS, HTTP_STEPS = 20, 30

@@ -10,12 +10,11 @@ import click
 from bench.app import Effort, effort_options, main
 from bench.figures import Row, publish
 from bench.rounds import Spread, compare, percentile
-from bench.sides.models import PIXELS, checkpoint
-from bench.sides.policies import Policy, Ran, at_once, capacity, one_at_a_time, run, trace
+from bench.sides.models import checkpoint
+from bench.sides.policies import Policy, Ran, at_once, capacity, mix, one_at_a_time, run, trace
 from imaged.engine.engine import Engine
 from imaged.params.image_params import ImageParams
 
-STEPS = (10, 20, 30, 50)
 LOADS = (0.3, 0.5, 0.7, 0.85)
 LOAD, TARGET = 0.7, 5.0
 PEER = "one at a time"
@@ -61,22 +60,6 @@ def waiting(names: tuple[str, ...], jobs: int, effort: Effort) -> None:
         rows += measure(name, engine, mixed, jobs, effort, found)
         curve += sweep(name, engine, mixed, jobs, found[_capacity(name)])
     publish("waiting", effort, rows, found, curve=curve)
-
-
-def mix(quick: bool, sizes: Sequence[int] = (PIXELS,)) -> list[ImageParams]:
-    """Every number of steps at every size, the shortest first."""
-    return [
-        ImageParams(
-            "a boat on a lake",
-            scheduler="Euler",
-            num_inference_steps=steps // 5 if quick else steps,
-            seed=steps,
-            img_width=size,
-            img_height=size,
-        )
-        for steps in STEPS
-        for size in sizes
-    ]
 
 
 def measure(

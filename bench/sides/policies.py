@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.sides.models import PIXELS
 from imaged.engine.engine import Engine
 from imaged.errors import ImagedError
 from imaged.params.image_params import ImageParams
+
+STEPS = (10, 20, 30, 50)  # of short jobs and long ones
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,22 @@ def batches(most: int, timer_s: float) -> Policy:
         return 0 if running or not due else min(most, len(waiting))
 
     return policy
+
+
+def mix(quick: bool, sizes: Sequence[int] = (PIXELS,)) -> list[ImageParams]:
+    """Every number of steps at every size, the shortest first."""
+    return [
+        ImageParams(
+            "a boat on a lake",
+            scheduler="Euler",
+            num_inference_steps=steps // 5 if quick else steps,
+            seed=steps,
+            img_width=size,
+            img_height=size,
+        )
+        for steps in STEPS
+        for size in sizes
+    ]
 
 
 def trace(amount: int, a_second: float, seed: int, jobs: Sequence[ImageParams]) -> list[Arrival]:
