@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from dataclasses import replace
@@ -35,7 +34,6 @@ from bench.sides.policies import Arrival, at_once, batches, one_at_a_time
 from imaged.engine.engine import Engine
 from imaged.engine.outcome import Outcome
 from imaged.params.image_params import ImageParams
-from tests.test_architecture import LONGEST_FILE, LONGEST_FUNCTION
 
 ROOT = Path(__file__).parent.parent
 
@@ -325,17 +323,6 @@ def test_pictures_that_differ_are_not_compared() -> None:
         agreement(flat(100), flat(102), flat(200))
     with pytest.raises(ClickException, match="do not agree"):
         agreement(flat(100), flat(100), flat(102))  # another seed could not be told from it
-
-
-def test_files_and_functions_are_short() -> None:
-    for path in (ROOT / "bench").rglob("*.py"):
-        source = path.read_text()
-        assert len(source.splitlines()) <= LONGEST_FILE
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno is not None
-                length = node.end_lineno - node.lineno + 1
-                assert length <= LONGEST_FUNCTION, (path.name, node.name)
 
 
 def test_cells_say_what_is_missing() -> None:
