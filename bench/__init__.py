@@ -1,6 +1,7 @@
 """Measurements against what else there is, each one command: `python -m bench --help`.
 
-Files in the order of a measurement: models (checkpoints of random weights), servers and peer*
-(who is measured), rounds (in which order, and what a difference is), ceiling (what the machine
-can do), one file for each benchmark, figures (what is written down), report (the document).
+`sides` has what is measured, checkpoints and peers included. The benchmarks are in `runs`, one a
+file, and where they have several in a folder of their own: `full`, `gpu`. Here is what they share:
+app (options), rounds (in which order, and what a difference is), ceiling (what the machine can do),
+figures (what is written down), code (of which code it is), report (the document).
 """

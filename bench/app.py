@@ -15,22 +15,28 @@ from bench.code import ROOT, Tree
 from bench.company import Company
 
 BUILD = ROOT / "build" / "bench"
-#: Each in the file of its name.
-COMMANDS = (
-    *(
-        "all",
-        "bf16",
-        "check",
-        "crowd",
-        "exact",
-        "full",
-        "gpu",
-        "models",
-        "polls",
-        "recovery",
-        "report",
-    ),
-    *("savings", "sigmas", "single", "start", "waiting"),
+_RUNS = (
+    "bf16",
+    "crowd",
+    "exact",
+    "polls",
+    "recovery",
+    "savings",
+    "sigmas",
+    "single",
+    "start",
+    "waiting",
+)
+#: Each command, and the module that adds it to `main`; in the order of --help.
+COMMANDS = dict(
+    sorted(
+        {
+            **{name: f"bench.{name}" for name in ("all", "check", "report")},
+            **{name: f"bench.runs.{name}" for name in _RUNS},
+            **{name: f"bench.{name}.command" for name in ("full", "gpu")},
+            "models": "bench.sides.models",
+        }.items()
+    )
 )
 
 
@@ -57,7 +63,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            import_module(f"bench.{cmd_name}")  # adds it to `main`
+            import_module(COMMANDS[cmd_name])
         return super().get_command(ctx, cmd_name)
 
 
@@ -133,16 +139,22 @@ diffusers_option = click.option(
 )
 
 
-def model_option(command: Command) -> Command:
+def _models(names: list[str], text: str) -> Callable[[Command], Command]:
     return click.option(
         "--model",
         "names",
         multiple=True,
-        type=click.Choice(["thin", "wide"]),
-        default=["thin", "wide"],
+        type=click.Choice(names),
+        default=names,
         show_default=True,
-        help="thin is bound by overhead, wide by arithmetic. May be given twice.",
-    )(command)
+        help=text,
+    )
+
+
+model_option = _models(
+    ["thin", "wide"], "thin is bound by overhead, wide by arithmetic. May be given twice."
+)
+any_model_option = _models(["thin", "wide", "micro"], "Checkpoint; may be given several times.")
 
 
 def cores() -> int:

@@ -24,10 +24,9 @@ LEFT_OUT = {
     ),  # the engine is called
     "start": {"client"},
 }
-#: Files of `bench` that count for every benchmark, as does each one's own.
-SHARED = {"agree", "ceiling", "models", "original_layout", "policies", "rounds", "servers"}
-SHARED |= {"peer", "peer_async", "peer_lock", "peer_polls", "peer_script"}
-#: Files of `bench` that measure nothing.
+#: Parts of `bench` (see `part`) that count for every benchmark, as does each one's own.
+SHARED = {"ceiling", "rounds", "sides"}
+#: Parts of `bench` that measure nothing.
 SHOWING = {"__init__", "__main__", "all", "app", "check", "code", "company", "figures", "report"}
 SHOWING |= {"sigmas"}
 TOPS = ("imaged", "bench")
@@ -125,8 +124,16 @@ def counts(benchmark: str, path: str) -> bool:
     if top == "imaged":
         serves = path in SERVING and LEFT_OUT[name] == SERVED
         return serves or not between or between[0] not in LEFT_OUT[name]
+    return top == "bench" and part(path) in {*SHARED, name}
+
+
+def part(path: str) -> str:
+    """The part of `bench` that a file is of: the file itself, at the top and in `runs`, where each
+    is one benchmark, and elsewhere its folder. No `__init__` holds code.
+    """
+    _, *folders, file = PurePosixPath(path).parts
     stem = file.removesuffix(".py")
-    return top == "bench" and (stem in SHARED or stem == name or stem.startswith(f"{name}_"))
+    return stem if folders in ([], ["runs"]) or stem == "__init__" else folders[0]
 
 
 def said(content: bytes, suffix: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from dataclasses import replace
@@ -14,13 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import app, figures, policies, report
+from bench import app, figures, report
 from bench.app import COMMANDS, main
 from bench.code import Code, Tree
 from bench.figures import Figures, Row
-from bench.gpu_steps import flops
-from bench.models import SHAPES
-from bench.policies import Arrival, at_once, batches, one_at_a_time
+from bench.gpu.steps import flops
 from bench.rounds import (
     Pair,
     Spread,
@@ -31,10 +28,12 @@ from bench.rounds import (
     seconds_each,
     verdict,
 )
+from bench.sides import policies
+from bench.sides.models import SHAPES
+from bench.sides.policies import Arrival, at_once, batches, one_at_a_time
 from imaged.engine.engine import Engine
 from imaged.engine.outcome import Outcome
 from imaged.params.image_params import ImageParams
-from tests.test_architecture import MAX_FILE_LINES, MAX_FUNCTION_LINES
 
 ROOT = Path(__file__).parent.parent
 
@@ -312,7 +311,7 @@ def test_pictures_that_differ_are_not_compared() -> None:
     from click import ClickException
     from PIL import Image
 
-    from bench.agree import agreement
+    from bench.sides.agree import agreement
 
     def flat(level: int) -> bytes:
         buffer = io.BytesIO()
@@ -324,17 +323,6 @@ def test_pictures_that_differ_are_not_compared() -> None:
         agreement(flat(100), flat(102), flat(200))
     with pytest.raises(ClickException, match="do not agree"):
         agreement(flat(100), flat(100), flat(102))  # another seed could not be told from it
-
-
-def test_files_and_functions_are_short() -> None:
-    for path in (ROOT / "bench").glob("*.py"):
-        source = path.read_text()
-        assert len(source.splitlines()) <= MAX_FILE_LINES
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno is not None
-                length = node.end_lineno - node.lineno + 1
-                assert length <= MAX_FUNCTION_LINES, (path.name, node.name)
 
 
 def test_cells_say_what_is_missing() -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from bench import all as whole
 from bench import app, check
-from bench.code import LEFT_OUT, SHARED, SHOWING, Code, Tree, counts, said
+from bench.code import LEFT_OUT, SHARED, SHOWING, Code, Tree, counts, part, said
 from bench.company import Company
 from bench.report import NOT_MEASURED, Place, fill, places
 
@@ -91,16 +91,20 @@ def told(root: Path, name: str) -> str:
         ("single", "imaged/cli/verify.py", False),
         ("waiting", "imaged/cli/serve.py", False),
         ("waiting", "constraints.txt", True),
-        ("single", "bench/single.py", True),
-        ("single", "bench/crowd.py", False),
+        ("single", "bench/runs/single.py", True),
+        ("single", "bench/runs/crowd.py", False),
         ("single", "bench/rounds.py", True),
+        ("single", "bench/sides/servers.py", True),
+        ("single", "bench/gpu/steps.py", False),
+        ("single", "bench/runs/__init__.py", False),
+        ("full", "bench/full/side.py", True),
         ("single", "bench/figures.py", False),
         ("single", "imaged/catalogue/models.toml", True),
         ("single", "imaged/checkpoints/micro/README.md", False),
         ("waiting", ENGINE, True),
         ("waiting", GATEWAY, False),
         ("start", "imaged/cli/generate.py", True),
-        ("gpu-1", "bench/gpu_steps.py", True),
+        ("gpu-1", "bench/gpu/steps.py", True),
     ],
 )
 def test_what_counts(name: str, changed: str, stale: bool) -> None:
@@ -132,10 +136,10 @@ class Thing:
 
 
 def test_every_file_of_the_benchmarks_is_thought_of() -> None:
-    own = tuple(f"{name}{end}" for name in LEFT_OUT for end in ("", "_"))
-    for path in (ROOT / "bench").glob("*.py"):
-        mine = path.stem in LEFT_OUT or path.stem.startswith(tuple(o for o in own if o[-1] == "_"))
-        assert mine + (path.stem in SHARED) + (path.stem in SHOWING) == 1, path.name
+    paths = [path.relative_to(ROOT).as_posix() for path in (ROOT / "bench").rglob("*.py")]
+    for path in paths:
+        assert sum(part(path) in kind for kind in (LEFT_OUT, SHARED, SHOWING)) == 1, path
+    assert {part(path) for path in paths} == {*LEFT_OUT, *SHARED, *SHOWING}
     assert set(whole.PARTS) | {"full", "bf16", "gpu"} == set(LEFT_OUT)
 
 
@@ -181,10 +185,10 @@ def test_the_report_says_what_has_changed_since(copy: Path, tmp_path: Path) -> N
     measure(copy, "single")
     text = (copy / "docs" / "benchmarks.md").read_text()
     assert fill(text, {}, tmp_path, Tree(copy)).count("| a table |") == 1
-    for name in (ENGINE, GATEWAY, "bench/rounds.py", "bench/single.py"):
+    for name in (ENGINE, GATEWAY, "bench/rounds.py", "bench/runs/single.py"):
         touch(copy, name)
     marked = fill(text, {}, tmp_path, Tree(copy))
-    names = "bench/rounds.py, bench/single.py, imaged/engine/nets/cached_unet.py"
+    names = "bench/rounds.py, bench/runs/single.py, imaged/engine/nets/cached_unet.py"
     note = f"{names} and 1 more.*\n\n| a table |"
     assert f"\n*Measured on code that has changed since: {note}" in marked
     assert fill(marked, {}, tmp_path, Tree(copy)) == marked
@@ -210,7 +214,7 @@ def test_a_release_wants_everything_of_one_commit(copy: Path) -> None:
     measure(copy, "polls")
     assert "measured on different commits: " in checked(copy, "--strict").stderr
     measure(copy, *whole.PARTS)
-    touch(copy, "bench/polls.py")
+    touch(copy, "bench/runs/polls.py")
     assert "\n  polls: measured on code that has changed" in checked(copy, "--strict").stderr
     measure(copy, "polls")
     assert "  polls: measured on code that was not committed" in checked(copy, "--strict").stderr

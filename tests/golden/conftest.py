@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import original_layout
-from bench.models import SHAPES
+from bench.sides import original_layout
+from bench.sides.models import SHAPES
 from imaged.catalogue.model import MICRO
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from bench.models import SHAPES
+from bench.sides.models import SHAPES
 from imaged.catalogue.model import Weights
 from imaged.engine.cpu import Cpu
 from imaged.engine.engine import Engine

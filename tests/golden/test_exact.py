@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.models import SHAPES, Text
+from bench.sides.models import SHAPES, Text
 from imaged.catalogue.model import MICRO
 from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture

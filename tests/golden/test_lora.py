@@ -19,7 +19,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from bench import original_layout
+from bench.sides import original_layout
 from imaged.engine.engine import Engine
 from imaged.engine.loading.load import Nets, load
 from imaged.engine.loading.lora import NO_LORAS, Loras, read_lora

@@ -18,7 +18,7 @@ from imaged.engine.loading.load import NETS, Nets, assemble
 from imaged.errors import CheckpointRefused
 from tests.golden.conftest import reduced_nets
 from tests.tolerance import difference, in_float64, rounding
-from training.micro.train import told
+from training.micro.parts.assembled import told
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 END = 49407

@@ -15,8 +15,8 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
-from bench import original_layout
-from bench.models import Shape, Text
+from bench.sides import original_layout
+from bench.sides.models import Shape, Text
 from imaged.catalogue.model import Weights
 from imaged.checkpoint_info.metadata import noise, scheduler_config
 from imaged.engine.loading.single_file import (

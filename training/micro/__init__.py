@@ -1,1 +1,3 @@
-"""The micro checkpoint: scenes (the data), train (the weights), evaluate (the figures)."""
+"""The micro checkpoint: scenes (the data), train and parts (the weights), evaluate and judge (the
+figures), sheets (pictures for the documents).
+"""

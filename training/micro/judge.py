@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from training.micro.painter import draw
-from training.micro.scenes import ATTRIBUTES, Scene, any_scene
+from training.micro.scenes.painter import draw
+from training.micro.scenes.scene import ATTRIBUTES, Scene, any_scene
 
 SIDE = 128
 SHAPES = ((256, 256), (256, 256), (224, 288), (288, 192), (192, 288))

@@ -1,0 +1,1 @@
+"""The benchmarks of one file each; `python -m bench NAME` runs it."""
