@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from imaged.gateway.operations import maintenance
-from imaged.jobs import Draft
+from imaged.jobs import Draft, Job
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import ledger
 from imaged.store.jobs import drafts, queue
@@ -295,7 +295,7 @@ def test_a_draft_is_there_until_it_has_been_ended(
 def test_a_mutant_that_charges_the_whole_price_is_seen(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue.Job, "owed_micros", property(lambda job: job.cost_micros))
+    monkeypatch.setattr(Job, "owed_micros", property(lambda job: job.cost_micros))
     with pytest.raises(AssertionError):
         test_the_chosen_go_on_for_the_price_of_their_calls(gate, [0, 2])
 

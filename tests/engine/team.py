@@ -88,7 +88,7 @@ def kept_loader() -> None:
 
 def kept_decoder() -> None:
     """Mutant: pictures are decoded beside the loop."""
-    engine.decoder = lambda _: ThreadPoolExecutor(1, "decoder")  # type: ignore[assignment]
+    engine.decoder = lambda _: ThreadPoolExecutor(1, "decoder")  # type: ignore[assignment,attr-defined]
 
 
 def kept_checker() -> None:

@@ -70,7 +70,7 @@ def by_loop(name: str, steps: int, seed: int) -> torch.Tensor:
     scheduler = reference(name)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
+    x: torch.Tensor = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
     takes = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if takes else {}
     for t in scheduler.timesteps:
@@ -91,7 +91,8 @@ def by_table(name: str, steps: int, seed: int) -> torch.Tensor:
         for _ in range(ours.draws[i]):
             history[drawn] = torch.randn(SHAPE, generator=generator)
             drawn += 1
-    return torch.tensordot(ours.rows[-1], history, dims=1)
+    last: torch.Tensor = torch.tensordot(ours.rows[-1], history, dims=1)
+    return last
 
 
 @pytest.mark.parametrize("steps", [20, 25, 50, 100])
@@ -167,7 +168,7 @@ def test_a_config_does_not_choose_the_sampler() -> None:
 
 STEPS = (1, 2, 3, 4, 5, 8, 10, 14, 15, 16, 20, 25, 50, 100)
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SPACED = [
+SPACED: list[dict[str, Any]] = [
     {"timestep_spacing": "leading", "steps_offset": 0},
     {"timestep_spacing": "leading", "steps_offset": 1},
     {"timestep_spacing": "linspace", "steps_offset": 1},

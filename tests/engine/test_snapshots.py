@@ -43,7 +43,8 @@ def done(bench: Bench, *job_ids: str) -> bool:
 def picture(bench: Bench, job_id: str) -> bytes:
     result = bench.job(job_id).result
     assert result is not None
-    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+    file: Path = bench.files / job_id[:2] / result["images"][0]["name"]
+    return file.read_bytes()
 
 
 def states(bench: Bench, job_id: str) -> list[str]:

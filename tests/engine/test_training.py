@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from imaged.catalogue.model import MICRO
 from imaged.engine.loading.load import load
 from imaged.params.image_params import ImageParams
 from training.micro import evaluate, train
+from training.micro.architecture import build_unet
 from training.micro.captions import caption, choose, phrases, tell, vocabulary, weighed
 from training.micro.evaluate import (
     END,
@@ -31,8 +33,9 @@ from training.micro.evaluate import (
 )
 from training.micro.judge import Judge, labels, view
 from training.micro.painter import draw
+from training.micro.run import save_state
 from training.micro.scenes import ATTRIBUTES, Scene, any_scene, held_out, sample_scene
-from training.micro.sheets import contact_sheet, generate, seed_jobs
+from training.micro.sheets import PROMPTS, contact_sheet, generate, seed_jobs
 from training.micro.text import Conditioner, Reader, find
 
 FULL = Scene(
@@ -66,7 +69,8 @@ def test_every_kind_of_every_attribute_shows(name: str) -> None:
     for kind in others:
         if kind == without.get(name):
             continue  # that is the building or the figure left out
-        assert difference(FULL, replace(FULL, **{name: kind})) > 0.002, kind
+        changed: dict[str, Any] = {name: kind}
+        assert difference(FULL, replace(FULL, **changed)) > 0.002, kind
 
 
 def test_a_scene_is_painted_the_same_again_and_in_any_shape() -> None:
@@ -198,7 +202,7 @@ def test_the_judge_is_asked_in_the_order_of_its_heads() -> None:
 @pytest.mark.slow
 def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part runs, goes on where it was stopped, and the export is served by the engine."""
-    monkeypatch.setattr(train, "PROMPTS", train.PROMPTS[:1])  # of the sheet of samples
+    monkeypatch.setattr(train, "PROMPTS", PROMPTS[:1])  # of the sheet of samples
     monkeypatch.setattr(train, "BATCHES", defaultdict(lambda: 2))
     monkeypatch.setattr(train, "reconstructions", partial(train.reconstructions, count=1))
     work, out = tmp_path / "work", tmp_path / "micro"
@@ -242,8 +246,8 @@ def test_an_export_may_be_a_mean_with_earlier_weights(
 ) -> None:
     """A quarter of weights that are larger by one moves each by a quarter."""
     now = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
-    train.save_state(tmp_path / "unet.pt", average=now)
-    train.save_state(tmp_path / "before.pt", average={name: w + 1 for name, w in now.items()})
+    save_state(tmp_path / "unet.pt", average=now)
+    save_state(tmp_path / "before.pt", average={name: w + 1 for name, w in now.items()})
     exported: dict[str, torch.Tensor] = {}
 
     def parts(_: Path, weights: dict[str, torch.Tensor]) -> dict[str, object]:
@@ -262,8 +266,8 @@ def test_an_export_may_be_a_mean_with_earlier_weights(
 
 def test_an_export_reads_texts_as_if_they_weighed_less(tmp_path: Path) -> None:
     """Scaled keys and values are what a weight does to the tokens, for every token."""
-    net = train.build_unet().eval()
-    less = train.build_unet().eval()
+    net = build_unet().eval()
+    less = build_unet().eval()
     less.load_state_dict(train.scaled(net.state_dict(), 0.5))
     x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 64)
     added = {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}

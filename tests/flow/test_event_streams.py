@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from imaged.gateway.api import events
 from imaged.gateway.app import build_app
@@ -361,8 +362,12 @@ async def silent() -> Any:
 
 def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
     """And a write is heard at the next look."""
-    job_id, asked = put(place.db, place.key_id, now=time.time()), []
+    job_id, asked = put(place.db, place.key_id, now=time.time()), list[Any]()
     read, took = queue.read, 0.0
+
+    def noted(c: sa.Connection, ids: Any) -> Any:
+        asked.append(ids)
+        return read(c, ids)
 
     async def cancelled_after(seconds: float) -> None:
         nonlocal took
@@ -378,7 +383,7 @@ def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
         took = time.monotonic() - begun
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "read", lambda c, ids: asked.append(ids) or read(c, ids))
+        patch.setattr(queue, "read", noted)
         reader = JobReader(place.db, ResponseCache(Watch(place.db)))
         asyncio.run(cancelled_after(0.5))
     assert took < 5.0 and len(asked) == 2

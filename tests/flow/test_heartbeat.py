@@ -121,7 +121,12 @@ def test_the_pulse_writes_a_preview_once(
 ) -> None:
     heartbeat = Heartbeat(db, "w")
     beats: list[dict[str, JobReport]] = []
-    monkeypatch.setattr(queue, "beat", lambda *a: beats.append(a[5]) or set())
+
+    def beat(*args: Any) -> set[str]:
+        beats.append(args[5])
+        return set()
+
+    monkeypatch.setattr(queue, "beat", beat)
     full = [
         {running.id: JobReport(1, 6, b"six", 6)},
         {running.id: JobReport(1, 7, b"six", 6)},

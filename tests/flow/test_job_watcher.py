@@ -126,7 +126,8 @@ def test_a_write_costs_those_whom_it_does_not_concern_one_narrow_query(
     async def play() -> None:
         tasks = await place.calls(place.reader())
         await until(lambda: sum(map(len, place.whole)) >= MANY)
-        place.whole.clear(), place.statuses.clear()
+        place.whole.clear()
+        place.statuses.clear()
         await place.nothing(5)
         assert [len(ids) for ids in place.statuses[:5]] == [MANY] * 5  # all of them in one query
         assert len(place.statuses) == 5
@@ -188,23 +189,31 @@ def test_a_write_before_the_wait_is_heard(place: Place) -> None:
 
 
 def test_with_nobody_waiting_nothing_looks(place: Place) -> None:
-    watch, looks = Watch(place.db), []
+    watch, looks = Watch(place.db), list[int]()
     right = watch.changed
-    watch.changed = lambda: looks.append(1) or right()  # type: ignore[method-assign,func-returns-value]
+
+    def counted() -> Any:
+        looks.append(1)
+        return right()
+
+    watch.changed = counted  # type: ignore[method-assign]
+
+    async def left(reader: JobReader, leave: Callable[[asyncio.Task[Any]], object]) -> None:
+        before, task = len(looks), place.call(reader, place.job_ids[0])
+        await until(lambda: len(looks) > before + 2)
+        leave(task)
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        before_rest = len(looks)
+        place.beat()
+        await asyncio.sleep(3 * SELDOM_S)
+        assert len(looks) == before_rest
 
     async def play() -> None:
         reader = place.reader(watch)
-        for leave in (lambda task: task.cancel(), lambda _: place.cancel(place.job_ids[0])):
-            before, task = len(looks), place.call(reader, place.job_ids[0])
-            await until(lambda before=before: len(looks) > before + 2)
-            leave(task)
-            await asyncio.wait([task])
-            await asyncio.sleep(0)
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-            before = len(looks)
-            place.beat()
-            await asyncio.sleep(3 * SELDOM_S)
-            assert len(looks) == before
+        await left(reader, lambda task: task.cancel())
+        await left(reader, lambda _: place.cancel(place.job_ids[0]))
 
     run(play)
 

@@ -17,7 +17,7 @@ def new_key(server: Server) -> str:
 
 
 def spent_or_held(client: httpx.Client) -> float:
-    return round(1.0 - client.get("/v1/get-user-credits").json()["credits"], 6)
+    return round(1.0 - float(client.get("/v1/get-user-credits").json()["credits"]), 6)
 
 
 def test_eight_at_once_are_one_job_and_one_charge(server: Server) -> None:

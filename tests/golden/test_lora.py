@@ -205,7 +205,7 @@ def test_latents_are_the_references(
 
 def test_layers_of_every_kind(nets: Nets, loras: Path) -> None:
     """Convolutions and time embeddings too: the same as with changed weights."""
-    wanted = {}
+    wanted: dict[str, tuple[Any, torch.Tensor]] = {}
     for (part, name), change in read_lora(loras / "every.safetensors").items():
         [layer] = [
             v for (p, n), v in layers(nets).items() if (p, n.replace(".", "_")) == (part, name)

@@ -155,7 +155,7 @@ class AnyOrder(RuleBasedStateMachine):
     def money_adds_up(self) -> None:
         """Counted from the rows by hand, not by the ledger's own functions."""
         with self.db.read() as c:
-            sums = dict(
+            sums: dict[str, int] = dict(
                 c.execute(sa.text("SELECT kind, SUM(amount_micros) FROM ledger GROUP BY kind"))
                 .tuples()
                 .all()

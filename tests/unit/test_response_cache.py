@@ -102,9 +102,14 @@ def test_whoever_asks_otherwise_is_not_given_it(db: Database, other: Ident) -> N
 
 
 def test_one_look_serves_a_turn(db: Database) -> None:
-    kept, looks = keeps(db), []
+    kept, looks = keeps(db), list[Any]()
     right = kept.watch.changed
-    kept.watch.changed = lambda: looks.append(right()) or looks[-1]  # type: ignore[method-assign]
+
+    def noted() -> Any:
+        looks.append(right())
+        return looks[-1]
+
+    kept.watch.changed = noted  # type: ignore[method-assign]
 
     def three() -> None:
         for _ in range(3):
@@ -162,7 +167,7 @@ class Sent:
         self.told.append("closed")
 
 
-def corked(use: Callable[[Any], None]) -> list[Any]:
+def corked(use: Callable[[Any], object]) -> list[Any]:
     """What goes out in the turn in which it was written, a mark, and what goes out after it."""
 
     async def run() -> list[Any]:

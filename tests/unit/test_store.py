@@ -694,7 +694,7 @@ def test_a_full_disk_in_a_group_commit_loses_nothing_that_was_promised(db: Datab
         raw.execute("PRAGMA max_page_count=200").close()  # 800 KB: full
         raw.execute("PRAGMA cache_size=10").close()  # so that pages are written in mid-transaction
 
-    def submit(job_id: str) -> Callable[[sa.Connection], None]:
+    def submit(job_id: str) -> Callable[[sa.Connection], object]:
         values: dict[str, Any] = {"key_id": key_id, "model": "m", "cost_micros": 1, "now": 1.0}
         params = ImageParams("x" * 20_000)
         return lambda c: queue.put(c, job_id=job_id, params=params, **values)
