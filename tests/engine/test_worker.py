@@ -32,7 +32,7 @@ from imaged.worker.deliver import Delivery
 from imaged.worker.heartbeat import Heartbeat
 from imaged.worker.loop import Worker
 from imaged.worker.openmp import waiting
-from tests.conftest import store
+from tests.conftest import store, until
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -74,10 +74,7 @@ class Bench:
             return queue.read(c, [job_id])[job_id]
 
     def wait(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(what, 60, every_s=0.01)
 
     def at_call(self, number: int, act: Callable[[], object]) -> None:
         """Have the loop itself do something as it makes this call of the one UNet at hand."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from imaged.store.jobs import progress, queue
 from imaged.store.sql import database as db_module
 from imaged.store.sql.database import SELDOM_S, Database, Watch
 from imaged.store.sql.schema import jobs
+from tests.conftest import until_async
 from tests.unit.test_store import KEEP_S, make_key, put, worker
 
 MANY = 40
@@ -110,10 +112,7 @@ def place(db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     yield made
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.001)
+until = partial(until_async, limit_s=20, every_s=0.001)
 
 
 def run(play: Callable[[], Awaitable[None]]) -> None:
