@@ -19,6 +19,7 @@ from imaged.store.jobs import queue
 from imaged.worker import loop
 from imaged.worker.snapshots import Snapshots
 from tests.engine.test_worker import SMALL, Bench, working
+from tests.mutants import red
 
 
 @pytest.fixture
@@ -101,10 +102,9 @@ def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, RunPl
 
 @pytest.mark.slow
 def test_a_mutant_that_saves_nothing_is_seen(
-    tmp_path: Path, begun: list[tuple[str, RunPlan]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begun: list[tuple[str, RunPlan]]
 ) -> None:
-    monkeypatch.setattr(Snapshots, "save", lambda *_: None)
-    with pytest.raises(ValueError):  # there is no state to look into
+    with red(Snapshots, "save", lambda *_: None, raises=ValueError):  # no state to look into
         test_a_worker_that_stops_parks_what_it_cannot_finish(tmp_path, begun)
 
 
