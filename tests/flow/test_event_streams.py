@@ -27,8 +27,8 @@ from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Database, Watch
 from tests.conftest import store
+from tests.in_store import KEEP_S, SECRET, put, worker
 from tests.mutants import red
-from tests.unit.test_store import KEEP_S, SECRET, put, worker
 
 IMAGE = {"name": "0" * 32 + "-1-0.jpeg", "seed": 1, "bytes": 3, "width": 512, "height": 512}
 RESULT = {"images": [IMAGE], "inference_s": 1.0, "checkpoint": "micro"}

@@ -26,7 +26,7 @@ from imaged.store.jobs import queue
 from imaged.store.sql.database import Watch
 from imaged.store.sql.schema import jobs
 from tests.conftest import until_async
-from tests.unit.test_store import make_key, put
+from tests.in_store import make_key, put
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.schema import progress as table
 from imaged.worker.encode import encode_preview
 from imaged.worker.heartbeat import Heartbeat
-from tests.unit.test_store import KEEP_S, RESULT, claim, get, make_key, put, worker
+from tests.in_store import KEEP_S, RESULT, claim, get, make_key, put, worker
 
 
 def beat(db: Database, held: dict[str, JobReport], now: float = 3.0) -> None:

@@ -25,7 +25,7 @@ from imaged.store.sql import database as db_module
 from imaged.store.sql.database import SELDOM_S, Database, Watch
 from imaged.store.sql.schema import jobs
 from tests.conftest import until_async
-from tests.unit.test_store import KEEP_S, make_key, put, worker
+from tests.in_store import KEEP_S, make_key, put, worker
 
 MANY = 40
 

@@ -28,7 +28,7 @@ from imaged.store.sql.group_commit import Writer
 from imaged.store.webhooks import outbox, subscriptions
 from imaged.store.webhooks.subscriptions import ANY_END, COMPLETED, FAILED, Event
 from tests.conftest import serving, until_async
-from tests.unit.test_store import KEEP_S, RESULT, SECRET, claim, get, make_key, put, worker
+from tests.in_store import KEEP_S, RESULT, SECRET, claim, get, make_key, put, worker
 
 LOCAL = [ip_network("127.0.0.0/8")]
 

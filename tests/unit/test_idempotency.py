@@ -22,8 +22,8 @@ from imaged.store.jobs import idempotency, queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from imaged.store.sql.schema import jobs
+from tests.in_store import KEEP_S, RESULT, audit, claim, free, get, make_key, worker
 from tests.mutants import red
-from tests.unit.test_store import KEEP_S, RESULT, audit, claim, free, get, make_key, worker
 
 UNDER_A = RequestOptions(idempotency_key="a", fingerprint="x")
 LIMITS = {"lease_s": 1e6, "queue_s": 1e6, "run_s": 1e6, "retention_s": KEEP_S}

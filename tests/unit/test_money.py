@@ -22,8 +22,8 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.schema import jobs
 from imaged.store.webhooks import outbox, subscriptions
 from tests.conftest import store
+from tests.in_store import RESULT, audit, make_key
 from tests.mutants import red
-from tests.unit.test_store import RESULT, audit, make_key
 
 GRANTED, KEEP_S = 300, 20.0
 KEYS = st.sampled_from([None, "a", "b"])
