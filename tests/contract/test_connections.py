@@ -402,7 +402,7 @@ def test_mutant_others_stay(patient: Gate, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Peer:
-    """A connection as the doors see it, from an address, waited for since a time or served."""
+    """A connection as the limiter sees it, from an address, waited for since a time or served."""
 
     def __init__(self, address: str, since: float, *, served: bool = False) -> None:
         self.address, self.since = address, None if served else since

@@ -116,7 +116,7 @@ def test_nothing_stays_after_expiry(db: Database, running: Job) -> None:
     assert rows(db) == 0
 
 
-def test_the_pulse_writes_a_preview_once(
+def test_the_heartbeat_writes_a_preview_once(
     db: Database, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeat = Heartbeat(db, "w")

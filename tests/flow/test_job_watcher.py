@@ -53,7 +53,7 @@ class Place:
     def reader(self, watch: Any = None) -> JobReader:
         return JobReader(self.db, ResponseCache(watch or Watch(self.db)), lambda: bool(self.stops))
 
-    def lookout(self) -> JobWatcher:
+    def watcher(self) -> JobWatcher:
         return self.reader()._watcher
 
     def cancel(self, *job_ids: str) -> None:
@@ -175,13 +175,13 @@ def test_a_write_before_the_wait_is_heard(place: Place) -> None:
     first, second, third = place.job_ids[:3]
 
     async def play() -> None:
-        looks = place.lookout()
-        other = asyncio.create_task(looks.wait(first, lambda _: False, 20.0))
+        watcher = place.watcher()
+        other = asyncio.create_task(watcher.wait(first, lambda _: False, 20.0))
         await until(lambda: bool(place.statuses))
         await place.seen(lambda: place.cancel(second, third))
-        assert await looks.wait(second, job_reader._rests, 20.0)
-        looks._new = Forgetful()
-        assert not await looks.wait(third, job_reader._rests, 0.3)
+        assert await watcher.wait(second, job_reader._rests, 20.0)
+        watcher._new = Forgetful()
+        assert not await watcher.wait(third, job_reader._rests, 0.3)
         other.cancel()
 
     run(play)
@@ -219,13 +219,13 @@ def test_with_nobody_waiting_nothing_looks(place: Place) -> None:
 
 def test_who_comes_as_the_last_one_leaves_is_looked_for(place: Place) -> None:
     async def play() -> None:
-        looks = place.lookout()
-        first = asyncio.create_task(looks.wait(place.job_ids[0], lambda _: False, 20.0))
+        watcher = place.watcher()
+        first = asyncio.create_task(watcher.wait(place.job_ids[0], lambda _: False, 20.0))
         await until(lambda: bool(place.statuses))
         first.cancel()
         await asyncio.sleep(0)  # it has gone, and its looking may not have ended yet
         place.cancel(place.job_ids[1])
-        assert await looks.wait(place.job_ids[1], job_reader._rests, 20.0)
+        assert await watcher.wait(place.job_ids[1], job_reader._rests, 20.0)
 
     run(play)
 
@@ -295,12 +295,12 @@ def test_who_waits_for_a_store_in_trouble_hears_of_it(place: Place) -> None:
 
 def test_a_stream_is_woken_by_what_it_tells(place: Place) -> None:
     async def play() -> None:
-        looks = place.lookout()
+        watcher = place.watcher()
         with place.db.write() as c:
             [job] = queue.claim(c, "w", ["m"], 1, time.time())
         before = job.status
         assert before == JobStatus(State.PROCESSING, 1)
-        waits = asyncio.create_task(looks.wait(job.id, lambda now: now != before, 20.0))
+        waits = asyncio.create_task(watcher.wait(job.id, lambda now: now != before, 20.0))
         await until(lambda: bool(place.statuses))
         await place.nothing(3)
         assert not waits.done()
@@ -338,8 +338,8 @@ def test_a_read_that_takes_long_is_followed_by_a_rest(
         return {}
 
     monkeypatch.setattr(job_watcher, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    looks = JobWatcher(ResponseCache(Watch(place.db)), slow, lambda: False)
-    asyncio.run(looks._look())  # which hears of the writes up to now
-    looks._new.add("x")
-    assert asyncio.run(looks._look()) == pytest.approx(rest_s)
-    assert asyncio.run(looks._look()) == 0.0  # and with nothing written there is nothing to read
+    watcher = JobWatcher(ResponseCache(Watch(place.db)), slow, lambda: False)
+    asyncio.run(watcher._look())  # which hears of the writes up to now
+    watcher._new.add("x")
+    assert asyncio.run(watcher._look()) == pytest.approx(rest_s)
+    assert asyncio.run(watcher._look()) == 0.0  # and with nothing written there is nothing to read
