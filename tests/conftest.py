@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import click.testing
 import httpx
@@ -130,12 +131,44 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServ
         thread.join()
 
 
-def until(true: Callable[[], object], limit_s: float = 120) -> None:
-    """Wait for a condition, however busy the machine is."""
+Found = TypeVar("Found")
+
+
+def never() -> object:
+    return "it never came true"
+
+
+def until(
+    true: Callable[[], Found | None],
+    limit_s: float = 120,
+    *,
+    every_s: float = 0.02,
+    say: Callable[[], object] = never,
+) -> Found:
+    """Wait for a condition, however busy the machine is; what came true is returned.
+
+    say: what a failure should tell, asked when it fails.
+    """
     deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+    while not (found := true()):
+        assert time.monotonic() < deadline, say()
+        time.sleep(every_s)
+    return found
+
+
+async def until_async(
+    true: Callable[[], Found | None],
+    limit_s: float = 120,
+    *,
+    every_s: float = 0.02,
+    say: Callable[[], object] = never,
+) -> Found:
+    """The same within a loop, which goes on meanwhile."""
+    deadline = time.monotonic() + limit_s
+    while not (found := true()):
+        assert time.monotonic() < deadline, say()
+        await asyncio.sleep(every_s)
+    return found
 
 
 def cli(*args: str, cwd: Path | str = ".", **given: Any) -> click.testing.Result:
@@ -193,16 +226,18 @@ class Server:
 
     def wait_until(self, path: str, limit_s: float = 120) -> None:
         """Until this path of the server's health is answered with 200."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            try:
+
+        def answered() -> bool:
+            with suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/{path}", timeout=30).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
+                    return True
             assert self.running, self.log
-            time.sleep(0.1)
-        raise AssertionError(f"no {path} after {limit_s} s: {self.log}")
+            return False
+
+        def say() -> str:
+            return f"no {path} after {limit_s} s: {self.log}"
+
+        until(answered, limit_s, every_s=0.1, say=say)
 
     @property
     def running(self) -> bool:
@@ -250,18 +285,20 @@ class Server:
 
     def wait(self, job_id: str, limit_s: float = 120) -> dict[str, Any]:
         """The status body once the job has ended."""
-        deadline = time.monotonic() + limit_s
+        body: dict[str, Any] = {}
+
+        def ended() -> dict[str, Any] | None:
+            nonlocal body
+            with suppress(httpx.TransportError):  # the server may be on its way back
+                body = client.get(f"/v2/requests/{job_id}/status").json()
+                return body if body["status"] in ("COMPLETED", "FAILED") else None
+            return None
+
+        def say() -> str:
+            return f"job did not end: {body} {self.log}"
+
         with self.client() as client:
-            while time.monotonic() < deadline:
-                try:
-                    body = client.get(f"/v2/requests/{job_id}/status").json()
-                except httpx.TransportError:
-                    time.sleep(0.2)
-                    continue
-                if body["status"] in ("COMPLETED", "FAILED"):
-                    return dict(body)
-                time.sleep(0.1)
-        raise AssertionError(f"job did not end: {body} {self.log}")
+            return until(ended, limit_s, every_s=0.1, say=say)
 
 
 @pytest.fixture(scope="session")

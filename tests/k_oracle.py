@@ -54,12 +54,12 @@ def load(folder: Path) -> tuple[Any, Any]:
 def trace(sampling: Any, external: Any, name: str, steps: int) -> tuple[Any, Any]:
     """(timesteps, rows) as in samplers.Table, in float64."""
     function, karras, drop = FUNCTIONS[name]
-    width, asked, times, drawn = 1 + 4 * steps, [], [], []  # type: ignore[var-annotated]
+    width, asked, times, drawn = 1 + 4 * steps, [], [], []
 
     def unit(place: int) -> torch.Tensor:
         return torch.eye(width, dtype=torch.float64)[place : place + 1]
 
-    class Traced(external.DiscreteEpsDDPMDenoiser):  # type: ignore[misc, name-defined]
+    class Traced(external.DiscreteEpsDDPMDenoiser):  # type: ignore[misc]
         def get_eps(self, x: torch.Tensor, t: torch.Tensor, **_: Any) -> torch.Tensor:
             asked.append(x[0].numpy())
             times.append(float(t))

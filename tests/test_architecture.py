@@ -311,6 +311,85 @@ def test_tables_of_contents_are_short(file: str, names: list[str]) -> None:
         assert body_lines(functions[name]) <= 15, name
 
 
+#: What tests/unit does without: an engine, a server, a process. Some of these start one themselves.
+NOT_IN_UNIT = (
+    *("imaged.engine", "imaged.worker", "imaged.gateway.app", "imaged.gateway.serve", "torch"),
+    *("uvicorn", "subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"),
+    *("time.sleep", "asyncio.sleep", "tests.contract"),
+    *(f"tests.conftest.{name}" for name in ("Server", "imaged", "serving")),
+)
+FIXTURES_NOT_IN_UNIT = {"server", "nets"}
+NAMING = ("usefixtures", "getfixturevalue")  # what names a fixture by its text
+
+
+def waits(call: ast.Call) -> bool:
+    """Whether it sleeps; sleep(0) is a turn of the loop, and no time."""
+    named = isinstance(call.func, ast.Attribute) and call.func.attr == "sleep"
+    return named and [ast.unparse(given) for given in call.args] != ["0"]
+
+
+def asks_for(node: ast.AST) -> set[str]:
+    """Fixtures that a function takes, or that a mark or a request names."""
+    if isinstance(node, ast.arguments):
+        return {given.arg for given in (*node.posonlyargs, *node.args, *node.kwonlyargs)}
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(NAMING):
+        return {str(given.value) for given in node.args if isinstance(given, ast.Constant)}
+    return set()
+
+
+def more_than_a_unit(source: str) -> list[str]:
+    """What a file under tests/unit has in it that belongs to another folder."""
+    found = [
+        name
+        for name in imports(source)
+        if f"{name}.".startswith(tuple(f"{n}." for n in NOT_IN_UNIT))
+    ]
+    for node in ast.walk(ast.parse(source)):
+        found += sorted(asks_for(node) & FIXTURES_NOT_IN_UNIT)
+        if isinstance(node, ast.Call) and waits(node):
+            found.append(ast.unparse(node))
+    return found
+
+
+UNITS = sorted((ROOT / "tests" / "unit").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
+def test_units_have_no_engine_no_server_no_process_and_do_not_sleep(path: Path) -> None:
+    assert more_than_a_unit(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from imaged.engine.decode import Picture",
+        "from imaged import engine",
+        "import imaged.worker.supervisor",
+        "def f():\n    from imaged.gateway.app import build_app",
+        "from imaged.gateway import serve",
+        "import torch",
+        "from torch.nn import functional",
+        "import uvicorn",
+        "from subprocess import run",
+        "import multiprocessing as m",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "from tests.conftest import Server",
+        "from tests.contract.gate import Gate",
+        "from time import sleep",
+        "import time as t\nt.sleep(0.1)",
+        "async def f():\n    await asyncio.sleep(0.001)",
+        "def test_x(server): ...",
+        "async def test_x(db, *, nets): ...",
+        "@pytest.mark.usefixtures('server')\ndef test_x(): ...",
+        "def test_x(request):\n    request.getfixturevalue('nets')",
+    ],
+)
+def test_what_is_no_unit_is_seen(planted: str) -> None:
+    right = (ROOT / "tests" / "unit" / "test_response_cache.py").read_text()
+    assert "await asyncio.sleep(0)" in right  # a turn of the loop may be waited for
+    assert len(more_than_a_unit(f"{right}\n{planted}\n")) == 1
+
+
 def test_one_sqlite_in_a_process() -> None:
     """Two builds of SQLite that have the same file open in one process drop each other's locks, and
     one of them may be left with a log that is deleted.

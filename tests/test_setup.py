@@ -149,7 +149,7 @@ def test_the_wheel_serves_by_itself(wheel: Path, tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = "import imaged; print(imaged.__file__)"
     found = subprocess.run(
-        *([python, "-c", where],), cwd=tmp_path, env=environ, capture_output=True, text=True
+        [str(python), "-c", where], cwd=tmp_path, env=environ, capture_output=True, text=True
     )
     assert found.stdout.startswith(str(tmp_path / "env")), found
     server, port = Server(tmp_path / "data"), free_port()

@@ -32,7 +32,7 @@ def summed(products: int) -> float:
     """For one sum of so many products, relative to the largest result: roundings of half a unit add
     up like a random walk, and the largest of many thousand walks goes four deviations far.
     """
-    return MARGIN * max(LEAST, 2.0**-24 * products**0.5)
+    return float(MARGIN * max(LEAST, 2.0**-24 * products**0.5))
 
 
 @contextmanager

@@ -166,19 +166,18 @@ class Worker:
         late += [self._held[id].created_at for id in self._arriving]  # in types that nobody has
         if self._overdue(late, now):
             here = []  # enough of these: what is under way ends, then there is room
-        jobs = self._claim(here, room, now)
+        jobs = self._claim(here, room)
         if not jobs:
             fits = [w.model for w in wanted if self._fits(w.model)]
-            jobs = self._claim(fits[:1], room, now)
+            jobs = self._claim(fits[:1], room)
         return [(job, self._offered[job.model]) for job in jobs]
 
-    def _claim(
-        self, slugs: Collection[str], room: int, now: float, most_work: float = math.inf
-    ) -> list[Job]:
+    def _claim(self, slugs: Collection[str], room: int, most_work: float = math.inf) -> list[Job]:
         if not slugs:
             return []
         alone = not self._held and not self._leaving
         with self.db.write() as connection:
+            now = time.time()  # with the lock: no job is older than its claim
             jobs = queue.claim(
                 connection, self.id, slugs, room, now, alone=alone, most_work=most_work
             )
@@ -308,7 +307,7 @@ class Worker:
             if not brief or elsewhere or not self._state(waiting.model).loaded:
                 continue
             self._waiting = []
-            jobs = self._claim([waiting.model], 1, time.time(), most_work=waiting.work)
+            jobs = self._claim([waiting.model], 1, waiting.work)
             for _ in jobs:
                 self._park(longest)
             return [(job, self._offered[job.model]) for job in jobs]

@@ -25,7 +25,8 @@ class Answer:
 def curl(folder: Path, *args: str) -> Answer:
     """Run `curl ARGS`, with headers and body caught in files."""
     head, body = folder / "head", folder / "body"
-    command = ["curl", "-sS", "--noproxy", "*", "--max-time", "30", "-D", head, "-o", body, *args]
+    command = ["curl", "-sS", "--noproxy", "*", "--max-time", "30", "-D", str(head)]
+    command += ["-o", str(body), *args]
     subprocess.run(command, check=True, timeout=60)
     lines = head.read_text().strip().replace("\r", "").split("\n\n")[-1].splitlines()
     pairs = (line.partition(": ")[::2] for line in lines[1:])

@@ -73,7 +73,8 @@ class Gate:
 
         with self.database.write() as c:
             c.execute(update(jobs).where(jobs.c.expires_at.is_not(None)).values(expires_at=1.0))
-        _chores_once(_Chores(self.settings, self.database, self._blobs))
+        gateway: Any = _Chores(self.settings, self.database, self._blobs)
+        _chores_once(gateway)
 
     @contextmanager
     def running(self) -> Iterator[Gate]:
@@ -138,6 +139,8 @@ class Gate:
 
 
 class _Chores:
+    """As much of a gateway as its chores need."""
+
     def __init__(self, settings: Settings, db: Database, blobs: Blobs) -> None:
         self.settings, self.db, self.blobs = settings, db, blobs
 

@@ -42,7 +42,7 @@ SDAPI_FIELDS = (
 )
 DAYS = ("", "yesterday", "0000-00-00", "2026-02-30", "٢٠٢٦-01-01", "%00", "1" * 5000)
 NUMBERS = ("", "0", "-1", "nan", "1e3", "9" * 5000, "٣", "%00", "1,5", " 5", "0x1", "1_0")
-SEARCHES = {
+SEARCHES: dict[str, dict[str, tuple[str, ...]]] = {
     "/v1/schedulers": {
         "steps": (*NUMBERS, "151"),
         "profile": ("", "x", "%00", "A1111"),
@@ -71,7 +71,8 @@ CANCEL = ("", "0", "-1", "nan", "inf", "1e3", "86401", "9" * 5000, "0x10", "1,5"
 
 def webhooks() -> Iterator[Case]:
     good = {"webhook_url": "https://example.com/", "event": {"types": ["GENERATION"]}}
-    for url in (*URLS, None, 5, [], {}, True):
+    urls: list[Any] = [*URLS, None, 5, [], {}, True]
+    for url in urls:
         yield _json("/webhook/add", {**good, "webhook_url": url}, (400,))
     for types in TYPES:
         for event in ({"types": types}, types):

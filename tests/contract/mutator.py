@@ -19,7 +19,10 @@ Fields = list[tuple[str, str]]  # names and values as they stand in the JSON
 IMAGE = {"prompt": "a house", "negative_prompt": "rain", "samples": 1, "num_inference_steps": 20}
 IMAGE |= {"guidance_scale": 7.5, "seed": 5, "img_width": 512, "img_height": 1024, "base64": False}
 WORDS = {"scheduler": "Euler a", "output_format": "png"}
-HOOK = {"webhook_url": "https://example.com/x", "event": {"types": ["GENERATION"]}}
+HOOK: dict[str, object] = {
+    "webhook_url": "https://example.com/x",
+    "event": {"types": ["GENERATION"]},
+}
 GOOD: dict[str, list[dict[str, object]]] = {
     f"/v1/{SLUG}": [{**IMAGE, **WORDS}, {"prompt": "x"}, {"prompt": BLOCKED}],
     f"/v2/{SLUG}": [{**IMAGE, **WORDS}, {"prompt": "x"}, {"prompt": BLOCKED}],

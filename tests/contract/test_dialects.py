@@ -165,7 +165,7 @@ class Lossy(httpx.HTTPTransport):
 
 def test_openai_sends_again_and_is_charged_once(gate: Gate) -> None:
     key, lossy = gate.make_key(credits=1.0), Lossy()
-    http = httpx.Client(transport=lossy)
+    http: Any = httpx.Client(transport=lossy)  # their types name their own copy of httpx
     with openai.OpenAI(api_key=key, base_url=f"{gate.url}/openai/v1", http_client=http) as client:
         headers = {"Idempotency-Key": "one"}
         made = client.images.generate(prompt="a house", extra_headers=headers)

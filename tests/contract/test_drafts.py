@@ -10,12 +10,13 @@ import httpx
 import pytest
 
 from imaged.gateway.operations import maintenance
-from imaged.jobs import Draft
+from imaged.jobs import Draft, Job
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import ledger
 from imaged.store.jobs import drafts, queue
 from imaged.store.sql.schema import jobs
 from tests.contract.gate import Gate
+from tests.mutants import red
 
 PRICE = 0.008 * 0.25 * 25 / 25  # of one picture of 512 px at 25 calls
 BODY_PARAMS = ImageParams("a house", samples=4, seed=7, img_width=512, img_height=512)
@@ -292,17 +293,14 @@ def test_a_draft_is_there_until_it_has_been_ended(
     assert finish(gate, job_id, {}).status_code == 200
 
 
-def test_a_mutant_that_charges_the_whole_price_is_seen(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queue.Job, "owed_micros", property(lambda job: job.cost_micros))
-    with pytest.raises(AssertionError):
+def test_a_mutant_that_charges_the_whole_price_is_seen(gate: Gate) -> None:
+    with red(Job, "owed_micros", property(lambda job: job.cost_micros)):
         test_the_chosen_go_on_for_the_price_of_their_calls(gate, [0, 2])
 
 
-def test_a_mutant_that_forgets_what_a_draft_costs_is_seen(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drafts, "replace", lambda draft, **_: Draft(draft.steps, 32))
-    with pytest.raises(KeyError, match="cost"):
+def test_a_mutant_that_forgets_what_a_draft_costs_is_seen(gate: Gate) -> None:
+    def forgetful(draft: Draft, **_: Any) -> Draft:
+        return Draft(draft.steps, 32)
+
+    with red(drafts, "replace", forgetful, raises=KeyError, match="cost"):
         test_who_does_not_want_it_pays_for_the_draft(gate)

@@ -55,7 +55,7 @@ def answers(gate: Gate, cases: list[Case]) -> list[str]:
     wrong, key = [], gate.make_key(credits=0.0, rpm=1_000_000)
     with gate.client(key) as client:
         for case in cases:
-            headers = {k: v.encode() for k, v in case.headers.items()}
+            headers = {k.encode(): v.encode() for k, v in case.headers.items()}
             url = httpx.URL(gate.url).copy_with(raw_path=quote(case.path, safe=ASCII).encode())
             try:
                 answer = client.request(case.method, url, content=case.content, headers=headers)
@@ -93,9 +93,8 @@ def test_a_hostile_last_event_id(gate: Gate, place: str) -> None:
         gate.wait_for_end(job_id)
     with gate.client() as client:
         for text in LAST_IDS:
-            answer = client.get(
-                f"/v2/requests/{job_id}/events?wait=0.05", headers={"last-event-id": text.encode()}
-            )
+            headers = {b"last-event-id": text.encode()}
+            answer = client.get(f"/v2/requests/{job_id}/events?wait=0.05", headers=headers)
             assert answer.status_code == 200, text
             assert f"id: {place}." in answer.text, text
         client.delete(f"/v2/requests/{job_id}")
@@ -157,7 +156,7 @@ def test_mutant_nan_body(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
 
 BODIES_AN_EXAMPLE = 250
 NAMES = [name for knob in KNOBS for name in (knob.name, *knob.aliases)]
-VALUES = [
+VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 4, 25, 512, 1024, 2**63, 10**40, -0.0, 7.5, 1e308, 5e-324),
     *(
         float("nan"),
@@ -259,7 +258,7 @@ async def alive(app: ASGIApp) -> AsyncIterator[None]:
     """From its start to its shutdown, as a server tells an app of them."""
     told: asyncio.Queue[Any] = asyncio.Queue()
     said: asyncio.Queue[Any] = asyncio.Queue()
-    running = asyncio.create_task(app({"type": "lifespan"}, told.get, said.put))
+    running = asyncio.ensure_future(app({"type": "lifespan"}, told.get, said.put))
     await told.put({"type": "lifespan.startup"})
     assert (await said.get())["type"] == "lifespan.startup.complete"
     yield

@@ -18,6 +18,7 @@ from imaged.worker.deliver import Stamp
 from tests.contract import gate as module
 from tests.contract.gate import Gate
 from tests.contract.hostile_routes import OPENAI, SDAPI
+from tests.mutants import red
 
 EVIL = "x\r\nx-evil: 1\r\n\r\n<html>"
 ESCAPED = quote(EVIL, safe="")
@@ -93,8 +94,12 @@ def test_what_a_worker_tells_makes_no_header(gate: Gate, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_mutant_that_does_not_escape(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then uvicorn alone stands between, and there is no picture; without it there is a header."""
-    monkeypatch.setattr(bodies, "quote", lambda text, **_: text)
-    with pytest.raises(httpx.RemoteProtocolError):
+
+    def as_it_is(text: str, **_: Any) -> str:
+        return text
+
+    with red(bodies, "quote", as_it_is, raises=httpx.RemoteProtocolError):
         picture_by(gate, monkeypatch)
     monkeypatch.setattr(httptools_impl, "HEADER_VALUE_RE", re.compile(b"(?!)"))
-    assert not is_clean(picture_by(gate, monkeypatch))
+    with red(bodies, "quote", as_it_is):
+        assert is_clean(picture_by(gate, monkeypatch))

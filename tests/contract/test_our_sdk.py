@@ -80,7 +80,7 @@ def test_a_model_that_is_no_part_of_a_url_is_our_error(gate: Gate) -> None:
 
 
 def test_pictures_and_files(gate: Gate, tmp_path: Path) -> None:
-    small = {"img_width": 512, "img_height": 512}
+    small: dict[str, Any] = {"img_width": 512, "img_height": 512}
     with imaged.Client(gate.key, gate.url) as client:
         one = client.run(gate.slug, prompt="x", **small)
         two = client.run(gate.slug, prompt="x", samples=2, base64=True, **small)

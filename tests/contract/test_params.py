@@ -35,7 +35,9 @@ def post(gate: Gate, slug: str = "", **params: Any) -> Any:
 
 
 def test_the_table() -> None:
-    known = {k.name: (k.default, k.low, k.high, k.required) for k in KNOBS}
+    known: dict[str, tuple[Any, ...]] = {
+        k.name: (k.default, k.low, k.high, k.required) for k in KNOBS
+    }
     assert known["prompt"][3] and not known["negative_prompt"][3]
     assert known["samples"] == (1, 1, 4, False)
     assert known["num_inference_steps"] == (25, 20, 100, False)

@@ -21,7 +21,13 @@ from imaged.store.sql.schema import jobs
 from tests.conftest import until
 from tests.contract.gate import Gate
 
-BODY = {"prompt": "a red house", "width": 512, "img_height": 768, "steps": "30", "samples": 2}
+BODY: dict[str, Any] = {
+    "prompt": "a red house",
+    "width": 512,
+    "img_height": 768,
+    "steps": "30",
+    "samples": 2,
+}
 
 
 def look(gate: Gate, key: str | None = None, slug: str = "", **body: Any) -> httpx.Response:
@@ -73,7 +79,7 @@ def test_when_it_would_be_done(gate: Gate) -> None:
 
 def test_a_quote_is_all_that_need_be_sent(gate: Gate) -> None:
     told = look(gate, seed=7, prompt="a café, 🏔️").json()
-    for body in ({}, BODY | {"prompt": "a café, 🏔️"}):
+    for body in (dict[str, Any](), BODY | {"prompt": "a café, 🏔️"}):
         made = job(gate, submit(gate, quote_id=told["quote_id"], **body).json()["request_id"])
         assert made.params["prompt"] == "a café, 🏔️" and made.params["seed"] == 7
         assert (made.params["img_height"], made.cost_micros) == (768, told["cost"] * 1e6)
@@ -145,7 +151,7 @@ def test_a_quote_ends(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     late = {"Idempotency-Key": "late"}
     with gate.client(key) as client:
         first = client.post(f"/v2/{gate.slug}", json=quote, headers=late).json()["request_id"]
-        monkeypatch.setattr(images.time, "time", lambda at=time.time: at() + quotes.LIFE_S + 1)
+        monkeypatch.setattr(time, "time", lambda at=time.time: at() + quotes.LIFE_S + 1)
         again = client.post(f"/v2/{gate.slug}", json=quote, headers=late)
     assert again.json()["request_id"] == first
     answer = submit(gate, key, **quote)

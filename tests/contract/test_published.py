@@ -23,7 +23,7 @@ from tests.contract.gate import Gate
 
 SAMPLES = Path(__file__).parent / "published"
 RUN, WAIT = ((SAMPLES / name).read_text() for name in ("run.txt", "wait.txt"))
-REQUEST = {"model": DEFAULT_SLUG, "body": toml.built_in()[DEFAULT_SLUG].sample}
+REQUEST: dict[str, Any] = {"model": DEFAULT_SLUG, "body": toml.built_in()[DEFAULT_SLUG].sample}
 
 
 @pytest.fixture(params=["vendor", "ours"])

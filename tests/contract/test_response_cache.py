@@ -13,6 +13,7 @@ import pytest
 from imaged.gateway.api.status import Status
 from imaged.gateway.transport.response_cache import MAX_REQUEST_BYTES, ResponseCache
 from imaged.store.jobs import queue
+from tests.conftest import until
 from tests.contract.gate import Gate
 
 Answer = tuple[bytes, dict[str, Any]]  # the head and the JSON
@@ -75,8 +76,8 @@ def running(gate: Gate) -> str:
     """A job that a worker has in hand and that stays as it is."""
     job_id = gate.submit("run")
     with gate.client() as client:
-        while client.get(f"/v2/requests/{job_id}").json()["status"] == "QUEUED":
-            time.sleep(0.01)
+        path = f"/v2/requests/{job_id}"
+        until(lambda: client.get(path).json()["status"] != "QUEUED", every_s=0.01)
     return job_id
 
 

@@ -9,6 +9,7 @@ import json
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -256,7 +257,12 @@ def test_no_prompt_of_a_key_that_is_too_fast_is_judged(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged, judge = list[str](), Rules.judge
-    monkeypatch.setattr(Rules, "judge", lambda self, text: judged.append(text) or judge(self, text))
+
+    def noted(self: Rules, text: str) -> Any:
+        judged.append(text)
+        return judge(self, text)
+
+    monkeypatch.setattr(Rules, "judge", noted)
     with gate.client(gate.make_key(rpm=2)) as client:
 
         def post(prompt: str, **headers: str) -> httpx.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,8 +155,7 @@ def test_a_poll_that_was_answered_before_is_answered_to_its_owner_only(gate: Gat
     with gate.client(key) as own:
         job_id = own.post(f"/v2/{gate.slug}", json={"prompt": "run"}).json()["request_id"]
         path = f"/v2/requests/{job_id}/status"
-        while own.get(path).json()["status"] != "PROCESSING":
-            time.sleep(0.05)
+        until(lambda: own.get(path).json()["status"] == "PROCESSING", every_s=0.05)
         for _ in range(3):
             assert own.get(path).json()["request_id"] == job_id
             with gate.client(gate.make_key(name="stranger")) as other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from imaged.gateway.read.job_watcher import JobWatcher
 from imaged.store.jobs import queue
-from tests.conftest import SLUG
+from tests.conftest import SLUG, until
 from tests.contract.gate import Gate
 
 WORKS = (f"/v1/{SLUG}", "/openai/v1/images/generations", "/sdapi/v1/txt2img")
@@ -60,7 +60,7 @@ def test_nobody_waits_for_a_caller_who_hung_up(
     else:
         peer = say(own, f"POST {path} HTTP/1.1", json.dumps({"prompt": "run"}).encode())
     with peer:
-        until(lambda: len(seen) > 3)
+        until(lambda: len(seen) > 3, 20)
     time.sleep(1.0)
     seen.clear()
     time.sleep(0.5)
@@ -77,7 +77,7 @@ def test_a_server_that_stops_lets_those_go_who_wait(tmp_path: Path) -> None:
         job_id = gate.submit("run")
         polled = pool.submit(ask, gate, "GET", f"/v2/requests/{job_id}/status?wait=60")
         called = [pool.submit(ask, gate, "POST", path) for path in WORKS]
-        until(lambda: jobs_of(gate) == 1 + len(WORKS))
+        until(lambda: jobs_of(gate) == 1 + len(WORKS), 20)
         time.sleep(0.5)
     status = polled.result()
     assert status.status_code == 200 and status.json()["status"] == "PROCESSING"
@@ -94,10 +94,3 @@ def ask(gate: Gate, method: str, path: str) -> httpx.Response:
 def jobs_of(gate: Gate) -> int:
     with gate.database.read() as c:
         return len(queue.newest(c))
-
-
-def until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

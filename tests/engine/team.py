@@ -27,6 +27,7 @@ from imaged.jobs import RequestOptions, State
 from imaged.params.image_params import ImageParams
 from imaged.params.loras import Lora
 from imaged.worker import checkpoint_cache, image_checker
+from tests.conftest import until
 from tests.engine.test_worker import Bench, opened
 
 TINY = ImageParams("a house", num_inference_steps=4, seed=1, img_width=128, img_height=128)
@@ -55,21 +56,18 @@ def foreign() -> int:
 def live(bench: Bench, counts: dict[str, int]) -> None:
     """Everything that a worker does, with a look at its threads after each."""
 
-    def until(what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not what():
-            assert time.monotonic() < deadline, counts
-            time.sleep(0.01)
+    def wait(what: Callable[[], bool]) -> None:
+        until(what, PATIENCE_S, every_s=0.01, say=lambda: counts)
 
     def ended(*job_ids: str, state: State = State.COMPLETED) -> None:
-        until(lambda: all(bench.job(job_id).state is state for job_id in job_ids))
+        wait(lambda: all(bench.job(job_id).state is state for job_id in job_ids))
 
     ended(bench.put(TINY))
     counts["loaded, one picture checked"] = foreign()
     ended(*(bench.put(replace(TINY, seed=seed, samples=2)) for seed in (1, 5)))
     counts["a crowd, with trials of its row counts"] = foreign()
     saved = bench.put(replace(TINY, num_inference_steps=20))
-    until(lambda: any(bench.files.rglob(f"{saved}-*.state")))
+    wait(lambda: any(bench.files.rglob(f"{saved}-*.state")))
     ended(saved)
     counts["previews, saved"] = foreign()
     ended(bench.put(TINY, options=RequestOptions(draft_steps=2)), state=State.PARKED)
@@ -83,12 +81,12 @@ def live(bench: Bench, counts: dict[str, int]) -> None:
 def kept_loader() -> None:
     """Mutant: the thread that loads stays."""
     pool = ThreadPoolExecutor(1, "loader")
-    checkpoint_cache.in_daemon = lambda _, load: pool.submit(load)
+    checkpoint_cache.in_daemon = lambda _, load: pool.submit(load)  # type: ignore[assignment,attr-defined]
 
 
 def kept_decoder() -> None:
     """Mutant: pictures are decoded beside the loop."""
-    engine.decoder = lambda _: ThreadPoolExecutor(1, "decoder")  # type: ignore[assignment]
+    engine.decoder = lambda _: ThreadPoolExecutor(1, "decoder")  # type: ignore[assignment,attr-defined]
 
 
 def kept_checker() -> None:

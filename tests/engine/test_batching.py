@@ -132,7 +132,8 @@ def simulate(
     jobs: list[Fake], cost: Cost, policy: Policy, padded: Callable[[int], int] = int
 ) -> None:
     """Serve until all have ended; each notes when."""
-    coming, running, now = sorted(jobs, key=lambda p: p.arrived), [], 0.0
+    coming, now = sorted(jobs, key=lambda p: p.arrived), 0.0
+    running: list[Fake] = []
     while coming or running:
         if not running:
             now = max(now, coming[0].arrived)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def states(bench: Bench) -> dict[str, str]:
     return {slug: bench.worker.checkpoints.state(model.weights) for slug, model in offered.items()}
 
 
-def told(bench: Bench) -> dict[str, str]:
+def told(bench: Bench) -> Mapping[str, str]:
     """What the store has heard of it."""
     with bench.db.read() as c:
         return model_demand.states(c, time.time() - 5)
@@ -133,7 +134,7 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
 ) -> None:
     """All of the jobs are past patience soon; each checkpoint that comes stays for a while."""
     loaded = 0
-    loading = loop.load
+    loading = load
 
     def counted(weights: Weights) -> Any:
         nonlocal loaded

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from PIL import Image
 from imaged.catalogue.model import MICRO
 from imaged.engine.decode import StepExecutor, decode
 from imaged.engine.engine import Engine
-from imaged.engine.loading.lora import NONE
+from imaged.engine.loading.lora import NO_LORAS
 from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.outcome import Outcome, as_failure
 from imaged.engine.plan import plan_images
@@ -44,7 +44,7 @@ class Counting:
     """The real UNet, with the number of rows of each call noted."""
 
     def __init__(self, unet: Unet) -> None:
-        self.unet, self.rows = unet, []
+        self.unet, self.rows = unet, list[int]()
 
     def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.rows.append(len(sample))
@@ -56,16 +56,25 @@ class Counting:
 
 def engine_of(nets: Any, **given: Any) -> Engine:
     """An engine for which calls cost the same whatever they hold, so that all share them."""
-    engine = Engine(nets, **given)
+    engine: Any = Engine(nets, **given)
     engine._cost_model = SimpleNamespace(cost=Cost(1.0, 0.0), add=lambda work, seconds: None)
-    return engine
+    return cast(Engine, engine)
+
+
+Double = TypeVar("Double", bound=Counting)
+
+
+def put_in(engine: Any, kind: type[Double]) -> Double:
+    """The engine's UNet from now on: one of this kind around what it was."""
+    engine.unet = unet = kind(engine.unet)
+    return unet
 
 
 @pytest.fixture
 def counted(nets: Any) -> Iterator[tuple[Engine, list[int]]]:
     """Free batch sizes, so that the rows that a call holds are those of its pictures."""
     engine = engine_of(nets, exact=False)
-    engine.unet = unet = Counting(engine.unet)
+    unet = put_in(engine, Counting)
     yield engine, unet.rows
     engine.close()
 
@@ -121,7 +130,7 @@ def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any, beside:
         waited.append((began, ended))
         return 0.5
 
-    engine = Engine(nets)
+    engine: Any = Engine(nets)
     engine._clock = SimpleNamespace(ahead=1, mark=lambda: next(marks), seconds=seconds)
     engine.submit("x", replace(SMALL, num_inference_steps=3), key_id=7)
     for made in range(3):
@@ -191,7 +200,7 @@ class Narrow(Counting):
 
 def test_a_crowd_that_does_not_fit_goes_on_in_smaller_calls(nets: Any) -> None:
     engine = engine_of(nets, exact=False)
-    engine.unet = unet = Narrow(engine.unet)
+    unet = put_in(engine, Narrow)
     for seed in range(4):
         engine.submit(str(seed), replace(SMALL, seed=seed))
     outcomes = run(engine)
@@ -206,7 +215,7 @@ def test_a_crowd_that_does_not_fit_goes_on_in_smaller_calls(nets: Any) -> None:
 
 def test_larger_calls_are_tried_again_later(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(nets, exact=False)
-    engine.unet = unet = Narrow(engine.unet)
+    unet = put_in(engine, Narrow)
     for seed in range(4):
         engine.submit(str(seed), replace(SMALL, seed=seed, num_inference_steps=6))
     for _ in range(3):
@@ -275,13 +284,17 @@ class Painting:
         return self.paint(z)
 
 
+def flatly(shade: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return shade.expand(1, 3, 128, 128)
+
+
 def test_broken_pictures_do_not_pass(nets: Any) -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(JobFailed, match="not a number"):
             decode(nets.vae, torch.full((4, 16, 16), value), 1)
     colour = torch.tensor([200.0, 40.0, 40.0]).view(1, 3, 1, 1) / 127.5 - 1
     for shade in (torch.full((1, 3, 1, 1), -1.0), colour):
-        flat = Painting(lambda z, shade=shade: shade.expand(1, 3, 128, 128), scaling_factor=1.0)
+        flat: Any = Painting(partial(flatly, shade), scaling_factor=1.0)
         with pytest.raises(JobFailed, match="one flat colour"):
             decode(flat, torch.rand(4, 16, 16), 1)
     for latent in (torch.zeros(4, 16, 16), torch.rand(4, 1, 1).expand(4, 16, 16)):
@@ -474,7 +487,7 @@ def test_previews_look_like_the_picture(nets: Any, beside: bool) -> None:
     assert engine._map is not None and engine._map.result(60)
     if beside:
         engine._decoder = ThreadPoolExecutor(1)
-    wide = {"img_width": 256, "img_height": 256, "num_inference_steps": 20}
+    wide: dict[str, Any] = {"img_width": 256, "img_height": 256, "num_inference_steps": 20}
     engine.submit("x", replace(SMALL, prompt="a red house, noon", **wide))
     looks: dict[int, Any] = {}
     outcomes: list[Outcome] = []
@@ -545,7 +558,7 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
         picture: Any = SimpleNamespace(
             pixels=side * side,
             float32_retry=False,
-            loras=NONE,
+            loras=NO_LORAS,
             history=[0],
             times=torch.zeros(1, 1),
             kept=[0],
@@ -560,7 +573,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
         pixels=128 * 128,
         rows=2,
         float32_retry=False,
-        loras=NONE,
+        loras=NO_LORAS,
         shape="x",
         kind="x",
         history=[0],
@@ -574,7 +587,7 @@ def test_a_call_of_one_picture_is_tried_again_without_a_decoding_beside_it(
     nets: Any, beside: None, gate: threading.Event
 ) -> None:
     engine = engine_of(nets, exact=False)
-    engine.unet = unet = Narrow(engine.unet)
+    unet = put_in(engine, Narrow)
     engine.submit("first", replace(SMALL, num_inference_steps=2))
     for _ in range(2):
         engine.tick()
@@ -653,7 +666,7 @@ def test_latent_statistics_are_undone(nets: Any) -> None:
         return torch.rand(1, 3, 8, 8)
 
     means, deviations = (1.0, 2.0, 3.0, 4.0), (2.0,) * 4
-    vae = Painting(keep, scaling_factor=0.5, latents_mean=means, latents_std=deviations)
+    vae: Any = Painting(keep, scaling_factor=0.5, latents_mean=means, latents_std=deviations)
     decode(vae, torch.arange(8.0).view(4, 1, 2), 1)
     assert seen[0].flatten().tolist() == [1.0, 5.0, 10.0, 14.0, 19.0, 23.0, 28.0, 32.0]
 
@@ -708,11 +721,13 @@ def test_emphasis_of_three_kinds(nets: Any) -> None:
     width = nets.text_encoder.config.hidden_size
     for side in (slice(None, width), slice(width, None)):  # each encoder by itself
         before, multiplied, after = (
-            context[:, side].unflatten(0, (-1, 77)) for context in (unweighted, more, restored)
+            torch.unflatten(context[:, side], 0, (-1, 77))
+            for context in (unweighted, more, restored)
         )
         ratio = before.mean((1, 2)) / multiplied.mean((1, 2))
         values = before[0].numel()  # of which a mean is a sum, small beside them
-        near = {"rtol": summed(values) * float(before.std() / before.mean().abs()), "atol": 0.0}
+        spread = float(before.std() / before.mean().abs())
+        near: dict[str, Any] = {"rtol": summed(values) * spread, "atol": 0.0}
         torch.testing.assert_close(after, multiplied * ratio[:, None, None], **near)
         torch.testing.assert_close(after.mean((1, 2)), before.mean((1, 2)), **near)
 

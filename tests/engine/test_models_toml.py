@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from imaged.catalogue import aliases, toml
 from imaged.catalogue.model import DEFAULT_SLUG, MICRO
 from imaged.cli import main
-from imaged.engine.cpu import PAYS, Cpu, suited
+from imaged.engine.cpu import MIN_BF16_PARAMETERS, Cpu, cpu_dtype
 from imaged.engine.loading.load import load
 from imaged.errors import CommandError
 from imaged.params.image_params import plain, read_params
@@ -225,8 +225,8 @@ HAS, HAS_NOT = (Cpu(frozenset({flag}), "AVX512") for flag in ("avx512_bf16", "av
 )
 def test_a_cpu_that_has_bfloat16(cpu: Cpu, has: bool) -> None:
     assert cpu.has_bf16 is has
-    assert suited(PAYS, cpu)[0] == ("bf16" if has else "fp32")
-    assert suited(PAYS - 1, cpu)[0] == "fp32"
+    assert cpu_dtype(MIN_BF16_PARAMETERS, cpu)[0] == ("bf16" if has else "fp32")
+    assert cpu_dtype(MIN_BF16_PARAMETERS - 1, cpu)[0] == "fp32"
 
 
 def test_this_cpu_can_be_asked() -> None:
@@ -241,7 +241,7 @@ class Added:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
-        patch.setattr("imaged.engine.cpu.PAYS", 1)
+        patch.setattr("imaged.engine.cpu.MIN_BF16_PARAMETERS", 1)
         patch.setattr("imaged.engine.loading.load.best_device", lambda: torch.device("cpu"))
         self.checkpoint = shutil.copytree(MICRO, folder / "copy")
 

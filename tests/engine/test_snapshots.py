@@ -19,6 +19,7 @@ from imaged.store.jobs import queue
 from imaged.worker import loop
 from imaged.worker.snapshots import Snapshots
 from tests.engine.test_worker import SMALL, Bench, working
+from tests.mutants import red
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def done(bench: Bench, *job_ids: str) -> bool:
 def picture(bench: Bench, job_id: str) -> bytes:
     result = bench.job(job_id).result
     assert result is not None
-    return (bench.files / job_id[:2] / result["images"][0]["name"]).read_bytes()
+    file: Path = bench.files / job_id[:2] / result["images"][0]["name"]
+    return file.read_bytes()
 
 
 def states(bench: Bench, job_id: str) -> list[str]:
@@ -100,10 +102,9 @@ def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, RunPl
 
 @pytest.mark.slow
 def test_a_mutant_that_saves_nothing_is_seen(
-    tmp_path: Path, begun: list[tuple[str, RunPlan]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begun: list[tuple[str, RunPlan]]
 ) -> None:
-    monkeypatch.setattr(Snapshots, "save", lambda *_: None)
-    with pytest.raises(ValueError):  # there is no state to look into
+    with red(Snapshots, "save", lambda *_: None, raises=ValueError):  # no state to look into
         test_a_worker_that_stops_parks_what_it_cannot_finish(tmp_path, begun)
 
 

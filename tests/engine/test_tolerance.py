@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.functional import linear
 
@@ -31,7 +33,8 @@ def test_another_order_of_a_sum_is_within_and_a_thousandth_of_a_weight_is_not() 
     [found] = net(X, scale=ONE)
     assert net.weight.dtype == torch.float32 and exact.dtype == torch.float64
     backwards = linear(X.flip(1), net.weight.flip(1))
-    halves = sum(linear(X[:, k::2], net.weight[:, k::2]) for k in (0, 1))
+    even, odd = (linear(X[:, k::2], net.weight[:, k::2]) for k in (0, 1))
+    halves = even + odd
     for other in (backwards, halves):
         for bound in (rounding(found, exact), summed(1024)):
             assert difference(other, found) <= bound
@@ -47,11 +50,12 @@ def test_what_enlarges_rounding_enlarges_the_bound() -> None:
 
     def guided(guidance: float) -> torch.Tensor:
         plain, prompted = (net(x, scale=ONE)[0] for x in (X, X + 0.1))
-        return plain + guidance * (prompted - plain)
+        mixed: torch.Tensor = plain + guidance * (prompted - plain)
+        return mixed
 
     reach = {}
     for guidance in (2.0, 30.0):
-        found, bound = with_bound(net, lambda guidance=guidance: guided(guidance))
+        found, bound = with_bound(net, partial(guided, guidance))
         assert torch.equal(found, guided(guidance))  # the noise does not stay
         reach[guidance] = bound * float(found.abs().max())
         assert difference(guided(guidance * 1.01), found) > bound

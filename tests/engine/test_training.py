@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from training.micro.parts.text import Conditioner, Reader, find
 from training.micro.scenes.captions import caption, choose, phrases, tell, vocabulary, weighed
 from training.micro.scenes.painter import draw
 from training.micro.scenes.scene import ATTRIBUTES, Scene, any_scene, held_out, sample_scene
-from training.micro.sheets import contact_sheet, generate, seed_jobs
+from training.micro.sheets import PROMPTS, contact_sheet, generate, seed_jobs
 
 FULL = Scene(
     time="noon",
@@ -69,7 +70,8 @@ def test_every_kind_of_every_attribute_shows(name: str) -> None:
     for kind in others:
         if kind == without.get(name):
             continue  # that is the building or the figure left out
-        assert difference(FULL, replace(FULL, **{name: kind})) > 0.002, kind
+        changed: dict[str, Any] = {name: kind}
+        assert difference(FULL, replace(FULL, **changed)) > 0.002, kind
 
 
 def test_a_scene_is_painted_the_same_again_and_in_any_shape() -> None:
@@ -201,7 +203,7 @@ def test_the_judge_is_asked_in_the_order_of_its_heads() -> None:
 @pytest.mark.slow
 def test_the_whole_training_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part runs, goes on where it was stopped, and the export is served by the engine."""
-    monkeypatch.setattr(assembled, "PROMPTS", assembled.PROMPTS[:1])  # of the sheet of samples
+    monkeypatch.setattr(assembled, "PROMPTS", PROMPTS[:1])  # of the sheet of samples
     monkeypatch.setattr(unet, "BATCHES", defaultdict(lambda: 2))
     monkeypatch.setattr(vae, "reconstructions", partial(vae.reconstructions, count=1))
     work, out = tmp_path / "work", tmp_path / "micro"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from imaged.catalogue.model import DEFAULT_SLUG, Model
-from imaged.jobs import DEFAULT_OPTIONS, Job, RequestOptions, State, new_job_id
+from imaged.jobs import DEFAULT_OPTIONS, Job, Preview, RequestOptions, State, new_job_id
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 from imaged.store import catalogue
@@ -31,7 +32,7 @@ from imaged.worker.deliver import Delivery
 from imaged.worker.heartbeat import Heartbeat
 from imaged.worker.loop import Worker
 from imaged.worker.openmp import waiting
-from tests.conftest import store
+from tests.conftest import store, until
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -73,10 +74,7 @@ class Bench:
             return queue.read(c, [job_id])[job_id]
 
     def wait(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(what, 60, every_s=0.01)
 
     def at_call(self, number: int, act: Callable[[], object]) -> None:
         """Have the loop itself do something as it makes this call of the one UNet at hand."""
@@ -266,6 +264,10 @@ def test_results_say_what_made_them(bench: Bench) -> None:
     assert result["device"].startswith("CPU ") and result["engine"]
 
 
+def completed(bench: Bench, job_id: str) -> bool:
+    return bench.job(job_id).state is State.COMPLETED
+
+
 def test_a_picture_is_made_again_in_its_own_types(bench: Bench) -> None:
     """Beside those of its model, whose checkpoint stays."""
     tiny, mixed = replace(SMALL, num_inference_steps=4), "bfloat16 and float32"
@@ -278,7 +280,7 @@ def test_a_picture_is_made_again_in_its_own_types(bench: Bench) -> None:
     results = []
     for asked in options:
         job_id = bench.put(tiny, options=asked)
-        bench.wait(lambda job_id=job_id: bench.job(job_id).state is State.COMPLETED)
+        bench.wait(partial(completed, bench, job_id))
         result = bench.job(job_id).result
         assert result is not None
         results.append(result)
@@ -316,7 +318,7 @@ def test_a_folder_of_another_user_fails_its_job_likewise(bench: Bench) -> None:
 
 
 def test_a_job_can_be_looked_at_while_it_runs(bench: Bench) -> None:
-    def look() -> progress.Preview | None:
+    def look() -> Preview | None:
         with bench.db.read() as c:
             return progress.previews(c, [job_id]).get(job_id)
 

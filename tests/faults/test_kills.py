@@ -28,7 +28,7 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.schema import jobs, loads, workers
 from tests.conftest import QUICK, SLUG, Server, cli, until
 
-LONG = {"num_inference_steps": 50, "seed": 9}
+LONG: dict[str, Any] = {"num_inference_steps": 50, "seed": 9}
 LEAST = {"img_width": 512, "img_height": 512, "num_inference_steps": 20}  # of models as added
 
 

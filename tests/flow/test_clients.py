@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -118,7 +118,7 @@ def test_our_client(server: Server) -> None:
 
 
 def test_our_async_client(server: Server) -> None:
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> Sequence[dict[str, Any]]:
         async with imaged.AsyncClient(server.key, f"{server.url}/v1") as ours:
             jobs = [await ours.submit_async(SLUG, **QUICK, seed=n) for n in range(3)]
             results = await asyncio.gather(*(job.wait(interval=0.05) for job in jobs))

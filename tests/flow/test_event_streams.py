@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from imaged.gateway.api import events
 from imaged.gateway.app import build_app
@@ -26,7 +27,8 @@ from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Database, Watch
 from tests.conftest import store
-from tests.unit.test_store import KEEP_S, SECRET, put, worker
+from tests.in_store import KEEP_S, SECRET, put, worker
+from tests.mutants import red
 
 IMAGE = {"name": "0" * 32 + "-1-0.jpeg", "seed": 1, "bytes": 3, "width": 512, "height": 512}
 RESULT = {"images": [IMAGE], "inference_s": 1.0, "checkpoint": "micro"}
@@ -219,9 +221,7 @@ def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "SILENCE_S", 0.0)
 
 
-def test_who_comes_back_hears_what_is_new_and_only_that(
-    place: Place, chatty: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_comes_back_hears_what_is_new_and_only_that(place: Place, chatty: None) -> None:
     told = ids_and_kinds(place)
     assert [kind for _, kind in told] == ["state", "progress", "preview"]
 
@@ -237,8 +237,8 @@ def test_who_comes_back_hears_what_is_new_and_only_that(
     place.beat(6)  # back to what was told, for the mutant
     place.beat(6, b"six")
     assert resumes()
-    monkeypatch.setattr(events.Seen, "read", classmethod(lambda cls, text: cls()))
-    assert not resumes()  # a server that ignores Last-Event-ID
+    with red(events.Seen, "read", classmethod(lambda cls, text: cls())):
+        assert resumes()  # a server that ignores Last-Event-ID
 
 
 @pytest.mark.parametrize("last_id", ["", "x", "PROCESSING.1.7", "a.b.c.d", "P.1.2.-3", "9" * 900])
@@ -361,8 +361,12 @@ async def silent() -> Any:
 
 def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
     """And a write is heard at the next look."""
-    job_id, asked = put(place.db, place.key_id, now=time.time()), []
+    job_id, asked = put(place.db, place.key_id, now=time.time()), list[Any]()
     read, took = queue.read, 0.0
+
+    def noted(c: sa.Connection, ids: Any) -> Any:
+        asked.append(ids)
+        return read(c, ids)
 
     async def cancelled_after(seconds: float) -> None:
         nonlocal took
@@ -378,7 +382,7 @@ def test_while_nobody_writes_the_store_is_not_asked(place: Place) -> None:
         took = time.monotonic() - begun
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "read", lambda c, ids: asked.append(ids) or read(c, ids))
+        patch.setattr(queue, "read", noted)
         reader = JobReader(place.db, ResponseCache(Watch(place.db)))
         asyncio.run(cancelled_after(0.5))
     assert took < 5.0 and len(asked) == 2

@@ -25,7 +25,8 @@ from imaged.store.blobs import Blobs
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Watch
 from imaged.store.sql.schema import jobs
-from tests.unit.test_store import make_key, put
+from tests.conftest import until_async
+from tests.in_store import make_key, put
 
 
 @pytest.fixture
@@ -70,8 +71,7 @@ def test_chores_go_on_after_any_failure(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def some_time() -> None:
         task = asyncio.create_task(maintenance.chores(SimpleNamespace()))  # type: ignore[arg-type]
-        while len(calls) < 3:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: len(calls) >= 3, every_s=0.01)
         assert not task.done()
         task.cancel()
 

@@ -19,7 +19,7 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.schema import progress as table
 from imaged.worker.encode import encode_preview
 from imaged.worker.heartbeat import Heartbeat
-from tests.unit.test_store import KEEP_S, RESULT, claim, get, make_key, put, worker
+from tests.in_store import KEEP_S, RESULT, claim, get, make_key, put, worker
 
 
 def beat(db: Database, held: dict[str, JobReport], now: float = 3.0) -> None:
@@ -116,12 +116,17 @@ def test_nothing_stays_after_expiry(db: Database, running: Job) -> None:
     assert rows(db) == 0
 
 
-def test_the_pulse_writes_a_preview_once(
+def test_the_heartbeat_writes_a_preview_once(
     db: Database, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeat = Heartbeat(db, "w")
     beats: list[dict[str, JobReport]] = []
-    monkeypatch.setattr(queue, "beat", lambda *a: beats.append(a[5]) or set())
+
+    def beat(*args: Any) -> set[str]:
+        beats.append(args[5])
+        return set()
+
+    monkeypatch.setattr(queue, "beat", beat)
     full = [
         {running.id: JobReport(1, 6, b"six", 6)},
         {running.id: JobReport(1, 7, b"six", 6)},

@@ -25,7 +25,7 @@ from imaged.store.sql.database import Database
 from imaged.worker import deliver, image_checker
 from imaged.worker.deliver import Delivery, Stamp
 from tests.conftest import imaged, serving
-from tests.unit.test_store import audit, claim, free, get, make_key, put, worker
+from tests.in_store import audit, claim, free, get, make_key, put, worker
 
 RED, BLUE = bytes([250, 0, 0]) * 64, bytes([0, 0, 250]) * 64
 HERE = "tests.flow.test_image_checker"

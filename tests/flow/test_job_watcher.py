@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,8 @@ from imaged.store.jobs import progress, queue
 from imaged.store.sql import database as db_module
 from imaged.store.sql.database import SELDOM_S, Database, Watch
 from imaged.store.sql.schema import jobs
-from tests.unit.test_store import KEEP_S, make_key, put, worker
+from tests.conftest import until_async
+from tests.in_store import KEEP_S, make_key, put, worker
 
 MANY = 40
 
@@ -51,7 +53,7 @@ class Place:
     def reader(self, watch: Any = None) -> JobReader:
         return JobReader(self.db, ResponseCache(watch or Watch(self.db)), lambda: bool(self.stops))
 
-    def lookout(self) -> JobWatcher:
+    def watcher(self) -> JobWatcher:
         return self.reader()._watcher
 
     def cancel(self, *job_ids: str) -> None:
@@ -110,10 +112,7 @@ def place(db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     yield made
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.001)
+until = partial(until_async, limit_s=20, every_s=0.001)
 
 
 def run(play: Callable[[], Awaitable[None]]) -> None:
@@ -126,7 +125,8 @@ def test_a_write_costs_those_whom_it_does_not_concern_one_narrow_query(
     async def play() -> None:
         tasks = await place.calls(place.reader())
         await until(lambda: sum(map(len, place.whole)) >= MANY)
-        place.whole.clear(), place.statuses.clear()
+        place.whole.clear()
+        place.statuses.clear()
         await place.nothing(5)
         assert [len(ids) for ids in place.statuses[:5]] == [MANY] * 5  # all of them in one query
         assert len(place.statuses) == 5
@@ -175,49 +175,57 @@ def test_a_write_before_the_wait_is_heard(place: Place) -> None:
     first, second, third = place.job_ids[:3]
 
     async def play() -> None:
-        looks = place.lookout()
-        other = asyncio.create_task(looks.wait(first, lambda _: False, 20.0))
+        watcher = place.watcher()
+        other = asyncio.create_task(watcher.wait(first, lambda _: False, 20.0))
         await until(lambda: bool(place.statuses))
         await place.seen(lambda: place.cancel(second, third))
-        assert await looks.wait(second, job_reader._rests, 20.0)
-        looks._new = Forgetful()
-        assert not await looks.wait(third, job_reader._rests, 0.3)
+        assert await watcher.wait(second, job_reader._rests, 20.0)
+        watcher._new = Forgetful()
+        assert not await watcher.wait(third, job_reader._rests, 0.3)
         other.cancel()
 
     run(play)
 
 
 def test_with_nobody_waiting_nothing_looks(place: Place) -> None:
-    watch, looks = Watch(place.db), []
+    watch, looks = Watch(place.db), list[int]()
     right = watch.changed
-    watch.changed = lambda: looks.append(1) or right()  # type: ignore[method-assign,func-returns-value]
+
+    def counted() -> Any:
+        looks.append(1)
+        return right()
+
+    watch.changed = counted  # type: ignore[method-assign]
+
+    async def left(reader: JobReader, leave: Callable[[asyncio.Task[Any]], object]) -> None:
+        before, task = len(looks), place.call(reader, place.job_ids[0])
+        await until(lambda: len(looks) > before + 2)
+        leave(task)
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        before_rest = len(looks)
+        place.beat()
+        await asyncio.sleep(3 * SELDOM_S)
+        assert len(looks) == before_rest
 
     async def play() -> None:
         reader = place.reader(watch)
-        for leave in (lambda task: task.cancel(), lambda _: place.cancel(place.job_ids[0])):
-            before, task = len(looks), place.call(reader, place.job_ids[0])
-            await until(lambda before=before: len(looks) > before + 2)
-            leave(task)
-            await asyncio.wait([task])
-            await asyncio.sleep(0)
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-            before = len(looks)
-            place.beat()
-            await asyncio.sleep(3 * SELDOM_S)
-            assert len(looks) == before
+        await left(reader, lambda task: task.cancel())
+        await left(reader, lambda _: place.cancel(place.job_ids[0]))
 
     run(play)
 
 
 def test_who_comes_as_the_last_one_leaves_is_looked_for(place: Place) -> None:
     async def play() -> None:
-        looks = place.lookout()
-        first = asyncio.create_task(looks.wait(place.job_ids[0], lambda _: False, 20.0))
+        watcher = place.watcher()
+        first = asyncio.create_task(watcher.wait(place.job_ids[0], lambda _: False, 20.0))
         await until(lambda: bool(place.statuses))
         first.cancel()
         await asyncio.sleep(0)  # it has gone, and its looking may not have ended yet
         place.cancel(place.job_ids[1])
-        assert await looks.wait(place.job_ids[1], job_reader._rests, 20.0)
+        assert await watcher.wait(place.job_ids[1], job_reader._rests, 20.0)
 
     run(play)
 
@@ -287,12 +295,12 @@ def test_who_waits_for_a_store_in_trouble_hears_of_it(place: Place) -> None:
 
 def test_a_stream_is_woken_by_what_it_tells(place: Place) -> None:
     async def play() -> None:
-        looks = place.lookout()
+        watcher = place.watcher()
         with place.db.write() as c:
             [job] = queue.claim(c, "w", ["m"], 1, time.time())
         before = job.status
         assert before == JobStatus(State.PROCESSING, 1)
-        waits = asyncio.create_task(looks.wait(job.id, lambda now: now != before, 20.0))
+        waits = asyncio.create_task(watcher.wait(job.id, lambda now: now != before, 20.0))
         await until(lambda: bool(place.statuses))
         await place.nothing(3)
         assert not waits.done()
@@ -330,8 +338,8 @@ def test_a_read_that_takes_long_is_followed_by_a_rest(
         return {}
 
     monkeypatch.setattr(job_watcher, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    looks = JobWatcher(ResponseCache(Watch(place.db)), slow, lambda: False)
-    asyncio.run(looks._poll())  # which hears of the writes up to now
-    looks._new.add("x")
-    assert asyncio.run(looks._poll()) == pytest.approx(rest_s)
-    assert asyncio.run(looks._poll()) == 0.0  # and with nothing written there is nothing to read
+    watcher = JobWatcher(ResponseCache(Watch(place.db)), slow, lambda: False)
+    asyncio.run(watcher._poll())  # which hears of the writes up to now
+    watcher._new.add("x")
+    assert asyncio.run(watcher._poll()) == pytest.approx(rest_s)
+    assert asyncio.run(watcher._poll()) == 0.0  # and with nothing written there is nothing to read

@@ -9,7 +9,6 @@ import hashlib
 import json
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +23,7 @@ from imaged.store.accounts import keys, ledger
 from imaged.store.sql.database import Database
 from imaged.store.sql.schema import outbox
 from imaged.store.webhooks import subscriptions
-from tests.conftest import SLUG, Server, imaged
+from tests.conftest import SLUG, Server, imaged, until
 
 FOLDERS = sorted((Path(__file__).parents[1] / "old_data").glob("*.tar.gz"))
 LONG = "100000000000"  # seconds, as the folders were made: nothing in them is over
@@ -201,9 +200,5 @@ def test_its_webhook_hears_what_waited(opened: Opened) -> None:
     [event] = opened.told["log"]["logs"]
     [hook] = opened.get("/webhook/get")["webhooks"]
     assert hook["webhook_id"] == told["webhook_id"] and hook["event"] == told["event"]
-    deadline = time.monotonic() + 120
-    while event["event_id"] not in opened.heard:
-        assert time.monotonic() < deadline, opened.server.log
-        time.sleep(0.05)
-    message = opened.heard[event["event_id"]]
+    message = until(lambda: opened.heard.get(event["event_id"]), say=lambda: opened.server.log)
     assert message["data"]["request_id"] == opened.told["done"]["request_id"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -31,12 +32,12 @@ def client(server: Server) -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(client: sdk.Client) -> sdk.Result:
+def whole(client: sdk.Client) -> Result:
     """The pictures of a job that never stopped."""
     return client.run(SLUG, **JOB)
 
 
-def test_what_is_finished_was_never_stopped(client: sdk.Client, whole: sdk.Result) -> None:
+def test_what_is_finished_was_never_stopped(client: sdk.Client, whole: Result) -> None:
     job = client.submit_async(SLUG, **JOB, draft={"steps": 4})
     draft = job.draft(interval=0.05)
     assert (draft["step"], draft["steps"]) == (4, 12)
@@ -55,7 +56,7 @@ def test_what_is_finished_was_never_stopped(client: sdk.Client, whole: sdk.Resul
         job.finish([1])
 
 
-def test_our_async_client(server: Server, whole: sdk.Result) -> None:
+def test_our_async_client(server: Server, whole: Result) -> None:
     async def main() -> list[bytes]:
         async with sdk.AsyncClient(server.key, server.url) as ours:
             job = await ours.submit_async(SLUG, **JOB, draft={"fraction": 0.3})
@@ -66,7 +67,7 @@ def test_our_async_client(server: Server, whole: sdk.Result) -> None:
     assert asyncio.run(main()) == whole.contents()[1:2]
 
 
-def test_another_end_is_another_picture_and_says_so(client: sdk.Client, whole: sdk.Result) -> None:
+def test_another_end_is_another_picture_and_says_so(client: sdk.Client, whole: Result) -> None:
     """From the same beginning: what changes is what comes after."""
     made = {}
     for name, change in (("prompt", "a red boat at night"), ("guidance_scale", 2.0)):
@@ -102,7 +103,7 @@ def signed(server: Server, before: dict[str, Any], **changes: Any) -> dict[str, 
     return receipts.sign(facts, keys.load_signer(server.data))
 
 
-def test_a_receipt_makes_its_picture_again(server: Server, whole: sdk.Result) -> None:
+def test_a_receipt_makes_its_picture_again(server: Server, whole: Result) -> None:
     receipt = whole["images"][1]["receipt"]
     assert receipt["request"]["seed"] == 21 and "samples" not in receipt["request"]
     answer = replay(server, receipt).json()
@@ -112,9 +113,9 @@ def test_a_receipt_makes_its_picture_again(server: Server, whole: sdk.Result) ->
     assert httpx.get(answer["output"]).content == whole.contents()[1]
 
 
-def test_what_is_no_receipt_is_refused(server: Server, whole: sdk.Result) -> None:
+def test_what_is_no_receipt_is_refused(server: Server, whole: Result) -> None:
     receipt = whole["images"][0]["receipt"]
-    stranger = receipts.Ed25519PrivateKey.generate()
+    stranger = Ed25519PrivateKey.generate()
     for wrong, words in (
         (None, "it is no receipt"),
         ({}, "it is no receipt"),
@@ -135,7 +136,7 @@ def test_what_is_no_receipt_is_refused(server: Server, whole: sdk.Result) -> Non
     assert replay(server, elsewhere).json()["signed_here"] is False
 
 
-def test_a_receipt_survives_javascript(server: Server, whole: sdk.Result) -> None:
+def test_a_receipt_survives_javascript(server: Server, whole: Result) -> None:
     """Which knows no whole number with a point."""
     text = json.dumps(whole["images"][0]["receipt"])
     shorter = re.sub(r'(": \d+)\.0(?=[,}])', r"\1", text)
@@ -158,7 +159,7 @@ def test_a_draft_is_not_waited_for_with_a_bar(client: sdk.Client) -> None:
         client.run(SLUG, progress=True, **JOB, draft={"steps": 2})
 
 
-def test_the_key_is_there_for_all_to_see(server: Server, whole: sdk.Result) -> None:
+def test_the_key_is_there_for_all_to_see(server: Server, whole: Result) -> None:
     key = httpx.get(f"{server.url}/v1/receipt-key").json()["key"]
     assert key == whole["images"][0]["receipt"]["key"]
     assert (server.data / "receipt-key").stat().st_mode & 0o77 == 0
@@ -193,7 +194,7 @@ def retouched(path: Path, target: Path) -> Path:
     return target
 
 
-def test_other_files_are_told_apart(server: Server, whole: sdk.Result, tmp_path: Path) -> None:
+def test_other_files_are_told_apart(server: Server, whole: Result, tmp_path: Path) -> None:
     [path] = Result(images=whole["images"][:1]).save(tmp_path / "p.jpg")
     unknown = verify(str(path), "--no-replay", "--data", str(tmp_path / "no"), cwd=tmp_path)
     assert unknown.exit_code == 0 and "a key that is not known here" in unknown.stdout
@@ -240,7 +241,7 @@ def test_drafts_on_the_command_line(server: Server, tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "between 1 and 7" in refused.stderr
 
 
-def test_a_jpeg_with_a_receipt_is_a_jpeg(whole: sdk.Result) -> None:
+def test_a_jpeg_with_a_receipt_is_a_jpeg(whole: Result) -> None:
     content = whole.contents()[0]
     assert content[:4] == b"\xff\xd8\xff\xe0"  # what names it comes first
     with Image.open(io.BytesIO(content)) as image:

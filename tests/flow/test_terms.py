@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.conftest import QUICK, SLUG, Server, cli
+from tests.conftest import QUICK, SLUG, Server, cli, until
 
 
 def new_key(server: Server) -> str:
@@ -17,7 +16,7 @@ def new_key(server: Server) -> str:
 
 
 def spent_or_held(client: httpx.Client) -> float:
-    return round(1.0 - client.get("/v1/get-user-credits").json()["credits"], 6)
+    return round(1.0 - float(client.get("/v1/get-user-credits").json()["credits"]), 6)
 
 
 def test_eight_at_once_are_one_job_and_one_charge(server: Server) -> None:
@@ -61,9 +60,9 @@ def test_a_job_that_would_wait_too_long_fails_and_costs_nothing(server: Server) 
 
 def server_status(client: httpx.Client, job_id: str) -> httpx.Response:
     """The status once the job has ended."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def ended() -> httpx.Response | None:
         answer = client.get(f"/v2/requests/{job_id}/status", params={"wait": 30})
-        if answer.json()["status"] in ("COMPLETED", "FAILED"):
-            return answer
-    raise AssertionError("the job did not end")
+        return answer if answer.json()["status"] in ("COMPLETED", "FAILED") else None
+
+    return until(ended, 60, say=lambda: "the job did not end")

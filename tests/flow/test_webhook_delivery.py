@@ -27,8 +27,8 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from imaged.store.webhooks import outbox, subscriptions
 from imaged.store.webhooks.subscriptions import ANY_END, COMPLETED, FAILED, Event
-from tests.conftest import serving
-from tests.unit.test_store import KEEP_S, RESULT, SECRET, claim, get, make_key, put, worker
+from tests.conftest import serving, until_async
+from tests.in_store import KEEP_S, RESULT, SECRET, claim, get, make_key, put, worker
 
 LOCAL = [ip_network("127.0.0.0/8")]
 
@@ -177,8 +177,8 @@ def test_slow_receivers_do_not_hold_up_another_key(
         while any(event.state == "WAITING" for event in log_of(db, small, hook)):
             await webhook_delivery.turn()
             await asyncio.sleep(0.02)
-        while len(webhook_delivery._tasks) > 3:  # the last one told has yet to leave
-            await asyncio.sleep(0.02)
+        tasks = webhook_delivery._tasks
+        await until_async(lambda: len(tasks) <= 3)  # the last one told has yet to leave
         under_way = len(webhook_delivery._tasks)
         assert under_way == 3  # the slow ones are still at it
         for task in webhook_delivery._tasks:

@@ -289,7 +289,9 @@ def test_a_receipts_types_are_loaded_again(
     single_file: Path, dtypes: str, unet: torch.dtype, vae: torch.dtype
 ) -> None:
     """Whatever the model is held in by now; a model that has them already is not loaded twice."""
-    for now in ({}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}, {"cpu_dtype": "fp32"}):
+    held_now: list[dict[str, Any]]
+    held_now = [{}, {"dtype": "bf16"}, {"cpu_dtype": "bf16"}, {"cpu_dtype": "fp32"}]
+    for now in held_now:
         weights = Weights(single_file, **now)
         again = with_dtypes(weights, f"cpu {dtypes}", CPU)
         assert held(again) == (unet, vae)

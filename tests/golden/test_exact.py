@@ -119,7 +119,7 @@ def stack_texts(engine: Engine, jobs: list[ImageParams], rng: random.Random) -> 
     while waiting or not engine.idle:
         while waiting and (engine.idle or rng.random() < 0.5):
             n, params = waiting.pop(0)
-            engine.submit(str(n), params, key=n % 3)
+            engine.submit(str(n), params, key_id=n % 3)
         if rng.random() < 0.05:
             engine.cancel(rng.choice(sorted(engine.jobs)))
         outcomes.update({int(o.job_id): o for o in engine.tick()})

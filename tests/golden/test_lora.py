@@ -30,6 +30,7 @@ from imaged.params.image_params import ImageParams
 from imaged.params.loras import Lora, without_loras
 from tests.golden.test_checkpoints import CPU
 from tests.golden.test_parity import our_latents
+from tests.mutants import red
 from tests.oracle import build_scheduler
 from tests.tolerance import difference, summed, with_bound
 
@@ -205,7 +206,7 @@ def test_latents_are_the_references(
 
 def test_layers_of_every_kind(nets: Nets, loras: Path) -> None:
     """Convolutions and time embeddings too: the same as with changed weights."""
-    wanted = {}
+    wanted: dict[str, tuple[Any, torch.Tensor]] = {}
     for (part, name), change in read_lora(loras / "every.safetensors").items():
         [layer] = [
             v for (p, n), v in layers(nets).items() if (p, n.replace(".", "_")) == (part, name)
@@ -275,15 +276,14 @@ def test_nothing_of_it_stays(nets: Nets, loras: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_leak_would_be_seen(nets: Nets, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_would_be_seen(nets: Nets, loras: Path) -> None:
     """The mutant: what a LoRA changed is not put back."""
     engine = Engine(nets, loras=loras)
     [before] = pictures(engine, JOB)
     use = Loras.use
-    monkeypatch.setattr(Loras, "use", lambda self, asked: asked != NO_LORAS and use(self, asked))
-    pictures(engine, replace(JOB, loras=(Lora("kohya"),)))
-    assert pictures(engine, JOB)[0] != before
-    monkeypatch.undo()
+    with red(Loras, "use", lambda self, asked: asked != NO_LORAS and use(self, asked)):
+        pictures(engine, replace(JOB, loras=(Lora("kohya"),)))
+        assert pictures(engine, JOB)[0] == before
     engine._loras.use(NO_LORAS)
     assert pictures(engine, JOB)[0] == before
     engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from PIL import Image
 
@@ -31,4 +33,5 @@ def test_pictures_show_what_their_prompts_say(exam: Exam, pictures: list[Image.I
 
 def test_pictures_are_neither_black_nor_burnt(exam: Exam, pictures: list[Image.Image]) -> None:
     assert exam.mark(pictures)["clipped"] < 0.05
-    assert all(max(hi - lo for lo, hi in p.getextrema()) > 100 for p in pictures)
+    extremes: list[Any] = [p.getextrema() for p in pictures]  # a pair for each colour
+    assert all(max(hi - lo for lo, hi in colours) > 100 for colours in extremes)

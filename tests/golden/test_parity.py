@@ -7,6 +7,7 @@ generator. Tolerance: what rounding makes of the reference itself, see tests/tol
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -159,9 +160,9 @@ def test_a_prompt_that_changes(
 ) -> None:
     """One call a step, two, and one more in the first."""
     params = small(scheduler, prompt="[a red house:[a blue boat|a man]:5]", num_inference_steps=13)
-    of_call = {"Heun": lambda n: n // 2, "PNDM": lambda n: max(n - 1, 0)}.get(
-        scheduler, lambda n: n
-    )
+    several: dict[str, Callable[[int], int]]
+    several = {"Heun": lambda n: n // 2, "PNDM": lambda n: max(n - 1, 0)}
+    of_call: Callable[[int], int] = several.get(scheduler, lambda n: n)
     steps = ["a red house"] * 5 + ["a man", "a blue boat"] * 4
     texts = [steps[of_call(n)] for n in range(params.unet_calls)]
     ours = our_latents(nets, monkeypatch, params)[params.seed]

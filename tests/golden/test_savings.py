@@ -78,7 +78,7 @@ def test_recordings_are_bounded_and_outputs_are_not_overwritten() -> None:
     memory = torch.zeros(2 * CACHED_SHAPES)
     one, two = (torch.full((1,), n) for n in (1.0, 2.0))
     first = calls(one, one)
-    assert (calls(two, two), first) == (4.0, 2.0)
+    assert (float(calls(two, two)), float(first)) == (4.0, 2.0)
     for size in range(1, 2 * CACHED_SHAPES):
         calls(torch.ones(size), torch.ones(size))
     assert len(calls._recordings) == CACHED_SHAPES
@@ -186,7 +186,8 @@ def test_layers_that_change_bits_compute_in_pairs(
 )
 def test_a_packed_weight_gives_the_same_in_any_size(inputs: int, outputs: int, stride: int) -> None:
     torch.manual_seed(inputs)
-    layer = Conv2d(inputs, outputs, 3, stride, padding=1).to(memory_format=torch.channels_last)
+    layer: Any = Conv2d(inputs, outputs, 3, stride, padding=1)  # torch has no types for this:
+    layer.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         for packs in (False, True, True):
             layer.packs = packs
@@ -213,6 +214,7 @@ def test_a_weight_that_has_changed_is_heard(nets: Any) -> None:
         other = copy.deepcopy(layer)
         for changed in (other, layer):
             changed.weight.data = -changed.weight.data
+            assert changed.bias is not None
             changed.bias.data = -changed.bias.data
         assert torch.allclose(other(x), -before, atol=1e-5)
         assert not torch.allclose(layer(x), -before, atol=1e-5)  # the mutant: nobody has said it
@@ -231,7 +233,12 @@ def test_a_trial_that_would_take_too_long_is_given_up(
     unet, calls = Unet(nets.unet), list[int]()
     example = torch.zeros(4, 16, 16), unet.times(TIMESTEPS, texts[0], IDS)[0], unet.text(texts[0])
     call = unet._call
-    monkeypatch.setattr(unet, "_call", lambda x, *rest: calls.append(len(x)) or call(x, *rest))
+
+    def counted(x: torch.Tensor, *rest: Any) -> Any:
+        calls.append(len(x))
+        return call(x, *rest)
+
+    monkeypatch.setattr(unet, "_call", counted)
     monkeypatch.setattr(
         unet, "enable_paired_rows", lambda *_: pytest.fail("that takes longer still")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ def ours(file: Path) -> dict[str, Net]:
     return read_single_file(file)
 
 
-def same(one: Tensors, other: Tensors) -> None:
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert value.dtype == other[key].dtype
@@ -134,12 +135,12 @@ def test_configs_describe_the_nets(source: dict[str, Any], ours: dict[str, Net])
 
     for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         wanted, (config, _) = plain(source[name].config), ours[name]
-        assert wanted | config == wanted
+        assert {**wanted, **config} == wanted
         with torch.device("meta"):
             assert plain(cls(**config).config) == wanted
     for name in ("text_encoder", "text_encoder_2"):
         wanted, (config, _) = plain(source[name].config), ours[name]
-        assert wanted | config == wanted
+        assert {**wanted, **config} == wanted
         assert plain(CLIPTextConfig(**config)) == wanted
 
 
@@ -202,7 +203,7 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = load_file(file)
 
-    def refused(said: str, metadata: dict[str, str] | None = None, **changed: Any) -> None:
+    def refused(said: str, metadata: dict[str, str] | None = None, /, **changed: Any) -> None:
         kept = {**tensors, **changed}
         save_file({k: v for k, v in kept.items() if v is not None}, path, metadata=metadata)
         with pytest.raises(CheckpointRefused, match=said):

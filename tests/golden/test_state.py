@@ -27,6 +27,7 @@ from imaged.engine.snapshot import RunPlan
 from imaged.errors import StateRefused
 from imaged.params.image_params import ImageParams
 from imaged.sampling.schedulers import SCHEDULERS
+from tests.mutants import red
 
 SMALL = ImageParams("a red house", seed=5, img_width=128, img_height=128, samples=2)
 PROMPTS = ("a red house", "a [blue|red] boat, [dawn:noon:2]")
@@ -116,11 +117,9 @@ def noise_forgotten(run: Run, saved: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", [off_by_one, noise_forgotten], ids=lambda m: m.__name__)
-def test_mutants_are_seen(
-    nets: Any, monkeypatch: pytest.MonkeyPatch, mutant: Callable[..., None]
-) -> None:
-    monkeypatch.setattr(engine_module, "resume", mutant)
-    assert differing(nets, ["Euler a", "DPM++ 2M Karras"] * 3) > 0
+def test_mutants_are_seen(nets: Any, mutant: Callable[..., None]) -> None:
+    with red(engine_module, "resume", mutant):
+        assert differing(nets, ["Euler a", "DPM++ 2M Karras"] * 3) == 0
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def work(client: httpx.Client) -> dict[str, Any]:
     log = f"/webhook/dispatch-logs?webhook_id={told['webhook']['webhook_id']}"
     until(lambda: '"attempts": 1' in json.dumps(client.get(log).json()))
     told["log"] = client.get(log).json()
-    two = {"prompt": "a green prairie, noon", "seed": 3, "samples": 2}
+    two: dict[str, Any] = {"prompt": "a green prairie, noon", "seed": 3, "samples": 2}
     told["draft"] = submit(client, **two, draft={"steps": 3})
     until(lambda: status(client, told["draft"]).get("progress", {}).get("parked"))
     return told

@@ -6,6 +6,8 @@ reference implementation, its own grammar in its own parser, makes of the same s
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from imaged.errors import BadParameter
@@ -110,12 +112,13 @@ def test_too_many_edits_are_text() -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_a_prompt_that_changes_too_often_is_refused(name: str) -> None:
+    given: dict[str, Any] = {"prompt": "x"}
     often = "[a|b|c|d|e|f|g] [1|2|3|4|5|6|7|8|9|10|11]"
     with pytest.raises(BadParameter, match=f"{name} should say at most {MAX_TEXTS} different"):
-        texts_to_judge(ImageParams(**{"prompt": "x", name: often, "num_inference_steps": 100}))
+        texts_to_judge(ImageParams(**{**given, name: often, "num_inference_steps": 100}))
     long = "[a|b|c|d|e|f]" + "x" * 19_000
     with pytest.raises(BadParameter, match="of 100000 characters in all"):
-        texts_to_judge(ImageParams(**{"prompt": "x", name: long}))
+        texts_to_judge(ImageParams(**{**given, name: long}))
 
 
 def test_in_plain_nothing_is_read() -> None:

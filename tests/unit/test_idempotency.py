@@ -22,7 +22,8 @@ from imaged.store.jobs import idempotency, queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from imaged.store.sql.schema import jobs
-from tests.unit.test_store import KEEP_S, RESULT, audit, claim, free, get, make_key, worker
+from tests.in_store import KEEP_S, RESULT, audit, claim, free, get, make_key, worker
+from tests.mutants import red
 
 UNDER_A = RequestOptions(idempotency_key="a", fingerprint="x")
 LIMITS = {"lease_s": 1e6, "queue_s": 1e6, "run_s": 1e6, "retention_s": KEEP_S}
@@ -109,13 +110,10 @@ def test_requests_at_the_same_instant_make_one_job(db: Database) -> None:
     assert audit(db) == []
 
 
-def test_mutant_without_the_lookup_is_stopped_by_the_index(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idempotency, "find", lambda *_: None)
+def test_mutant_without_the_lookup_is_stopped_by_the_index(db: Database) -> None:
     key_id = make_key(db)
     ordered(db, key_id, UNDER_A)
-    with pytest.raises(sa.exc.IntegrityError):
+    with red(idempotency, "find", lambda *_: None, raises=sa.exc.IntegrityError):
         ordered(db, key_id, UNDER_A)
     assert free(db, key_id) == 990
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from imaged.engine.decode import Picture
 from imaged.params.image_params import ImageParams
 from imaged.provenance.infotext import infotext
-from imaged.worker.encode import encode_png
 
 NAME = re.compile(r"\w[\w /-]*")
 
@@ -136,15 +132,6 @@ def test_theirs_keeps_any_words_and_the_pairs(prompt: str, negative: str, model:
 def test_theirs_takes_a_last_line_of_three_pairs_and_none_of_two() -> None:
     assert read_by_theirs("house\nSteps: 20, Seed: 1")["Prompt"] == "house\nSteps: 20, Seed: 1"
     assert read_by_theirs("house\nSteps: 20, Seed: 1, Size: 1x1")["Prompt"] == "house"
-
-
-def test_a_png_carries_it_and_its_pixels() -> None:
-    rgb = bytes(range(256)) * 3 * 3
-    picture = Picture(rgb[: 16 * 16 * 3], 16, 16, 5)
-    content = encode_png(picture, ImageParams("снег\nи лёд"), "micro")
-    with Image.open(io.BytesIO(content)) as image:
-        assert (image.format, image.tobytes()) == ("PNG", picture.rgb)
-        assert read_back(str(image.info["parameters"]))["Prompt"] == "снег\nи лёд"
 
 
 def test_what_is_unusual_is_said_and_nothing_else() -> None:

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from transformers import CLIPTokenizer
 
 from imaged.catalogue.model import MICRO, Weights
@@ -22,7 +22,6 @@ from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader, problems
 from imaged.prompt.windows import MAX_WINDOWS, read_windows
 from imaged.sampling.schedulers import IN_A1111, SCHEDULERS
-from tests.oracle import build_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder, widths = tmp_path_factory.mktemp("embeddings"), text_widths(MICRO)
     for name, count in (("bad_hands", 2), ("style", 1)):
         sides = zip(("clip_l", "clip_g"), widths, strict=True)
-        save_file({k: torch.zeros(count, w) for k, w in sides}, folder / f"{name}.safetensors")
+        save_file(
+            {k: np.zeros((count, w), np.float32) for k, w in sides}, folder / f"{name}.safetensors"
+        )
     return Reader(tokenizers(MICRO), Embeddings(folder, widths))
 
 
@@ -168,26 +169,6 @@ def test_loras_are_no_words() -> None:
     told = reports(Explainer.of(Weights(MICRO)).reader, params)
     assert [token for token, _ in tokens(told["prompt"])] == ["a</w>", "house</w>"]
     assert [token for token, _ in tokens(told["negative_prompt"])] == ["rain</w>"]
-
-
-@pytest.mark.parametrize("steps", [20, 25, 50, 100])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedules_are_the_reference_s(name: str, steps: int) -> None:
-    """Its own timesteps and sigmas, where its class has one for each step."""
-    explainer = Explainer.of(Weights(MICRO))
-    ours, theirs = (
-        explainer.scheduler(name, "diffusers", steps),
-        build_scheduler(name, explainer.config),
-    )
-    theirs.set_timesteps(steps)
-    assert len(ours["timesteps"]) == steps == len(ours["sigmas"]) - 1
-    if len(theirs.timesteps) == steps:
-        assert ours["timesteps"] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
-        sigmas = getattr(theirs, "sigmas", None)
-        if sigmas is not None:
-            assert ours["sigmas"] == pytest.approx(sigmas.tolist(), rel=1e-5, abs=1e-6)
-    else:  # Heun and DPM2 tell of both calls of a step, PNDM of its first one twice
-        assert set(ours["timesteps"]) <= {round(t, 4) for t in theirs.timesteps.tolist()}
 
 
 def test_profiles_have_their_schedulers() -> None:

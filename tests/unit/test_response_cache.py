@@ -39,37 +39,37 @@ def in_turns(*steps: Callable[[], Any]) -> list[Any]:
     return asyncio.run(run())
 
 
-def asked(kept: ResponseCache, ident: Ident = IDENT) -> list[bytes | None]:
+def asked(cache: ResponseCache, ident: Ident = IDENT) -> list[bytes | None]:
     """What one who asks now has heard when the turn is over; None if there is no answer."""
     heard: list[bytes | None] = []
-    if not kept.ask(ident, heard.append):
+    if not cache.ask(ident, heard.append):
         heard.append(None)
     return heard
 
 
-def keeps(db: Database) -> ResponseCache:
+def filled(db: Database) -> ResponseCache:
     """One that has looked at the store and keeps ANSWER."""
-    kept = ResponseCache(Watch(db))
-    kept.check()
-    kept.put(IDENT, kept.writes, LATER, ANSWER)
-    return kept
+    cache = ResponseCache(Watch(db))
+    cache.check()
+    cache.put(IDENT, cache.writes, LATER, ANSWER)
+    return cache
 
 
 def test_an_answer_holds_until_somebody_writes(db: Database) -> None:
-    kept = keeps(db)
+    cache = filled(db)
 
     def get() -> Any:
-        return asked(kept)
+        return asked(cache)
 
     assert in_turns(get, get) == [ANSWER, ANSWER]
     assert in_turns(get, lambda: write(db), get, get) == [ANSWER, None, None, None]
 
 
 def test_a_write_after_the_question_is_heard_of_before_the_answer(db: Database) -> None:
-    kept = keeps(db)
+    cache = filled(db)
 
     def get_then_write() -> Any:
-        heard = asked(kept)
+        heard = asked(cache)
         write(db)
         return heard
 
@@ -78,37 +78,42 @@ def test_a_write_after_the_question_is_heard_of_before_the_answer(db: Database) 
 
 def test_what_was_read_before_a_write_is_not_kept(db: Database) -> None:
     """It was read, another poll heard of a write, and then it would have been kept."""
-    kept = keeps(db)
-    writes = kept.writes
+    cache = filled(db)
+    writes = cache.writes
     other: Ident = ("127.0.0.1", b"other")
     write(db)
-    assert in_turns(lambda: asked(kept)) == [None]
-    kept.put(other, writes, LATER, ANSWER)
-    assert in_turns(lambda: asked(kept, other)) == [None]
-    kept.put(other, kept.writes, LATER, ANSWER)
-    assert in_turns(lambda: asked(kept, other)) == [ANSWER]
+    assert in_turns(lambda: asked(cache)) == [None]
+    cache.put(other, writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(cache, other)) == [None]
+    cache.put(other, cache.writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(cache, other)) == [ANSWER]
 
 
 def test_an_answer_ends_with_its_job(db: Database) -> None:
-    kept = keeps(db)
-    kept.put(IDENT, kept.writes, time.time() - 1, ANSWER)
-    assert in_turns(lambda: asked(kept)) == [None]
+    cache = filled(db)
+    cache.put(IDENT, cache.writes, time.time() - 1, ANSWER)
+    assert in_turns(lambda: asked(cache)) == [None]
 
 
 @pytest.mark.parametrize("other", [("127.0.0.2", IDENT[1]), (IDENT[0], IDENT[1] + b"\n")])
 def test_whoever_asks_otherwise_is_not_given_it(db: Database, other: Ident) -> None:
-    kept = keeps(db)
-    assert in_turns(lambda: asked(kept), lambda: asked(kept, other)) == [ANSWER, None]
+    cache = filled(db)
+    assert in_turns(lambda: asked(cache), lambda: asked(cache, other)) == [ANSWER, None]
 
 
 def test_one_look_serves_a_turn(db: Database) -> None:
-    kept, looks = keeps(db), []
-    right = kept.watch.changed
-    kept.watch.changed = lambda: looks.append(right()) or looks[-1]  # type: ignore[method-assign]
+    cache, looks = filled(db), list[Any]()
+    right = cache.watch.changed
+
+    def noted() -> Any:
+        looks.append(right())
+        return looks[-1]
+
+    cache.watch.changed = noted  # type: ignore[method-assign]
 
     def three() -> None:
         for _ in range(3):
-            asked(kept)
+            asked(cache)
 
     in_turns(three, three)
     assert looks == [False, False]
@@ -117,36 +122,36 @@ def test_one_look_serves_a_turn(db: Database) -> None:
 def test_a_store_that_cannot_tell_of_writes_has_nothing_kept(db: Database) -> None:
     watch = Watch(db)
     watch.exact = False
-    kept = ResponseCache(watch)
-    kept.put(IDENT, kept.writes, LATER, ANSWER)
-    assert in_turns(lambda: asked(kept)) == [None]
+    cache = ResponseCache(watch)
+    cache.put(IDENT, cache.writes, LATER, ANSWER)
+    assert in_turns(lambda: asked(cache)) == [None]
 
 
 def test_a_store_in_trouble_is_for_whoever_reads_it(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = keeps(db)
+    cache = filled(db)
 
     def fails() -> bool:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(kept.watch, "changed", fails)
-    assert in_turns(lambda: asked(kept)) == [None]
+    monkeypatch.setattr(cache.watch, "changed", fails)
+    assert in_turns(lambda: asked(cache)) == [None]
 
 
 def test_a_long_request_is_not_kept(db: Database) -> None:
-    kept = keeps(db)
+    cache = filled(db)
     long: Ident = (IDENT[0], b"h" * (MAX_REQUEST_BYTES + 1))
-    kept.put(long, kept.writes, LATER, ANSWER)
-    assert not kept.ask(long, lambda _: None) and len(kept._answers) == 1
+    cache.put(long, cache.writes, LATER, ANSWER)
+    assert not cache.ask(long, lambda _: None) and len(cache._answers) == 1
 
 
 def test_memory_has_a_bound(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CACHED", 3)
-    kept = keeps(db)
+    cache = filled(db)
     for n in range(10):
-        kept.put((f"{n}", IDENT[1]), kept.writes, LATER, ANSWER)
-    assert len(kept._answers) <= 3
+        cache.put((f"{n}", IDENT[1]), cache.writes, LATER, ANSWER)
+    assert len(cache._answers) <= 3
 
 
 class Sent:
@@ -162,7 +167,7 @@ class Sent:
         self.told.append("closed")
 
 
-def corked(use: Callable[[Any], None]) -> list[Any]:
+def corked(use: Callable[[Any], object]) -> list[Any]:
     """What goes out in the turn in which it was written, a mark, and what goes out after it."""
 
     async def run() -> list[Any]:

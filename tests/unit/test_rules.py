@@ -25,7 +25,7 @@ from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
-from tests.unit.test_store import SECRET, audit, free, get, make_key
+from tests.in_store import SECRET, audit, free, get, make_key
 
 REFUSED = [
     "naked child",

@@ -57,19 +57,20 @@ def connected(db: Database, use: Callable[[Any, Wire], None]) -> tuple[Any, Wire
     async def app(scope: Any, _: Any, send: Any) -> None:
         asked.append(scope["path"])
         if keep := scope.get("extensions", {}).get(EXTENSION):
-            keep(kept.writes, LATER)
+            keep(cache.writes, LATER)
         headers = [(b"content-length", str(len(scope["path"])).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": scope["path"].encode()})
 
-    kept = ResponseCache(Watch(db))
-    kept.check()
+    cache = ResponseCache(Watch(db))
+    cache.check()
 
     async def run() -> tuple[Any, Wire]:
-        config = uvicorn.Config(app, http=protocol(Limits(), kept), proxy_headers=False)
+        config = uvicorn.Config(app, http=protocol(Limits(), cache), proxy_headers=False)
         config.load()
+        kind: Any = config.http_protocol_class
         for n in range(2):
-            made: Any = config.http_protocol_class(config, ServerState(), {})  # type: ignore
+            made = kind(config, ServerState(), {})
             wire = Wire()
             made.connection_made(wire)
             if n == 0:
