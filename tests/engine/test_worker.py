@@ -358,3 +358,25 @@ def test_threads_wait_awake_only_where_there_are_cores_for_all(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert ("GOMP_SPINCOUNT" in waiting(workers, threads, environ)) is awake
     assert waiting(workers, threads, {**environ, "OMP_WAIT_POLICY": "ACTIVE"}) == {}
+
+
+def test_a_claim_takes_its_time_with_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that came while the worker waited for the lock is over its Cancel-After by then."""
+    with opened(tmp_path) as bench:
+        first, late = bench.put(SMALL), list[str]()
+        write = bench.worker.db.write
+
+        @contextmanager
+        def after_another() -> Iterator[sa.Connection]:
+            late.append(bench.put(SMALL, options=RequestOptions(cancel_after_s=1e-9)))
+            with write() as c:
+                yield c
+
+        monkeypatch.setattr(bench.worker.db, "write", after_another)
+        claimed = [job for job, _ in bench.worker.claim()]
+        monkeypatch.undo()
+        assert [job.id for job in claimed] == [first]
+        assert bench.job(late[0]).state is State.QUEUED
+        assert all(job.started_at and job.started_at >= job.created_at for job in claimed)
