@@ -18,11 +18,11 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
     The batch is padded to `bucket` rows with copies of the first; their results are dropped.
     """
     inputs = [run.combine() for run in runs]
-    owners = [n for n, run in enumerate(runs) for _ in run.kept]
+    owners = [n for n, run in enumerate(runs) for _ in run.keys_values]
     padding = [owners[0]] * (bucket - len(owners))
     x = torch.stack([inputs[n] for n in (*owners, *padding)])
     times = torch.cat([run.times for run in runs])
-    texts = [text for run in runs for text in run.kept]
+    texts = [text for run in runs for text in run.keys_values]
     if padding:
         times = torch.cat([times, times[:1].expand(len(padding), -1)])
         texts += [texts[0]] * len(padding)

@@ -199,7 +199,7 @@ class Engine:
             if not is_full(error):
                 raise
             return False  # it goes alone, and its own call says that it does not fit
-        example = (run.history[0], run.times[-1], run.kept[-1])
+        example = (run.history[0], run.times[-1], run.keys_values[-1])
         guided = run.rows == GUIDED_ROWS and rows % GUIDED_ROWS == 0  # every image of the batch
         return self._buckets.allow(unet, run.kind, rows, example, guided)
 
@@ -271,14 +271,14 @@ class Engine:
         present = {r.key_id for job in self._jobs.values() for r in job.runs}
         self._used_s = joined(self._used_s, present, key_id)
         rest_at = calls_before(params.scheduler, resume_plan.draft) if resume_plan.draft else None
-        kept: dict[int, torch.Tensor] = {}
+        shared: dict[int, torch.Tensor] = {}
         runs = []
         for k in resume_plan.samples or range(len(plans)):
             run = Run(job_id, plans[k], texts, loras, key_id, now, sample=k, rest_at=rest_at)
             run.varied = resume_plan.varied
             saved = read(run, resume_plan, self._maker(run))
             run.float32_retry = saved is not None and saved.float32_retry
-            run.start(self._unet(run), {} if run.float32_retry else kept)
+            run.start(self._unet(run), {} if run.float32_retry else shared)
             if saved is not None:
                 resume(run, saved)
             if run.done:

@@ -41,10 +41,10 @@ class Run:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
     latent: torch.Tensor | None = None  # (C, h, w) once all calls are made, kept without a history
 
-    def start(self, unet: Unet, kept: dict[int, torch.Tensor] | None = None) -> None:
+    def start(self, unet: Unet, shared: dict[int, torch.Tensor] | None = None) -> None:
         """Reset to the first call: seed, first noise, and the UNet inputs that do not change.
 
-        kept: cross-attention keys and values by id of the text, shared by the job's images.
+        shared: cross-attention keys and values by id of the text, for all images of the job.
         """
         table = self.plan.table
         self.call = self.drawn = 0
@@ -53,10 +53,10 @@ class Run:
         by_call = [[side[step] for step in self.plan.steps] for side in self.texts]
         times = [self._times_of(unet, side) for side in by_call]
         self._times = torch.stack(times, dim=1)  # (N, texts, E)
-        kept = {} if kept is None else kept
+        made = {} if shared is None else shared
         for text_id, text in {id(text): text for side in by_call for text in side}.items():
-            kept[text_id] = unet.text(text) if text_id not in kept else kept[text_id]
-        self._kept = [[kept[id(text)] for text in side] for side in by_call]
+            made[text_id] = unet.text(text) if text_id not in made else made[text_id]
+        self._keys_values = [[made[id(text)] for text in side] for side in by_call]
         self.generator.manual_seed(self.plan.seed)
         self.history = torch.zeros(table.rows.shape[1], *self.plan.latent_shape, device=unet.device)
         self._draw(0)
@@ -70,9 +70,9 @@ class Run:
         return torch.stack([of[id(text)][call] for call, text in enumerate(texts)])
 
     @property
-    def kept(self) -> list[torch.Tensor]:
+    def keys_values(self) -> list[torch.Tensor]:
         """Cross-attention keys and values of each row's text at the next call."""
-        return [side[self._next] for side in self._kept[-self.rows :]]
+        return [side[self._next] for side in self._keys_values[-self.rows :]]
 
     @property
     def times(self) -> torch.Tensor:

@@ -145,20 +145,20 @@ class Loras:
             self._cached[found] = found
         return found
 
-    def use(self, adapted: LoraSet) -> None:
+    def use(self, loras: LoraSet) -> None:
         """Apply these LoRAs, and no others, to the nets."""
-        if adapted == self._used:
+        if loras == self._used:
             return
         for place in self._used.changes.keys() & self._layers.keys():
             self._layers[place].changes = ()
-        for place in adapted.changes.keys() & self._layers.keys():
+        for place in loras.changes.keys() & self._layers.keys():
             layer = self._layers[place]
             like = layer.weight
             layer.changes = tuple(
                 (down.to(like.device, like.dtype), up.to(like.device, like.dtype), scale)
-                for down, up, scale in adapted.changes[place]
+                for down, up, scale in loras.changes[place]
             )
-        self._used = adapted
+        self._used = loras
 
     def _read(
         self, loras: tuple[Lora, ...], paths: list[Path]
