@@ -561,7 +561,7 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
             loras=NO_LORAS,
             history=[0],
             times=torch.zeros(1, 1),
-            kept=[0],
+            keys_values=[0],
         )
         assert [rows for rows in range(1, 30) if engine._fits(picture, rows)][-1] == most
 
@@ -578,7 +578,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
         kind="x",
         history=[0],
         times=torch.zeros(1, 1),
-        kept=[0],
+        keys_values=[0],
     )
     assert engine._fits(picture, 4) and not engine._fits(picture, 6)  # six are padded to eight
 
