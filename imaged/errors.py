@@ -10,9 +10,9 @@ ImagedError
 │   ├── TooFast         429      ├── UnknownWebhook  404      ├── TooManyWebhooks  409
 │   ├── IdempotencyMismatch 409  └── NotParked       409
 │   └── Unavailable     502, 504 (StillRunning): come back later
-├── JobFailed           422  the job ran and ended without a picture; nothing was charged
+├── JobFailed           422  the job ran and ended without a picture; free (see transitions.end)
 ├── CheckpointRefused        a checkpoint that cannot be served, and why
-├── StateRefused             a parked picture that cannot go on here, and why
+├── SnapshotRefused             a parked picture that cannot go on here, and why
 ├── ReceiptRefused           what is no receipt, or not as it was signed
 ├── CommandError             the command line asked for something that cannot be done
 ├── BadAddress               client side: the server's address, or what is asked of it, is no URL
@@ -219,7 +219,7 @@ class CheckpointRefused(ImagedError):
     code = "checkpoint_refused"
 
 
-class StateRefused(ImagedError):
+class SnapshotRefused(ImagedError):
     """This picture cannot go on from where it was parked."""
 
     code = "state_refused"

@@ -25,7 +25,7 @@ class State(StrEnum):
         return self in FINAL
 
     @property
-    def waits(self) -> bool:
+    def at_rest(self) -> bool:
         """Whether nothing happens until the caller acts: parked or final."""
         return self is State.PARKED or self.final
 

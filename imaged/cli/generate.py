@@ -108,32 +108,32 @@ def generate(
     chosen = find_model(model, data)
     params = read_options(prompt, given, chosen)
     steps = params.num_inference_steps
-    rest_at = 0 if draft is None else _rest_at(draft, steps)
+    draft_steps = 0 if draft is None else _draft_steps(draft, steps)
     wanted = None if finish is None else read_choice(finish, params.samples)
     if params.seed < 0:
         params = replace(params, seed=secrets.randbelow(10**9))
     settings = Settings.from_env(os.environ, data=data)
     _check_request(params, settings)
-    check_output(output, params, drafts=bool(rest_at))
-    sheet = _sheet_path(output, params.seed) if rest_at else None
+    check_output(output, params, drafts=bool(draft_steps))
+    sheet = _sheet_path(output, params.seed) if draft_steps else None
     engine = open_engine(chosen, settings)
     if sheet is None:
         write(run(engine, params), params, chosen, output, engine, settings)
         return
     from imaged.engine.snapshot import RunPlan
 
-    drafted = run(engine, params, RunPlan(draft=rest_at))
+    drafted = run(engine, params, RunPlan(draft=draft_steps))
     write_sheet(drafted.pictures, sheet)
     many = "drafts" if params.samples > 1 else "draft"
-    click.echo(f"{sheet}  {params.samples} {many} after step {rest_at} of {steps}")
+    click.echo(f"{sheet}  {params.samples} {many} after step {draft_steps} of {steps}")
     samples = ask(params.samples) if wanted is None else wanted
     if samples:
-        states = dict(enumerate(drafted.states))
-        done = run(engine, params, RunPlan(samples=tuple(samples), states=states))
+        snapshots = dict(enumerate(drafted.snapshots))
+        done = run(engine, params, RunPlan(samples=tuple(samples), snapshots=snapshots))
         write(done, params, chosen, output, engine, settings)
 
 
-def _rest_at(draft: int, steps: int) -> int:
+def _draft_steps(draft: int, steps: int) -> int:
     if not 1 <= draft < steps:
         raise CommandError(f"--draft should be a whole number between 1 and {steps - 1}")
     return draft

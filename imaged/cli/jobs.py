@@ -50,7 +50,7 @@ def jobs_show(job_id: str, data: Path | None) -> None:
 @click.argument("job_id")
 @data_option
 def jobs_cancel(job_id: str, data: Path | None) -> None:
-    """End a job that has not ended. It is not charged, but for a draft that was shown."""
+    """End a job that has not ended. Only a draft that was shown is charged."""
     from imaged.store.jobs import queue
 
     _job(job_id, data)

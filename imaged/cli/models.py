@@ -1,4 +1,4 @@
-"""imaged models list, show, add, remove"""
+"""imaged models list, show, add, sync, remove"""
 
 from __future__ import annotations
 

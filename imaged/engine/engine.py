@@ -1,4 +1,4 @@
-"""Continuous batching by step: images of any jobs share UNet calls, joining and leaving between."""
+"""Continuous batching by step: images share UNet calls, and join and leave between two calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.engine.scheduling.batching import MAX_PICTURES, choose, joined
 from imaged.engine.scheduling.cost_model import Clock, CostModel
-from imaged.engine.scheduling.row_buckets import Buckets, fit
+from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes, fit
 from imaged.engine.snapshot import WHOLE, Provenance, RunPlan, pack, read, resume
 from imaged.errors import JobFailed
 from imaged.params.image_params import ImageParams
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 PIXELS_A_CALL = 2 * 4 * 1024 * 1024  # rows times pixels: four guided pictures of 1024 x 1024
 PREVIEW_CALLS = 5  # UNet calls between two previews
-GROW_S = 60.0  # after a call that did not fit, from when on one twice as large is tried
+GROW_S = 60.0  # after out of memory, until the limit of pixels is doubled again
 PATIENCE_S = 0.05  # how long a tick waits for a decoding when there is nothing to denoise
 
 
@@ -84,7 +84,7 @@ class Engine:
         texts = {part: getattr(nets, part) for part in ("text_encoder", "text_encoder_2")}
         self._folder, self._loras = loras, Loras({"unet": nets.unet, **texts}, loras)
         self._float32: tuple[Unet, Any, Loras] | None = None  # UNet and VAE in float32
-        self._buckets, self._cost_model = Buckets(), CostModel()
+        self._batch_sizes, self._cost_model = VerifiedBatchSizes(), CostModel()
         self._clock = Clock(self.unet.device)
         #: Calls queued on the device: images, rows of each, start and end marks.
         self._under_way: deque[tuple[list[Run], list[int], Any, Any]] = deque()
@@ -93,8 +93,8 @@ class Engine:
         self._used_s: dict[int, float] = {}  # seconds of the device by key
         self._decoder = decoder(self.unet.device)
         self._decoding: list[tuple[Run, Future[Picture]]] = []
-        self._alone: Future[Picture] | None = None  # a decoding that needs all the memory
-        self._map = self._decoder.submit(LatentToRgb, nets.vae, nets.channels) if previews else None
+        self._awaited_decode: Future[Picture] | None = None  # no call until it ends
+        self._rgb = self._decoder.submit(LatentToRgb, nets.vae, nets.channels) if previews else None
         self._step()
 
     @property
@@ -118,12 +118,12 @@ class Engine:
         """Take a job in at the next tick. key_id: its API key; keys share the device fairly."""
         self._newcomers.append((job_id, params, key_id, resume_plan))
 
-    def states(self, job_id: str) -> dict[int, bytes]:
+    def snapshots(self, job_id: str) -> dict[int, bytes]:
         """Snapshots of a job's images by sample index; empty for a job that has not started."""
         runs = self._jobs[job_id].runs if job_id in self._jobs else []
-        return {run.sample: pack(run, self._maker(run)) for run in runs}
+        return {run.sample: pack(run, self._provenance(run)) for run in runs}
 
-    def _maker(self, run: Run) -> Provenance:
+    def _provenance(self, run: Run) -> Provenance:
         return Provenance.of(run, self.nets, self.device, exact=self.exact)
 
     def cancel(self, job_id: str) -> None:
@@ -142,19 +142,22 @@ class Engine:
     def progress(self) -> dict[str, Progress]:
         return {
             job_id: Progress(
-                sum(r.call for r in job.runs), sum(r.last for r in job.runs), job.preview
+                sum(r.call for r in job.runs), sum(r.calls_to_make for r in job.runs), job.preview
             )
             for job_id, job in self._jobs.items()
         }
 
     def tick(self) -> list[Outcome]:
-        """At most one UNet call, and on the CPU one decoding; returns the jobs that ended."""
+        """At most one UNet call, and on the CPU one decoding; returns the jobs that ended.
+
+        Raises device errors, after which the process is unusable.
+        """
         outcomes = self._start_newcomers()
         chosen = self._choose(time.monotonic())
         try:
             outputs = self._denoise(chosen) if chosen else []
         except (RuntimeError, MemoryError) as error:
-            return outcomes + self._shed(chosen, error)
+            return outcomes + self._out_of_memory(chosen, error)
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)
         self._account(ahead=self._clock.ahead if chosen else 0)
@@ -164,9 +167,11 @@ class Engine:
     # -- the call -----------------------------------------------------------------------------
 
     def _choose(self, now: float) -> list[Run]:
-        """The images of the next call; none while a decode is retried with the device to itself."""
-        self._buckets.tried = False
-        if self._alone and not self._alone.done():
+        """The images of the next call; none while a decode is awaited. Doubles the limit of pixels
+        after GROW_S.
+        """
+        self._batch_sizes.tried = False
+        if self._awaited_decode and not self._awaited_decode.done():
             return []
         if now > self._grow_at:
             self._pixels_a_call = min(2 * self._pixels_a_call, self._most_pixels)
@@ -201,7 +206,7 @@ class Engine:
             return False  # it goes alone, and its own call says that it does not fit
         example = (run.history[0], run.times[-1], run.keys_values[-1])
         guided = run.rows == GUIDED_ROWS and rows % GUIDED_ROWS == 0  # every image of the batch
-        return self._buckets.allow(unet, run.kind, rows, example, guided)
+        return self._batch_sizes.allow(unet, run.kind, rows, example, guided)
 
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
@@ -209,7 +214,7 @@ class Engine:
         if run.float32_retry:
             unet, _, loras = self._in_float32()
         loras.use(run.loras)
-        unet.changed = run.loras != NO_LORAS
+        unet.loras_in_use = run.loras != NO_LORAS
         return unet
 
     def _account(self, ahead: int) -> None:
@@ -225,9 +230,9 @@ class Engine:
                 run.served_s += seconds
                 self._used_s[run.key_id] = self._used_s.get(run.key_id, 0.0) + share
 
-    def _shed(self, chosen: list[Run], error: RuntimeError | MemoryError) -> list[Outcome]:
-        """After out of memory: halve the batch for GROW_S. A call of one image is retried once when
-        nothing is being decoded; if that fails too, its job fails.
+    def _out_of_memory(self, chosen: list[Run], error: RuntimeError | MemoryError) -> list[Outcome]:
+        """Halve the limit of pixels in a call for GROW_S. A call of one image is retried once, when
+        what is being decoded has ended; if that fails too, its job fails. Raises other errors.
         """
         if not is_full(error):
             raise error
@@ -238,7 +243,7 @@ class Engine:
             self._grow_at = time.monotonic() + GROW_S
             return []
         if self._decoding and not first.retried_alone:
-            first.retried_alone, self._alone = True, self._decoding[-1][1]
+            first.retried_alone, self._awaited_decode = True, self._decoding[-1][1]
             return []
         return self._end(first.job_id, error)
 
@@ -270,13 +275,13 @@ class Engine:
         now = time.monotonic()
         present = {r.key_id for job in self._jobs.values() for r in job.runs}
         self._used_s = joined(self._used_s, present, key_id)
-        rest_at = calls_before(params.scheduler, resume_plan.draft) if resume_plan.draft else None
+        park_at = calls_before(params.scheduler, resume_plan.draft) if resume_plan.draft else None
         shared: dict[int, torch.Tensor] = {}
         runs = []
         for k in resume_plan.samples or range(len(plans)):
-            run = Run(job_id, plans[k], texts, loras, key_id, now, sample=k, rest_at=rest_at)
+            run = Run(job_id, plans[k], texts, loras, key_id, now, sample=k, park_at=park_at)
             run.varied = resume_plan.varied
-            saved = read(run, resume_plan, self._maker(run))
+            saved = read(run, resume_plan, self._provenance(run))
             run.float32_retry = saved is not None and saved.float32_retry
             run.start(self._unet(run), {} if run.float32_retry else shared)
             if saved is not None:
@@ -305,21 +310,21 @@ class Engine:
 
     def _preview(self, job: _Job, run: Run) -> None:
         """Make a preview once the map to RGB is fitted; on a GPU in the decoder's thread."""
-        if not self._map or not self._map.done():
+        if not self._rgb or not self._rgb.done():
             return
-        with self._yielding():
-            make = partial(self._map.result(), run.estimate(), run.call)
+        with self._previews_off_if_full():
+            make = partial(self._rgb.result(), run.estimate(), run.call)
             if isinstance(self._decoder, StepExecutor):
                 job.preview = make()
             else:
                 self._decoder.submit(self._show, job, make)
 
     def _show(self, job: _Job, make: Callable[[], Preview]) -> None:
-        with self._yielding():
+        with self._previews_off_if_full():
             job.preview = make()
 
     @contextmanager
-    def _yielding(self) -> Iterator[None]:
+    def _previews_off_if_full(self) -> Iterator[None]:
         """Out of memory turns previews off: images need it more."""
         try:
             yield
@@ -340,25 +345,25 @@ class Engine:
         before, self._decoding, outcomes = self._decoding, [], []
         for run, future in before:
             if future.done():
-                outcomes += self._take(run, future)
+                outcomes += self._take_decoded(run, future)
             else:
                 self._decoding.append((run, future))
         return outcomes
 
-    def _take(self, run: Run, future: Future[Picture]) -> list[Outcome]:
+    def _take_decoded(self, run: Run, future: Future[Picture]) -> list[Outcome]:
         if future.cancelled():
             return []
         job, error = self._jobs.get(run.job_id), future.exception()
         if job is None or run not in job.runs:  # cancelled, or another sample of it has failed
-            as_failure(error, self.unet.device.type)  # whose picture it was is all one to a GPU
+            as_failure(error, self.unet.device.type)  # raises a device error, whoever caused it
             return []
         if is_full(error) and not run.retried_alone:
             error.__traceback__ = None  # it holds what was in memory
-            run.retried_alone, self._alone = True, self._decode(run)
+            run.retried_alone, self._awaited_decode = True, self._decode(run)
             return []
         if isinstance(error, JobFailed) and error.code == "nan_output":
             try:
-                if self._again(run):
+                if self._restart_in_float32(run):
                     return []
             except (RuntimeError, MemoryError) as full:
                 error = full
@@ -369,7 +374,7 @@ class Engine:
             run.finish(run.result)
         return self._end(run.job_id) if len(job.pictures) == len(job.runs) else []
 
-    def _again(self, run: Run) -> bool:
+    def _restart_in_float32(self, run: Run) -> bool:
         """Restart an image in float32, if it was not in float32 already."""
         nets = self.nets
         if run.float32_retry or run.varied or nets.unet.dtype == nets.vae.dtype == torch.float32:
@@ -400,9 +405,9 @@ class Engine:
                 tuple(picture for _, picture in sorted(job.pictures.items())),
                 None,
                 seconds,
-                tuple(pack(run, self._maker(run)) for run in job.runs if job.draft),
+                tuple(pack(run, self._provenance(run)) for run in job.runs if job.draft),
                 sum(run.call for run in job.runs),
-                self._maker(job.runs[0]),
+                self._provenance(job.runs[0]),
             )
         ]
 

@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 class Outcome:
     """The end of a job: all its images, or the error.
 
-    states: of a draft, the snapshot of each image; its images are then estimates.
-    calls:  UNet calls made, over all images.
+    snapshots: of a draft, the snapshot of each image; its images are then estimates.
+    calls:     UNet calls made, over all images.
     """
 
     job_id: str
     pictures: tuple[Picture, ...]
     error: ImagedError | None
     inference_s: float
-    states: tuple[bytes, ...] = ()
+    snapshots: tuple[bytes, ...] = ()
     calls: int = 0
     provenance: Provenance | None = None
 

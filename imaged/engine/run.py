@@ -31,12 +31,12 @@ class Run:
     arrived: float = 0.0
     served_s: float = 0.0
     sample: int = 0  # its index among the job's images
-    rest_at: int | None = None  # the call before which it is parked; None: it goes to the end
+    park_at: int | None = None  # after so many calls it parks; None: it goes to the end
     varied: bool = False  # resumed from a snapshot with another prompt or guidance
     float32_retry: bool = False  # restarted in float32
     retried_alone: bool = False  # after out of memory, with the device to itself
-    call: int = 0
-    drawn: int = 0
+    call: int = 0  # UNet calls made
+    drawn: int = 0  # fresh noises drawn
     history: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
     latent: torch.Tensor | None = None  # (C, h, w) once all calls are made, kept without a history
@@ -113,13 +113,13 @@ class Run:
         return self.plan.width * self.plan.height
 
     @property
-    def last(self) -> int:
+    def calls_to_make(self) -> int:
         """UNet calls up to its end, or to where a draft rests."""
-        return self.plan.table.calls if self.rest_at is None else self.rest_at
+        return self.plan.table.calls if self.park_at is None else self.park_at
 
     @property
     def calls_left(self) -> int:
-        return self.last - self.call
+        return self.calls_to_make - self.call
 
     @property
     def done(self) -> bool:

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from imaged import __version__
 from imaged.engine.loading.load import Nets
 from imaged.engine.run import Run
-from imaged.errors import StateRefused
+from imaged.errors import SnapshotRefused
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +67,13 @@ class RunPlan:
 
     draft:   the step after which every image rests; 0: they run to the end.
     samples: indices of the images that run; empty: all.
-    states:  snapshots to resume from, by sample index.
+    snapshots: to resume from, by sample index.
     varied:  prompt or guidance changed since the snapshots were taken.
     """
 
     draft: int = 0
     samples: tuple[int, ...] = ()
-    states: Mapping[int, bytes] = field(default_factory=dict)
+    snapshots: Mapping[int, bytes] = field(default_factory=dict)
     varied: bool = False
 
 
@@ -108,14 +108,14 @@ def read(run: Run, resume_plan: RunPlan, provenance: Provenance) -> Saved | None
     """The snapshot to resume an image from; None to start it anew.
 
     A snapshot of another image or provenance, or a damaged one, is refused: the image starts anew,
-    which gives the same bits. With `varied` it would not: raises StateRefused; on the other hand
+    which gives the same bits. With `varied` it would not: raises SnapshotRefused; on the other hand
     such an image may resume on any device, because its last bits are not promised.
     """
-    if run.sample not in resume_plan.states and not run.varied:
+    if run.sample not in resume_plan.snapshots and not run.varied:
         return None
     try:
-        return _saved(resume_plan.states.get(run.sample, b""), run, provenance)
-    except StateRefused as error:
+        return _saved(resume_plan.snapshots.get(run.sample, b""), run, provenance)
+    except SnapshotRefused as error:
         if run.varied:
             raise
         log.warning("job %s begins anew: %s", run.job_id, error.detail)
@@ -125,16 +125,16 @@ def read(run: Run, resume_plan: RunPlan, provenance: Provenance) -> Saved | None
 def _saved(content: bytes, run: Run, provenance: Provenance) -> Saved:
     said, tensors = _read(content)
     if said.get("format") != FORMAT:
-        raise StateRefused("it is of another format")
+        raise SnapshotRefused("it is of another format")
     for name, value in {**asdict(provenance), "seed": str(run.plan.seed)}.items():
         if said.get(name) != value and not (run.varied and name in PLACE):
-            raise StateRefused(f"it was made with {SAID[name]}")
+            raise SnapshotRefused(f"it was made with {SAID[name]}")
     shape, float32_retry = run.plan.latent_shape, said.get("precise") == "yes"
     latent, outputs = tensors.get("latent"), tensors.get("outputs")
     if latent is not None and latent.shape == shape:
         return Saved(latent, whole=True, float32_retry=float32_retry)
     if outputs is None or outputs.shape[1:] != shape or len(outputs) > run.plan.table.calls:
-        raise StateRefused("it is of a picture of another size")
+        raise SnapshotRefused("it is of a picture of another size")
     return Saved(outputs, whole=False, float32_retry=float32_retry)
 
 
@@ -153,4 +153,4 @@ def _read(content: bytes) -> tuple[Mapping[str, str], Mapping[str, torch.Tensor]
         length = int.from_bytes(content[:8], "little")
         return json.loads(content[8 : 8 + length])["__metadata__"], load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StateRefused("it is not whole") from error
+        raise SnapshotRefused("it is not whole") from error

@@ -34,7 +34,7 @@ from imaged.gateway.context import Gateway
 from imaged.gateway.openapi import document
 from imaged.gateway.operations import health, maintenance, metrics
 from imaged.gateway.present.errors import error_response
-from imaged.gateway.transport.body_limit import CLOSE, Guard
+from imaged.gateway.transport.body_limit import CLOSE, BodyLimit
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.router.redirect_slashes = False  # clients of the original take a redirect for success
     app.state.gateway, app.state.described = gateway, document.Described.of(ROUTES)
     settings = gateway.settings
-    return _cors(Guard(Status(app, gateway), settings.max_body), settings.cors)
+    return _cors(BodyLimit(Status(app, gateway), settings.max_body), settings.cors)
 
 
 def _cors(app: ASGIApp, origins: str) -> ASGIApp:

@@ -1,7 +1,7 @@
 """Prompt rules: a built-in class that is always refused, and the operator's own list.
 
-They match words, not meaning: what they let through need not be safe. Negative prompts are not
-judged, because they name what to avoid.
+They match words, not meaning: what they let through need not be safe. Negative prompts name what to
+avoid, so they are judged only at a guidance below 1, where they are drawn.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Rules:
         if minors.involves_minors_sexually(variants):
             return HARD
         deadline = time.monotonic() + PATTERNS_S
-        return next((r.name for r in self.listed if _meets(r, folded, variants, deadline)), None)
+        return next((r.name for r in self.listed if _matches(r, folded, variants, deadline)), None)
 
 
 def statement(settings: Settings) -> str:
@@ -104,7 +104,7 @@ def _compile(text: str, name: str) -> regex.Pattern[str]:
     return pattern
 
 
-def _meets(rule: Rule, folded: str, variants: list[str], deadline: float) -> bool:
+def _matches(rule: Rule, folded: str, variants: list[str], deadline: float) -> bool:
     if rule.pattern is None:
         return rule.text in folded or any(rule.text in variant for variant in variants)
     try:

@@ -1,4 +1,7 @@
-"""How a prompt is read, before any token: what it says at each step, and with what weights."""
+"""From a prompt to weighted tokens in windows, without tensors: what it says at each step
+(editing), with what weights (emphasis, compel), in what tokens (tokenizer, embeddings, windows),
+and a report of all that.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Reading:
     dialect:  one of DIALECTS.
     emphasis: what a weight does to a token's vector: it multiplies ("no norm"), it multiplies and
               the window's mean is restored ("original"), or nothing ("none").
-    skip:     how many more of the text encoders' last layers are left out.
+    skip:     layers of the text encoders that are left out beyond the last, which SDXL never uses.
     """
 
     dialect: str = "a1111"

@@ -2,8 +2,8 @@
 
 A plus multiplies a weight by 1.1, a minus by 0.9; a number behind brackets or quotes is the weight.
 Brackets nest, and a backslash takes a character for itself. What that package's own parser makes
-of text that is not well-formed is not repeated here: it is refused by name. That parser's time is
-four times as long with every open bracket; this one reads a text once.
+of text that is not well-formed is not repeated here: it is refused by name. That parser takes four
+times as long with every nested bracket; this one reads a text once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Part:
     weight: float = 1.0
 
     def passes(self, windows: int) -> int:
-        """How often windows go through a text encoder: once, and again for each lower weight."""
+        """How often windows go through a text encoder: once, and again for each weight below 1."""
         return windows * (1 + sum(weight < 1 for _, weight in self.spans))
 
 

@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d{1,3})?)\s*"
 
 @dataclass(frozen=True)
 class Switch:
-    """`before` up to and with step `when`, then `after`."""
+    """`before` up to and including step `when`, a number or share as written, then `after`."""
 
     before: tuple[Part, ...]
     after: tuple[Part, ...]
@@ -98,7 +98,7 @@ def parse(prompt: str) -> tuple[Part, ...]:
 def _close(parts: list[Part], opened: list[_Bracket], mark: str) -> Switch | Alternation | None:
     """Make an edit of what the innermost bracket holds, if it is one.
 
-    A bracket that fits nothing can stand in no edit: none of those that are open is one.
+    A bracket that matches no form makes the brackets around it text too.
     """
     bracket = opened.pop() if opened else None
     if bracket is None or parts[bracket.at] != ("[" if mark == "]" else "("):
@@ -135,7 +135,7 @@ def _edit(
 
 
 def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """With what stands between two edits as one text."""
+    """Merge neighbouring parts that are text."""
     joined: list[Part] = []
     for plain, group in groupby(parts, lambda part: isinstance(part, str)):
         found = list(group)

@@ -5,8 +5,8 @@ bracket; square ones divide by 1.1. A bracket that is never closed holds to the 
 was never opened is plain text; a backslash before anything else is dropped. The number belongs
 to the whole bracket, so `(a:0.5, b:0.7)` reads `a:0.5, b` at 0.7.
 
-The word BREAK, in capitals, ends a window of the text encoders; unlike in the reference also
-within brackets, where that takes it for a word.
+The word BREAK, in capitals, ends a window of the text encoders, also within brackets, where the
+reference reads it as a word.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Reader:
         }
 
     def _characters(self, prompt: str) -> list[dict[str, Any]]:
-        """The most frequent first."""
+        """Characters that are not plain ASCII, the most frequent first."""
         unusual = Counter(c for c in prompt if not " " <= c <= "~")
         return [
             {
@@ -114,7 +114,7 @@ class Reader:
 
 
 def problems(name: str, report: dict[str, Any]) -> list[str]:
-    """What a caller may not expect of how the field `name` was read, in sentences."""
+    """Warnings about how the field `name` was read."""
     found = []
     windows, missing = report["windows"], report["embeddings"]["missing"]
     if windows > MAX_WINDOWS:

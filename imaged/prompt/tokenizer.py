@@ -117,7 +117,8 @@ def _merging(vocabulary: str, merges: str, unknown: str) -> tuple[BPE, int]:
 
 def _config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; without a list of added tokens the older special_tokens_map.json
-    stands above it."""
+    overrides it.
+    """
     config = _json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= _json(folder / "special_tokens_map.json")

@@ -64,8 +64,8 @@ def cut(
     """Tokenise each piece of a text and cut the whole into windows of at most 75.
 
     Every piece is tokenised on its own, so a word never joins across a change of weight. An
-    embedding is not cut: where it does not fit a new window begins. What would be cut in two goes
-    into the next window from its last comma on, if that is near. No text is one empty window.
+    embedding is not cut: where it does not fit a new window begins. A full window ends after its
+    last comma, if that is within LOOK_BACK tokens. No text is one empty window.
     """
     bodies: list[list[Token]] = [[]]
     [comma] = tokenizer.ids(",")

@@ -25,7 +25,7 @@ OPTIONAL_LABELS = {
     "scheduler_profile": "Scheduler profile",
     "prompt_dialect": "Prompt dialect",
 }
-#: Fields that are always written.
+#: Request fields that are always written, as are Size, Model and Version.
 LABELS = {
     "num_inference_steps": "Steps",
     "scheduler": "Sampler",

@@ -18,7 +18,7 @@ from imaged.errors import ReceiptRefused
 from imaged.params.image_params import ImageParams, plain
 
 VERSION = 1
-MAX_BYTES = 60_000  # bytes in an image file: the limit of a JPEG comment is near
+MAX_BYTES = 60_000  # in an image file; a JPEG comment holds 65,533
 #: Parameters of delivery, which are not part of a receipt.
 DELIVERY_FIELDS = frozenset({"samples", "base64", "prompt_report"})
 #: Fields of a receipt beside key and signature, and their types.
@@ -42,7 +42,7 @@ CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dty
 
 
 def request_of(params: ImageParams, seed: int) -> dict[str, Any]:
-    """The request of this image alone, with every parameter explicit."""
+    """The request of this image alone, with every parameter that has a value."""
     values = {name: plain(getattr(params, name)) for name in params.as_dict()}
     said = {n: v for n, v in values.items() if n not in DELIVERY_FIELDS and v is not None}
     return {**said, "seed": seed}

@@ -6,7 +6,7 @@ that the picture keeps its size: x = clean + sigma * eps, sigma = sqrt((1 - alph
 
 The training's numbers are float32 as in the reference (diffusers), rounded where it rounds, so that
 timesteps that are rounded to whole ones are the same; all that follows from them is float64. Plain
-numbers do: who only tells of a schedule needs no library of tensors.
+Python floats, so that the gateway need not import torch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Training:
 
     @property
     def alphas(self) -> Numbers:
-        """(T,) the picture's share of the variance after t + 1 steps of noise."""
+        """(T,) the picture's share of the variance after t + 1 steps of noise; the reference's
+        alphas_cumprod.
+        """
         return _alphas(self)
 
     @property
@@ -72,39 +74,41 @@ class Training:
         """(T,) the share of the variance that step t replaces by noise."""
         steps, low, high = self.num_train_timesteps, self.beta_start, self.beta_end
         if self.trained_betas is not None:
-            return _single(self.trained_betas)
+            return _float32(self.trained_betas)
         if self.beta_schedule == "linear":
-            return _between(low, high, steps)
+            return _linspace_float32(low, high, steps)
         if self.beta_schedule == "scaled_linear":
-            return _single(root * root for root in _between(low**0.5, high**0.5, steps))
+            return _float32(root * root for root in _linspace_float32(low**0.5, high**0.5, steps))
         if self.beta_schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, equation 17
             angles = [(t / steps + 0.008) / 1.008 * math.pi / 2 for t in range(steps + 1)]
             bars = [math.cos(angle) ** 2 for angle in angles]
-            return _single(min(1 - bar / last, 0.999) for last, bar in pairwise(bars))
+            return _float32(min(1 - bar / last, 0.999) for last, bar in pairwise(bars))
         raise CheckpointRefused(f"noise schedule {self.beta_schedule} is not served")
 
     def timesteps(self, steps: int, *, whole: bool = False, ahead: bool = False) -> Numbers:
         """(steps,) falling: where sampling calls the model.
 
         whole: only the training's own timesteps. ahead: one step more is laid out and the last
-        is left out, as solvers do that have their own way to the end.
+        is left out, as solvers do that have their own way to the end; with "trailing" it has no
+        effect, with "linspace" it rounds too.
         """
         count, laid = self.num_train_timesteps, steps + ahead
         if self.timestep_spacing == "linspace":
-            spaced = _spaced(0, count - 1, laid)[::-1][:steps]
+            spaced = _linspace(0, count - 1, laid)[::-1][:steps]
             return [float(round(t)) for t in spaced] if whole or ahead else spaced
         if self.timestep_spacing == "leading":
             stride = count // laid
             return [float(i * stride + self.steps_offset) for i in range(laid)][::-1][:steps]
         if self.timestep_spacing == "trailing":
-            # Rounding may make one too many, at -1: of 61 steps, say. The reference takes it.
+            # Of some counts, such as 61, the last is -1, as in the reference, whose float error the
+            # difference below has too.
             gap = count - (count - count / steps)
             return [float(round(count - i * gap)) - 1 for i in range(steps)]
         raise CheckpointRefused(f"timestep spacing {self.timestep_spacing} is not served")
 
 
 @dataclass(frozen=True)
-class Path:
+class StepPath:
     """Where one sampler steps.
 
     timesteps: (N,) falling. sigmas: (N + 1,) falling, the last is 0. start: the size of the initial
@@ -126,18 +130,18 @@ class Path:
         return _time(sigma, _logs(self.training))
 
 
-def on_alphas(training: Training, steps: int) -> Path:
+def on_alphas(training: Training, steps: int) -> StepPath:
     """For samplers that are written in alphas; raises CheckpointRefused for more steps than T."""
     times, table = training.timesteps(steps, whole=True), training.sigmas
     if steps > training.num_train_timesteps or max(times) >= len(table):
         raise CheckpointRefused(f"its training has too few timesteps for {steps} steps")
-    return _path(training, times, [_at(t, table) for t in times], 1.0)
+    return _path(training, times, [_interpolated(t, table) for t in times], 1.0)
 
 
-def on_sigmas(training: Training, steps: int, *, karras: bool = False) -> Path:
+def on_sigmas(training: Training, steps: int, *, karras: bool = False) -> StepPath:
     """For samplers that are written in sigmas."""
     times, table = training.timesteps(steps), training.sigmas
-    sigmas: Numbers = [_at(t, table) for t in times]
+    sigmas: Numbers = [_interpolated(t, table) for t in times]
     if karras:
         sigmas = _karras(sigmas[-1], sigmas[0], steps)
         times = [float(round(_time(sigma, _logs(training)))) for sigma in sigmas]
@@ -147,23 +151,23 @@ def on_sigmas(training: Training, steps: int, *, karras: bool = False) -> Path:
     return _path(training, times, sigmas, most if begins else math.hypot(most, 1.0))
 
 
-def on_lambdas(training: Training, steps: int, *, karras: bool = False) -> Path:
+def on_lambdas(training: Training, steps: int, *, karras: bool = False) -> StepPath:
     """For samplers that are written in lambda = -log(sigma); their first input is the noise."""
     table = training.sigmas
     if karras:
         sigmas = _karras(table[0], table[-1], steps)
-        # The reference cuts what it has not rounded.
+        # With this schedule the reference truncates instead of rounding.
         cut = math.floor if training.beta_schedule == "squaredcos_cap_v2" else round
         times: Numbers = [float(cut(_time(sigma, _logs(training)))) for sigma in sigmas]
     else:
         times = training.timesteps(steps, whole=True, ahead=True)
-        sigmas = [_at(t, table) for t in times]
+        sigmas = [_interpolated(t, table) for t in times]
     return _path(training, times, sigmas, math.hypot(sigmas[0], 1.0))
 
 
 def on_k_sigmas(
     training: Training, steps: int, *, karras: bool = False, drop: bool = False
-) -> Path:
+) -> StepPath:
     """Where k-diffusion's samplers step as A1111 runs them: over all of the training, whatever the
     checkpoint's config says, at timesteps that are not rounded.
 
@@ -174,7 +178,7 @@ def on_k_sigmas(
     if karras:
         sigmas = _karras(table[0], table[-1], laid)
     else:
-        sigmas = [math.exp(_at(t, logs)) for t in _spaced(len(table) - 1, 0, laid)]
+        sigmas = [math.exp(_interpolated(t, logs)) for t in _linspace(len(table) - 1, 0, laid)]
     sigmas = sigmas[:steps]
     return _path(training, [_time(sigma, logs) for sigma in sigmas], sigmas, sigmas[0])
 
@@ -183,7 +187,7 @@ def on_k_sigmas(
 class Steps:
     """How a scheduler lays out its steps, and how it reads a checkpoint's config."""
 
-    lay: Callable[[Training, int], Path]
+    lay: Callable[[Training, int], StepPath]
     absent: Mapping[str, Any] = field(default_factory=dict)  # what a key means that is not there
     ignores: tuple[str, ...] = ()
 
@@ -192,7 +196,7 @@ class Steps:
         heard = {k: v for k, v in config.items() if k not in self.ignores}
         return Training.of({**self.absent, **heard})
 
-    def path(self, config: Mapping[str, Any], steps: int) -> Path:
+    def path(self, config: Mapping[str, Any], steps: int) -> StepPath:
         """Raises CheckpointRefused for a config that the scheduler cannot use."""
         return self.lay(self.training(config), steps)
 
@@ -211,15 +215,15 @@ def _sigmas(training: Training) -> Numbers:
     alphas = list(training.alphas)
     if training.rescale_betas_zero_snr:
         alphas[-1] = LAST_ALPHA
-    noises = _single(1 - alpha for alpha in alphas)
-    ratios = _single(noise / alpha for noise, alpha in zip(noises, alphas, strict=True))
-    return _single(math.sqrt(ratio) for ratio in ratios)
+    noises = _float32(1 - alpha for alpha in alphas)
+    ratios = _float32(noise / alpha for noise, alpha in zip(noises, alphas, strict=True))
+    return _float32(math.sqrt(ratio) for ratio in ratios)
 
 
 @lru_cache(maxsize=64)
 def _logs(training: Training) -> Numbers:
     """(T,) logarithms of the training's sigmas."""
-    return _single(math.log(sigma) for sigma in training.sigmas)
+    return _float32(math.log(sigma) for sigma in training.sigmas)
 
 
 def _zero_at_the_end(alphas: Numbers) -> Numbers:
@@ -227,32 +231,32 @@ def _zero_at_the_end(alphas: Numbers) -> Numbers:
 
     By way of the betas, as the reference has it, for the sake of the last bit.
     """
-    roots = _single(math.sqrt(alpha) for alpha in alphas)
+    roots = _float32(math.sqrt(alpha) for alpha in alphas)
     first, last = roots[0], roots[-1]
-    [span] = _single([first - last])
-    [scale] = _single([first / span])
-    scaled = _single(root * scale for root in _single(root - last for root in roots))
-    alphas = _single(root * root for root in scaled)
-    kept = _single(to / now for now, to in pairwise(alphas))
-    return _products(_single(1 - share for share in (alphas[0], *kept)))
+    [span] = _float32([first - last])
+    [scale] = _float32([first / span])
+    scaled = _float32(root * scale for root in _float32(root - last for root in roots))
+    alphas = _float32(root * root for root in scaled)
+    kept = _float32(to / now for now, to in pairwise(alphas))
+    return _products(_float32(1 - share for share in (alphas[0], *kept)))
 
 
 def _products(betas: Numbers) -> Numbers:
     """(T,) running products of what steps of noise leave; the sum is kept in float64."""
-    return _single(accumulate(_single(1.0 - beta for beta in betas), mul))
+    return _float32(accumulate(_float32(1.0 - beta for beta in betas), mul))
 
 
-def _between(low: float, high: float, count: int) -> Numbers:
+def _linspace_float32(low: float, high: float, count: int) -> Numbers:
     """(count,) evenly, from both ends towards the middle."""
-    low, high = _single([low, high])
-    [span] = _single([high - low])
-    [step] = _single([span / max(count - 1, 1)])
+    low, high = _float32([low, high])
+    [span] = _float32([high - low])
+    [step] = _float32([span / max(count - 1, 1)])
     half = count // 2
     ends = (low + step * i if i < half else high - step * (count - 1 - i) for i in range(count))
-    return _single(ends)
+    return _float32(ends)
 
 
-def _single(values: Iterable[float]) -> Numbers:
+def _float32(values: Iterable[float]) -> Numbers:
     """Rounded to float32."""
     return array("f", values).tolist()
 
@@ -260,12 +264,12 @@ def _single(values: Iterable[float]) -> Numbers:
 # -- and what follows, in float64 ----------------------------------------------------------------
 
 
-def _path(training: Training, times: Numbers, sigmas: Numbers, start: float) -> Path:
+def _path(training: Training, times: Numbers, sigmas: Numbers, start: float) -> StepPath:
     stride = training.num_train_timesteps // len(times)
-    return Path(training, tuple(times), (*sigmas, 0.0), start, stride)
+    return StepPath(training, tuple(times), (*sigmas, 0.0), start, stride)
 
 
-def _spaced(begin: float, end: float, count: int) -> Numbers:
+def _linspace(begin: float, end: float, count: int) -> Numbers:
     """(count,) evenly, with both ends."""
     step = (end - begin) / max(count - 1, 1)
     return [*(i * step + begin for i in range(count - 1)), float(end if count > 1 else begin)]
@@ -274,10 +278,10 @@ def _spaced(begin: float, end: float, count: int) -> Numbers:
 def _karras(least: float, most: float, steps: int) -> Numbers:
     """(steps,) falling: Karras et al. 2022, equation 5."""
     begin, end = most ** (1 / RHO), least ** (1 / RHO)
-    return [(begin + share * (end - begin)) ** RHO for share in _spaced(0, 1, steps)]
+    return [(begin + share * (end - begin)) ** RHO for share in _linspace(0, 1, steps)]
 
 
-def _at(time: float, table: Numbers) -> float:
+def _interpolated(time: float, table: Numbers) -> float:
     """A quantity of the training, also between two timesteps."""
     if time <= 0:
         return table[0]

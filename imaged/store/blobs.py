@@ -10,7 +10,7 @@ from imaged.errors import CommandError
 from imaged.store.signing import mac, same
 
 PICTURE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.(jpeg|png)")
-STATE = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.state")
+SNAPSHOT = re.compile(r"[0-9a-f]{32}-[0-9]{1,6}-[0-9]\.state")
 
 
 class Blobs:
@@ -55,14 +55,14 @@ class Blobs:
         for path in (self.folder / job_id[:2]).glob(f"{job_id}-*"):
             path.unlink(missing_ok=True)
 
-    def states_of(self, job_id: str) -> list[str]:
+    def snapshots_of(self, job_id: str) -> list[str]:
         """Names of a job's snapshots, in order of their epoch."""
         paths = (self.folder / job_id[:2]).glob(f"{job_id}-*.state")
-        names = [path.name for path in paths if STATE.fullmatch(path.name)]
+        names = [path.name for path in paths if SNAPSHOT.fullmatch(path.name)]
         return sorted(names, key=lambda name: int(name.split("-")[1]))
 
-    def delete_states_of(self, job_id: str) -> None:
-        for name in self.states_of(job_id):
+    def delete_snapshots_of(self, job_id: str) -> None:
+        for name in self.snapshots_of(job_id):
             self.delete(name)
 
     def job_ids(self, older_than: float) -> set[str]:
@@ -71,7 +71,7 @@ class Blobs:
         return {path.name.partition("-")[0] for path in files}
 
     def _path(self, name: str) -> Path:
-        assert PICTURE.fullmatch(name) or STATE.fullmatch(name), name
+        assert PICTURE.fullmatch(name) or SNAPSHOT.fullmatch(name), name
         return self.folder / name[:2] / name
 
 

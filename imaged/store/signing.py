@@ -7,8 +7,8 @@ import hmac
 
 
 def mac(secret: bytes, message: bytes) -> bytes:
-    """32 bytes. A message begins with its purpose ("file:", "quote:"), so that none passes for
-    one of another kind.
+    """32 bytes. A message begins with its purpose (file:, quote:, fingerprint:, webhook:), so that
+    none passes for one of another kind; hashes of API keys, which begin with SG_, have none.
     """
     return hmac.new(secret, message, hashlib.sha256).digest()
 

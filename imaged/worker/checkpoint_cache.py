@@ -20,7 +20,7 @@ from imaged.worker.daemon import in_daemon
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 30.0  # until a checkpoint that was refused is tried again
+RETRY_LOAD_S = 30.0  # until a checkpoint that was refused is tried again
 
 
 @dataclass
@@ -68,7 +68,7 @@ class CheckpointCache:
         return (resident.engine for resident in self._residents.values())
 
     def state(self, weights: Weights) -> ModelState:
-        """Where these weights are."""
+        """State of their checkpoint here."""
         if self._coming and self._coming[0] == weights:
             return ModelState.STARTING
         engine = self.engine(weights)
@@ -77,7 +77,7 @@ class CheckpointCache:
         return ModelState.UNAVAILABLE if weights in self._refused else ModelState.UNLOADED
 
     def refuse(self, weights: Weights, error: CheckpointRefused) -> None:
-        """Do not try to load these for AGAIN_S."""
+        """Do not try to load these for RETRY_LOAD_S."""
         log.error("%s: %s", weights.checkpoint.name, error.detail)
         self._refused[weights] = time.monotonic(), error
 
@@ -86,14 +86,16 @@ class CheckpointCache:
         return self._coming is not None
 
     def refusal(self, weights: Weights) -> CheckpointRefused | None:
-        """Why these weights were refused less than AGAIN_S ago; None if they were not."""
+        """Why these weights were refused less than RETRY_LOAD_S ago; None if they were not."""
         at, error = self._refused.get(weights, (0.0, None))
-        return error if time.monotonic() < at + AGAIN_S else None
+        return error if time.monotonic() < at + RETRY_LOAD_S else None
 
     # -- coming and going -------------------------------------------------------------------------
 
     def fits(self, weights: Weights) -> bool:
-        """Whether they fit in the budget after evicting idle checkpoints only."""
+        """Whether they fit after evicting idle checkpoints only; true for those that are loaded or
+        were refused, and always if no checkpoint is in use.
+        """
         if weights in self._residents or self.refusal(weights):
             return True
         if self._coming is not None:
@@ -175,7 +177,7 @@ def unavailable() -> JobFailed:
     return JobFailed("model_unavailable", "the model's checkpoint could not be loaded")
 
 
-def on_best_device(settings: Settings, load: Callable[[Weights], Nets]) -> CheckpointCache:
+def cache_on_best_device(settings: Settings, load: Callable[[Weights], Nets]) -> CheckpointCache:
     """A cache on this worker's share of the best device."""
     device = best_device()
 

@@ -83,8 +83,8 @@ class Delivery:
             image.update({"receipt": receipt} if receipt else {})
         result = {"images": images, **self._facts(job, outcome, stamp, weights)}
         if self._write(job, outcome, result):
-            if not outcome.states:
-                self._blobs.delete_states_of(job.id)
+            if not outcome.snapshots:
+                self._blobs.delete_snapshots_of(job.id)
             return
         log.info("job %s moved on while its picture was made", job.id)
         self._drop(images)
@@ -109,7 +109,7 @@ class Delivery:
         facts, calls = (job, self._worker_id, result), outcome.calls
         with self._db.write() as connection:
             now = time.time()
-            if outcome.states:
+            if outcome.snapshots:
                 return drafts.park(connection, *facts, calls, now, self._retention_s)
             return queue.finish(connection, *facts, now, self._retention_s)
 
@@ -135,7 +135,7 @@ class Delivery:
         with self._db.read() as connection:
             now = queue.read(connection, [job.id]).get(job.id)
         if now is None or now.state.final:
-            self._blobs.delete_states_of(job.id)
+            self._blobs.delete_snapshots_of(job.id)
 
     def _checked(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
         """The content of an image's file; raises JobFailed if the image checker refuses it."""
@@ -150,7 +150,7 @@ class Delivery:
 
     def _receipt(self, job: Job, picture: Picture, outcome: Outcome, stamp: Stamp) -> Receipt:
         """The signed receipt; None for the estimates of a draft."""
-        if outcome.provenance is None or outcome.states:
+        if outcome.provenance is None or outcome.snapshots:
             return None
         varied = job.draft is not None and job.draft.varied
         facts = facts_of(job.params, job.model, picture, outcome.provenance, stamp, varied)
@@ -160,8 +160,8 @@ class Delivery:
         """Write all files of a job or, on an error, none; raises OSError."""
         images: list[dict[str, Any]] = []
         try:
-            for k, state in enumerate(outcome.states):
-                self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", state)
+            for k, snapshot in enumerate(outcome.snapshots):
+                self._blobs.put(f"{job.id}-{job.epoch}-{k}.state", snapshot)
             for k, (picture, content) in enumerate(zip(outcome.pictures, files, strict=True)):
                 name = f"{job.id}-{job.epoch}-{k}.{job.params.output_format}"
                 facts = {"name": name, "seed": picture.seed, "bytes": len(content)}
@@ -169,8 +169,8 @@ class Delivery:
                 self._blobs.put(name, content)
         except OSError:
             self._drop(images)
-            if outcome.states:
-                self._blobs.delete_states_of(job.id)
+            if outcome.snapshots:
+                self._blobs.delete_snapshots_of(job.id)
             raise
         return images
 

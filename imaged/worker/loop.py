@@ -20,7 +20,7 @@ from imaged.store import catalogue
 from imaged.store.blobs import Blobs
 from imaged.store.jobs import load_failures, model_demand, queue
 from imaged.store.sql.database import Database, Watch
-from imaged.worker.checkpoint_cache import on_best_device, unavailable
+from imaged.worker.checkpoint_cache import cache_on_best_device, unavailable
 from imaged.worker.deliver import Delivery, Stamp
 from imaged.worker.encode import encode_preview
 from imaged.worker.heartbeat import Heartbeat
@@ -54,18 +54,18 @@ class Worker:
         self._news = True  # the store has changed since jobs were last looked for
         self._poll_at = 0.0  # when to look without a change
         self._poll_full_at = 0.0  # when to look without a free slot
-        self._waiting: list[model_demand.Waiting] = []  # as last read
+        self._waiting: list[model_demand.FirstWaiting] = []  # as last read
         self._elsewhere: Mapping[str, ModelState] = {}  # models' states on other workers, likewise
         self._held: dict[str, Job] = {}
         self._models: dict[str, Model] = {}  # of held jobs, as of their claim
-        self._arriving: set[str] = set()  # held jobs whose checkpoint is being loaded
+        self._awaiting_checkpoint: set[str] = set()  # held jobs whose checkpoint is being loaded
         self._writing = ThreadPoolExecutor(1, "delivery")
         self._saving: Future[None] | None = None
         self._snapshots = Snapshots(Blobs(settings.blobs), settings.park_s)
-        self._leaving: dict[Future[None], Job] = {}  # outcomes in the delivery thread
+        self._delivering: dict[Future[None], Job] = {}  # outcomes in the delivery thread
         self._offered: Mapping[str, Model] = {}
         self._crashing: Collection[str] = ()  # weights that crash workers, as text
-        self.checkpoints = on_best_device(settings, self._load)
+        self.checkpoints = cache_on_best_device(settings, self._load)
 
     def run(self) -> None:
         """Run until stopped, then until held jobs are done or the drain time is over."""
@@ -79,7 +79,7 @@ class Worker:
             for outcome in self.tick():
                 self.deliver(outcome)
             self.wait_for_work()
-        self._let_go()
+        self._save_or_give_back()
         self.checkpoints.close()
 
     def stop(self, drain_s: float) -> None:
@@ -95,9 +95,9 @@ class Worker:
         return self._stopping.is_set()
 
     def _ended(self) -> bool:
-        return self._time_up.is_set() or (self.stopping and not self._held and not self._leaving)
+        return self._time_up.is_set() or (self.stopping and not self._held and not self._delivering)
 
-    def hold(self, model: Model) -> None:
+    def load_and_wait(self, model: Model) -> None:
         """Load a model's checkpoint and wait for it, or until told to stop; raises
         CheckpointRefused.
         """
@@ -106,7 +106,7 @@ class Worker:
             self._crashing = load_failures.crashing(connection, time.time())
         self._refuse_crashing(self._offered.values())
         self.checkpoints.ask(model.weights)
-        self.heartbeat.models = self._states()
+        self.heartbeat.models = self._model_states()
         while self.checkpoints.state(model.weights) is ModelState.STARTING and not self._ended():
             self.checkpoints.arrive(wait_s=0.1)
         if refusal := self.checkpoints.refusal(model.weights):
@@ -142,8 +142,8 @@ class Worker:
         return lost
 
     def claim(self) -> list[tuple[Job, Model]]:
-        """Claim jobs for free slots: of loaded checkpoints, else of the one that jobs wait for
-        most.
+        """Claim jobs for free slots: of loaded checkpoints, else of the first in fair order whose
+        checkpoint fits.
         """
         now = time.time()
         room = self._room()
@@ -163,38 +163,38 @@ class Worker:
         here = [w.model for w in waiting if self._state(w.model).loaded]
         wanted = [w for w in waiting if self._wanted(w, elsewhere, now)]
         late = [w.since for w in wanted if not elsewhere.get(w.model, UNLOADED).loaded]
-        late += [self._held[id].created_at for id in self._arriving]  # in types that nobody has
+        late += [self._held[id].created_at for id in self._awaiting_checkpoint]
         if self._overdue(late, now):
-            here = []  # enough of these: what is under way ends, then there is room
+            here = []  # so that a loaded checkpoint becomes idle and can be evicted
         jobs = self._claim(here, room)
         if not jobs:
-            fits = [w.model for w in wanted if self._fits(w.model)]
-            jobs = self._claim(fits[:1], room)
+            fit = [w.model for w in wanted if self.checkpoints.fits(self._offered[w.model].weights)]
+            jobs = self._claim(fit[:1], room)
         return [(job, self._offered[job.model]) for job in jobs]
 
     def _claim(self, slugs: Collection[str], room: int, most_work: float = math.inf) -> list[Job]:
         if not slugs:
             return []
-        alone = not self._held and not self._leaving
+        alone = not self._held and not self._delivering
         with self.db.write() as connection:
-            now = time.time()  # with the lock: no job is older than its claim
+            # The time with the lock: no job is older than its claim.
             jobs = queue.claim(
-                connection, self.id, slugs, room, now, alone=alone, most_work=most_work
+                connection, self.id, slugs, room, time.time(), alone=alone, most_work=most_work
             )
         self._held.update((job.id, job) for job in jobs)
         return jobs
 
     def _room(self) -> int:
         """Free slots."""
-        mine = [*self._held.values(), *self._leaving.values()]
+        mine = [*self._held.values(), *self._delivering.values()]
         if self.stopping or any(job.attempts > 1 for job in mine):
             return 0  # after a crash a job runs alone, see queue.claim
-        if len(self._leaving) >= self.settings.slots:
+        if len(self._delivering) >= self.settings.slots:
             return 0  # results are held in memory until they are written
         return self.settings.slots - len(self._held)
 
     def _wanted(
-        self, waiting: model_demand.Waiting, elsewhere: Mapping[str, ModelState], now: float
+        self, waiting: model_demand.FirstWaiting, elsewhere: Mapping[str, ModelState], now: float
     ) -> bool:
         """Whether to load a checkpoint here for a waiting job, rather than leave it to a worker
         that has it loaded, or that may load what was refused here.
@@ -223,14 +223,11 @@ class Worker:
         late = max(since, self.checkpoints.changed_at) < now - self.settings.patience_s
         return late and not self.checkpoints.loading
 
-    def _states(self) -> dict[str, ModelState]:
+    def _model_states(self) -> dict[str, ModelState]:
         return {slug: self._state(slug) for slug in self._offered}
 
     def _state(self, slug: str) -> ModelState:
         return self.checkpoints.state(self._offered[slug].weights)
-
-    def _fits(self, slug: str) -> bool:
-        return self.checkpoints.fits(self._offered[slug].weights)
 
     def start(self, job: Job, model: Model) -> None:
         """Hand a claimed job to its engine; without one it waits for its checkpoint."""
@@ -239,15 +236,15 @@ class Worker:
             self._refuse_crashing([model])
         self._models[job.id] = model
         if not self._submit(job):
-            self._arriving.add(job.id)
+            self._awaiting_checkpoint.add(job.id)
 
     def arrive(self) -> None:
         """Take in a loaded checkpoint, and start the jobs that wait for it."""
-        idle = self._arriving and all(engine.idle for engine in self.checkpoints)
+        idle = self._awaiting_checkpoint and all(engine.idle for engine in self.checkpoints)
         self.checkpoints.arrive(wait_s=0.05 if idle else 0.0)
-        for job_id in list(self._arriving):
+        for job_id in list(self._awaiting_checkpoint):
             if self._submit(self._held[job_id]):
-                self._arriving.remove(job_id)
+                self._awaiting_checkpoint.remove(job_id)
                 continue
             weights = self._models[job_id].weights
             if self.checkpoints.refusal(weights):
@@ -266,17 +263,17 @@ class Worker:
         self._give_back(job, begun=False)
 
     def save(self) -> None:
-        """Queue snapshots of jobs that are due in the delivery thread, one batch at a time."""
+        """In the delivery thread, save snapshots of the jobs that are due, one batch at a time."""
         if self._saving is not None and not self._saving.done():
             return
         due = self._snapshots.due(self._held, time.monotonic())
-        states = [(job, self._states_of(job)) for job in due]
-        self._saving = self._writing.submit(self._snapshots.save_all, states) if due else None
+        taken = [(job, self._snapshots_of(job)) for job in due]
+        self._saving = self._writing.submit(self._snapshots.save_all, taken) if due else None
 
-    def _let_go(self) -> None:
+    def _save_or_give_back(self) -> None:
         """At the end: save snapshots of held jobs, and give back those that were not started."""
         for job_id, job in self._held.items():
-            if job_id in self._arriving:
+            if job_id in self._awaiting_checkpoint:
                 self._give_back(job, begun=False)
             else:
                 self._save_now(job)
@@ -284,32 +281,32 @@ class Worker:
     def _save_now(self, job: Job) -> None:
         if self._saving is not None:
             wait([self._saving])  # it may write the same files
-        self._snapshots.save(job, self._states_of(job))
+        self._snapshots.save(job, self._snapshots_of(job))
 
-    def _states_of(self, job: Job) -> Mapping[int, bytes]:
+    def _snapshots_of(self, job: Job) -> Mapping[int, bytes]:
         engine = self.checkpoints.engine(self._models[job.id].weights)
-        return engine.states(job.id) if engine else {}
+        return engine.snapshots(job.id) if engine else {}
 
     def preempt(self) -> list[tuple[Job, Model]]:
         """Without a free slot: park the job with the most work left for a waiting one with much
         less. Work is measured by price.
         """
-        full = len(self._held) >= self.settings.slots and not self._leaving
+        full = len(self._held) >= self.settings.slots and not self._delivering
         if self.stopping or not full or not self._waiting:
             return []
-        begun = [job for id, job in self._held.items() if id not in self._arriving]
+        begun = [job for id, job in self._held.items() if id not in self._awaiting_checkpoint]
         left = {job.id: self._left(job) for job in begun if _preemptible(job)}
         longest = max(left, key=left.__getitem__, default="")
         for waiting in self._waiting:
             brief = longest and waiting.work * PREEMPT_RATIO <= left[longest]
-            # Where another worker is idle it is taken at once.
+            # An idle worker that has the checkpoint will claim it.
             elsewhere = self._elsewhere.get(waiting.model) is ModelState.READY
             if not brief or elsewhere or not self._state(waiting.model).loaded:
                 continue
             self._waiting = []
             jobs = self._claim([waiting.model], 1, waiting.work)
             for _ in jobs:
-                self._park(longest)
+                self._requeue(longest)
             return [(job, self._offered[job.model]) for job in jobs]
         return []
 
@@ -320,11 +317,11 @@ class Worker:
         share = 1 - made.calls / made.total if made and made.total else 1
         return job.cost_of(job.unet_calls) * share
 
-    def _park(self, job_id: str) -> None:
+    def _requeue(self, job_id: str) -> None:
         """Save a job's snapshots and give it back."""
         job = self._held[job_id]
         self._save_now(job)
-        self._leave(job_id)
+        self._remove(job_id)
         self._give_back(job, begun=True)
 
     def _give_back(self, job: Job, *, begun: bool) -> None:
@@ -344,7 +341,7 @@ class Worker:
 
     def _pop(self, job_id: str) -> tuple[Job, Model]:
         """Forget a held job; returns it and its model."""
-        self._arriving.discard(job_id)
+        self._awaiting_checkpoint.discard(job_id)
         self._news = True  # there is room
         return self._held.pop(job_id), self._models.pop(job_id)
 
@@ -359,33 +356,33 @@ class Worker:
         assert engine is not None
         stamp = Stamp(model.checkpoint_name, self.settings.determinism, engine.device)
         future = self._writing.submit(self.delivery.deliver, job, outcome, stamp, model.weights)
-        self._leaving[future] = job
+        self._delivering[future] = job
 
     def wait_for_work(self) -> None:
         """Collect what was delivered; with nothing to do, wait for a change of the store."""
-        if self._leaving and not self._held:
-            wait(self._leaving, 0.05)
-        for future in [f for f in self._leaving if f.done()]:
-            del self._leaving[future]
+        if self._delivering and not self._held:
+            wait(self._delivering, 0.05)
+        for future in [f for f in self._delivering if f.done()]:
+            del self._delivering[future]
             self._news = True  # there may be room
             future.result()  # an error in delivery ends this worker
-        if not self._held and not self._leaving and not self.stopping:
+        if not self._held and not self._delivering and not self.stopping:
             self._watch.wait(timeout_s=1.0)
 
     def drop(self, job_id: str, epoch: int) -> None:
         """Stop a job that was lost, unless it was claimed again since."""
         job = self._held.get(job_id)
         if job is not None and job.epoch == epoch:
-            self._leave(job_id)
+            self._remove(job_id)
             self._writing.submit(self.delivery.tidy, job)
 
-    def _leave(self, job_id: str) -> None:
+    def _remove(self, job_id: str) -> None:
         _, model = self._pop(job_id)
         if engine := self.checkpoints.engine(model.weights):
             engine.cancel(job_id)
 
     def _progress(self) -> dict[str, JobReport]:
-        self.heartbeat.models = self._states()
+        self.heartbeat.models = self._model_states()
         made = {id: p for engine in self.checkpoints for id, p in engine.progress().items()}
         return {id: _shown(job, made.get(id)) for id, job in self._held.items()}
 

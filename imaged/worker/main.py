@@ -50,7 +50,7 @@ def main(settings: Settings, worker_id: str | None = None, parent: int | None = 
     finally:
         heartbeat.stop()
         with db.write() as connection:
-            given_back = queue.release(
+            given_back = queue.end_lease(
                 connection, worker_id, time.time(), settings.retention_s, blame=died
             )
         log.info("worker %s stopped; %d jobs given back", worker_id, given_back)
@@ -61,7 +61,7 @@ def _warm_up(worker: Worker) -> None:
     with worker.db.read() as connection:
         model = catalogue.catalogue(connection)[DEFAULT_SLUG]
     try:
-        worker.hold(model)
+        worker.load_and_wait(model)
     except CheckpointRefused as error:
         log.error("%s: %s", model.slug, error.detail)
 

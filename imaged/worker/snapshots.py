@@ -28,28 +28,28 @@ class Snapshots:
         self._saved.update((job.id, now) for job in late)
         return late
 
-    def save(self, job: Job, states: Mapping[int, bytes]) -> None:
+    def save(self, job: Job, snapshots: Mapping[int, bytes]) -> None:
         """Write a job's snapshots. A failure is logged: a crash then costs more work,
         nothing else.
         """
         try:
-            for sample, content in states.items():
+            for sample, content in snapshots.items():
                 self._blobs.put(f"{job.id}-{job.epoch}-{sample}.state", content)
         except OSError as error:
             log.error("job %s: its state was not saved: %s", job.id, error)
 
-    def save_all(self, states: Sequence[tuple[Job, Mapping[int, bytes]]]) -> None:
-        for job, of_job in states:
+    def save_all(self, snapshots: Sequence[tuple[Job, Mapping[int, bytes]]]) -> None:
+        for job, of_job in snapshots:
             self.save(job, of_job)
 
     def resume_plan(self, job: Job) -> RunPlan:
         """From where a claimed job resumes, and how far it runs."""
         draft = job.draft
         if draft and draft.samples:
-            return RunPlan(0, draft.samples, self._states(job), draft.varied)
-        return RunPlan(draft.steps if draft else 0, states=self._states(job))
+            return RunPlan(0, draft.samples, self._newest(job), draft.varied)
+        return RunPlan(draft.steps if draft else 0, snapshots=self._newest(job))
 
-    def _states(self, job: Job) -> dict[int, bytes]:
+    def _newest(self, job: Job) -> dict[int, bytes]:
         """The newest snapshot of each image. The last attempt after crashes starts anew, in case a
         snapshot causes them.
         """
@@ -58,7 +58,7 @@ class Snapshots:
         ):
             return {}
         found: dict[int, bytes] = {}
-        for name in self._blobs.states_of(job.id):
+        for name in self._blobs.snapshots_of(job.id):
             content = self._blobs.read(name)
             if content is not None:
                 found[int(name[: -len(".state")].rpartition("-")[2])] = content

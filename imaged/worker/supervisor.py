@@ -110,7 +110,7 @@ class Supervisor:
     def _release_jobs(self, slot: _Slot) -> None:
         """Requeue its jobs at once rather than when the lease runs out."""
         with self._db.write() as connection:
-            queue.release(
+            queue.end_lease(
                 connection, slot.worker_id, time.time(), self._settings.retention_s, blame=True
             )
 

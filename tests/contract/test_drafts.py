@@ -220,12 +220,12 @@ def test_a_finished_draft_is_a_job_like_others(gate: Gate) -> None:
     """It has not been there when a worker died: it keeps nobody from being taken beside it."""
     job_id = parked(gate)
     with gate.database.write() as c:
-        assert drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], BODY_PARAMS, time.time())
+        assert drafts.resume(c, queue.read(c, [job_id])[job_id], [0], BODY_PARAMS, time.time())
         queue.register(c, "another", 1, "here", time.time())
         [job] = queue.claim(c, "another", [gate.slug], 1, time.time(), alone=False)
         assert (job.id, job.attempts) == (job_id, 1)
         assert job.calls_done == 0  # what there was to tell of was of other pictures
-        queue.release(c, "another", time.time(), 60.0, blame=False)
+        queue.end_lease(c, "another", time.time(), 60.0, blame=False)
 
 
 def test_what_is_finished_keeps_its_loras(gate: Gate) -> None:
@@ -251,11 +251,11 @@ def test_who_makes_it_fail_pays_for_the_draft(
     job_id = parked(gate, key)
     with gate.database.write() as c:
         params = replace(BODY_PARAMS, prompt=prompt)
-        drafts.go_on(c, queue.read(c, [job_id])[job_id], [0], params, time.time())
+        drafts.resume(c, queue.read(c, [job_id])[job_id], [0], params, time.time())
         queue.register(c, "another", 1, "here", time.time())
         [job] = queue.claim(c, "another", [gate.slug], 1, time.time())
         assert queue.fail(c, job, "another", reason, "text", time.time(), 60.0)
-        queue.release(c, "another", time.time(), 60.0, blame=False)
+        queue.end_lease(c, "another", time.time(), 60.0, blame=False)
     assert (1 - credits(gate, key) > 1e-3) == charged
     assert ("cost" in gate.wait_for_end(job_id, key).json()["metrics"]) == charged
     assert books(gate) == []

@@ -21,7 +21,7 @@ PACKAGES = re.compile(r"(sql|jobs|accounts|webhooks)\.")  # of the store
 #: Beside classes and constants, which read nothing.
 TAKES = {
     "api/account.py": {"ledger.free", "ledger.used"},  # by the key that asks
-    "api/drafts.py": {"drafts.go_on"},  # of a job in hand
+    "api/drafts.py": {"drafts.resume"},  # of a job in hand
     "api/files.py": {"blobs.verify", "Blobs.read"},  # a signed link
     "api/images.py": {"queue.cancel"},  # of a job in hand
     "api/models.py": {"model_demand.states"},  # nobody's
@@ -35,7 +35,13 @@ TAKES = {
     "context.py": {"keys.load_secret", "keys.load_signer", "Blobs.read"},  # of a job in hand
     "operations/health.py": {"model_demand.workers_since"},  # how many; nobody's
     "operations/maintenance.py": {  # which answers nobody
-        *("queue.expire", "queue.read", "queue.reap", "history.expire", "history.keep"),
+        *(
+            "queue.delete_expired",
+            "queue.read",
+            "queue.reap",
+            "history.delete_older",
+            "history.keep",
+        ),
         *("Blobs.delete_of", "Blobs.job_ids"),
     },
     "operations/metrics.py": {  # how many, how long, where; nobody's
@@ -50,7 +56,13 @@ TAKES = {
         *("keys.find", "catalogue.catalogue", "queue.put", "queue.refuse", "idempotency.known"),
     },
     "webhooks/delivery.py": {
-        *("outbox.any_due", "outbox.delivered", "outbox.expire", "outbox.failed", "outbox.gone"),
+        *(
+            "outbox.any_due",
+            "outbox.delivered",
+            "outbox.delete_older",
+            "outbox.failed",
+            "outbox.gone",
+        ),
         *("outbox.lease", "subscriptions.secret_of"),  # to those who gave their address
     },
 }

@@ -116,7 +116,9 @@ def main(folder: Path, mutant: str) -> None:
 
         driver = threading.Thread(target=drive)
         driver.start()
-        bench.worker.hold(bench.model)  # the thread that computes is this one, as in a worker
+        bench.worker.load_and_wait(
+            bench.model
+        )  # the thread that computes is this one, as in a worker
         bench.worker.run()
         driver.join()
     print(json.dumps(counts))

@@ -262,7 +262,7 @@ def test_a_job_whose_checkpoint_is_refused_here_is_left_to_others(tmp_path: Path
 def test_a_checkpoint_that_was_mended_is_tried_again_though_another_may_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_cache, "AGAIN_S", 0.5)
+    monkeypatch.setattr(checkpoint_cache, "RETRY_LOAD_S", 0.5)
     bad = exchanged(tmp_path)
     with working(tmp_path, bad, patience_s=0.5) as bench:
         elsewhere(bench, "bad", "UNLOADED")

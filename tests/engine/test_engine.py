@@ -29,7 +29,7 @@ from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.engine.scheduling.batching import Cost
-from imaged.engine.scheduling.row_buckets import Buckets
+from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes
 from imaged.engine.snapshot import RunPlan
 from imaged.errors import JobFailed
 from imaged.params.image_params import ImageParams
@@ -343,7 +343,7 @@ def second_try(nets: Any) -> tuple[Engine, dict[int, bytes]]:
     while not all(r.float32_retry and r.call >= 2 for r in job.runs):
         assert engine.tick() == []
     assert not any(r.done for r in job.runs)
-    return engine, engine.states("x")
+    return engine, engine.snapshots("x")
 
 
 def test_a_second_try_goes_on_in_float32(nets: Any) -> None:
@@ -351,7 +351,9 @@ def test_a_second_try_goes_on_in_float32(nets: Any) -> None:
     before, states = second_try(halves)
     [through] = run(before)
     after = Engine(halves, previews=False)
-    after.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, RunPlan(states=states))
+    after.submit(
+        "x", replace(SMALL, samples=2, num_inference_steps=4), 0, RunPlan(snapshots=states)
+    )
     assert after.tick() == [] and calls(after)["x"] > (4, 8)
     [resumed] = run(after)
     assert resumed.error is None and through.error is None
@@ -370,7 +372,7 @@ def test_a_second_try_without_memory_fails_alone(
     monkeypatch.setattr("imaged.engine.engine.in_float32", full)
     if when == "it is resumed":
         engine = engine_of(halves, previews=False)
-        resume_plan = RunPlan(states=states)
+        resume_plan = RunPlan(snapshots=states)
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, resume_plan)
     engine._float32 = None
     halves.unet.conv_out = halves.unet.conv_out.net  # the other one's
@@ -387,13 +389,13 @@ def test_without_memory_for_a_second_try_or_a_look_only_that_is_lost(
 
     engine = Engine(overflowing(nets))
     monkeypatch.setattr(engine, "_in_float32", full)
-    engine._map = Future()
-    engine._map.set_exception(torch.OutOfMemoryError("the device is full"))
+    engine._rgb = Future()
+    engine._rgb.set_exception(torch.OutOfMemoryError("the device is full"))
     engine.submit("x", replace(SMALL, num_inference_steps=6))
     [outcome] = run(engine)
     assert outcome.error is not None and outcome.error.code == "out_of_memory"
     plain = Engine(nets)
-    plain._map = engine._map
+    plain._rgb = engine._rgb
     plain.submit("y", replace(SMALL, num_inference_steps=6))
     [outcome] = run(plain)
     assert outcome.error is None and not plain.previews
@@ -484,7 +486,7 @@ def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
 @pytest.mark.parametrize("beside", [False, True], ids=["in turn", "beside the loop, as on a GPU"])
 def test_previews_look_like_the_picture(nets: Any, beside: bool) -> None:
     engine = Engine(nets)
-    assert engine._map is not None and engine._map.result(60)
+    assert engine._rgb is not None and engine._rgb.result(60)
     if beside:
         engine._decoder = ThreadPoolExecutor(1)
     wide: dict[str, Any] = {"img_width": 256, "img_height": 256, "num_inference_steps": 20}
@@ -568,7 +570,7 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
 
 def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
     engine = Engine(nets, pixels_a_call=7 * 128 * 128)
-    engine._buckets.allow = lambda *_: True  # type: ignore[method-assign]
+    engine._batch_sizes.allow = lambda *_: True  # type: ignore[method-assign]
     picture: Any = SimpleNamespace(
         pixels=128 * 128,
         rows=2,
@@ -616,7 +618,7 @@ def test_row_counts_are_tried_one_a_tick_and_again_when_there_was_no_memory(
     monkeypatch.setattr(
         "imaged.engine.scheduling.row_buckets.time", SimpleNamespace(monotonic=lambda: now)
     )
-    buckets, unet = Buckets(), Unet(nets.unet)
+    buckets, unet = VerifiedBatchSizes(), Unet(nets.unet)
 
     def allow(rows: int) -> bool:
         return buckets.allow(unet, "shape", rows, ())

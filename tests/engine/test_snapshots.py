@@ -49,12 +49,12 @@ def picture(bench: Bench, job_id: str) -> bytes:
 
 
 def states(bench: Bench, job_id: str) -> list[str]:
-    return Blobs(f"file://{bench.files}").states_of(job_id)
+    return Blobs(f"file://{bench.files}").snapshots_of(job_id)
 
 
 def behind(resume_plan: RunPlan) -> int:
     """UNet calls that a course goes on after."""
-    [content] = resume_plan.states.values()
+    [content] = resume_plan.snapshots.values()
     return len(load(content)["outputs"])
 
 
@@ -87,7 +87,7 @@ def test_what_is_under_way_is_saved(tmp_path: Path, begun: list[tuple[str, RunPl
     def lose() -> None:
         bench.wait(lambda: bool(states(bench, job_id)))
         with bench.db.write() as c:  # as when it is silent for longer than its lease
-            queue.release(c, "w", time.time(), 60.0, blame=True)
+            queue.end_lease(c, "w", time.time(), 60.0, blame=True)
 
     with working(tmp_path, park_s=0.001) as bench:
         bench.at_call(10, lose)
@@ -163,9 +163,9 @@ def test_at_last_a_job_begins_anew(tmp_path: Path) -> None:
     parking = Snapshots(Blobs(f"file://{tmp_path}"), 1.0)
     job = Job("0" * 32, 1, "m", SMALL, State.PROCESSING, 2, 2, "w", 1, *(None,) * 6, None)  # type: ignore[arg-type]
     parking.save(job, {0: b"a state"})
-    assert parking.resume_plan(job).states == {0: b"a state"}
-    assert parking.resume_plan(replace(job, attempts=MAX_ATTEMPTS)).states == {}
-    assert parking.resume_plan(replace(job, epoch=1, attempts=1)).states == {}
+    assert parking.resume_plan(job).snapshots == {0: b"a state"}
+    assert parking.resume_plan(replace(job, attempts=MAX_ATTEMPTS)).snapshots == {}
+    assert parking.resume_plan(replace(job, epoch=1, attempts=1)).snapshots == {}
 
 
 def test_the_newest_state_counts(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_newest_state_counts(tmp_path: Path) -> None:
     for epoch in (2, 10, 9):
         parking.save(replace(job, epoch=epoch), {0: str(epoch).encode()})
     parking.save(replace(job, epoch=8), {1: b"other"})
-    assert parking.resume_plan(replace(job, epoch=11)).states == {0: b"10", 1: b"other"}
+    assert parking.resume_plan(replace(job, epoch=11)).snapshots == {0: b"10", 1: b"other"}
 
 
 def test_when_it_is_time_to_save() -> None:

@@ -122,7 +122,7 @@ def opened(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
     finally:
         heartbeat.stop()
         with own.write() as c:  # as main.py does
-            queue.release(c, "w", time.time(), 60.0, blame=False)
+            queue.end_lease(c, "w", time.time(), 60.0, blame=False)
         db.close()
         own.close()
 
@@ -131,7 +131,7 @@ def opened(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
 def working(folder: Path, *others: Model, **given: Any) -> Iterator[Bench]:
     """The same with the default model's checkpoint loaded, running in a thread."""
     with opened(folder, *others, **given) as bench:
-        bench.worker.hold(bench.model)
+        bench.worker.load_and_wait(bench.model)
         thread = threading.Thread(target=bench.worker.run)
         thread.start()
         try:
@@ -247,7 +247,7 @@ def test_no_more_jobs_are_taken_than_pictures_can_be_written(
     monkeypatch.setattr(delivery, "deliver", slow)
     quick = replace(SMALL, num_inference_steps=2)
     ids = [bench.put(quick) for _ in range(3 * slots)]
-    bench.wait(lambda: len(bench.worker._leaving) >= slots and engine_of(bench).idle)
+    bench.wait(lambda: len(bench.worker._delivering) >= slots and engine_of(bench).idle)
     time.sleep(0.3)
     waiting = sum(bench.job(job_id).state is State.QUEUED for job_id in ids)
     assert waiting >= slots

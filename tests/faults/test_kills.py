@@ -53,7 +53,7 @@ def own(harmed: Server) -> Server:
 def wait_for_calls(server: Server, job_id: str) -> None:
     """Until the job is in the middle of its work: something of it has been saved."""
     blobs = Blobs(f"file://{server.data / 'files'}")
-    until(lambda: blobs.states_of(job_id))
+    until(lambda: blobs.snapshots_of(job_id))
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def test_a_job_given_back_begins_anew(place: Place) -> None:
         async with Reader(place) as reader:
             assert [(await reader.event())[0] for _ in range(3)] == ["state", "progress", "preview"]
             with place.db.write() as c:
-                queue.release(c, "w", time.time(), KEEP_S, blame=False)
+                queue.end_lease(c, "w", time.time(), KEEP_S, blame=False)
             worker(place.db, now=time.time())
             assert (await reader.event())[2]["status"] == "QUEUED"
             place.claim()

@@ -18,7 +18,7 @@ from imaged.gateway.operations import maintenance
 from imaged.gateway.present import bodies
 from imaged.gateway.present.links import Links
 from imaged.gateway.read.job_reader import JobReader
-from imaged.gateway.transport.body_limit import MAX_HEADERS, Guard
+from imaged.gateway.transport.body_limit import MAX_HEADERS, BodyLimit
 from imaged.gateway.transport.response_cache import ResponseCache
 from imaged.store.accounts import keys
 from imaged.store.blobs import Blobs
@@ -48,7 +48,7 @@ def through_guard(messages: list[dict[str, Any]], headers: list[tuple[bytes, byt
         statuses.extend([message["status"]] if "status" in message else [])
 
     scope = {"type": "http", "method": "POST", "headers": headers}
-    asyncio.run(Guard(app, 100)(scope, receive, send))
+    asyncio.run(BodyLimit(app, 100)(scope, receive, send))
     return bodies, statuses
 
 

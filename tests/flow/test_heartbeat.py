@@ -99,7 +99,7 @@ def test_previews_go_with_the_end(db: Database, running: Job, end: str) -> None:
         elif end == "reap":
             queue.reap(c, 50.0, lease_s=100, queue_s=100, run_s=1, retention_s=KEEP_S)
         else:
-            assert queue.release(c, "w", 4.0, KEEP_S, blame=False) == 1
+            assert queue.end_lease(c, "w", 4.0, KEEP_S, blame=False) == 1
     assert preview(db, running.id) is None
     after = get(db, running.id)
     assert after.preview_call == 0
@@ -112,7 +112,7 @@ def test_nothing_stays_after_expiry(db: Database, running: Job) -> None:
         queue.cancel(c, running.id, 4.0, 10.0)
     assert rows(db) == 1
     with db.write() as c:
-        assert [job.id for job in queue.expire(c, 15.0)] == [running.id]
+        assert [job.id for job in queue.delete_expired(c, 15.0)] == [running.id]
     assert rows(db) == 0
 
 

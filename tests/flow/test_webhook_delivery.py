@@ -222,9 +222,9 @@ def test_a_deleted_webhook_hears_nothing_more_and_keeps_its_log(db: Database) ->
     assert (event.state, event.problem) == ("DEAD", "the webhook was deleted")
     assert lease(db, 99.0) == []
     with db.write() as c:
-        outbox.expire(c, 4.0)
+        outbox.delete_older(c, 4.0)
         assert len(subscriptions.log_of(c, key_id, hook)) == 1
-        outbox.expire(c, 6.0)
+        outbox.delete_older(c, 6.0)
         with pytest.raises(UnknownWebhook):
             subscriptions.log_of(c, key_id, hook)
 
@@ -532,5 +532,5 @@ def test_the_message_does_not_change_with_time(db: Database) -> None:
     end(db, key_id)
     first = [json.dumps(delivery.message(p, "")) for p in lease(db, 10.0)]
     with db.write() as c:
-        assert queue.expire(c, 1e9)  # the job's own record is gone
+        assert queue.delete_expired(c, 1e9)  # the job's own record is gone
     assert [json.dumps(delivery.message(p, "")) for p in lease(db, 1e9)] == first

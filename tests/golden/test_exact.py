@@ -32,7 +32,7 @@ from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
 from imaged.engine.scheduling.batching import Cost
-from imaged.engine.scheduling.row_buckets import Buckets, agrees
+from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes, agrees
 from imaged.params.image_params import ImageParams
 from imaged.sampling.schedulers import SCHEDULERS
 
@@ -156,7 +156,7 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
         different,
         compared,
         shared,
-        any(any(found.values()) for found in engine._buckets._agree.values()),
+        any(any(found.values()) for found in engine._batch_sizes._agree.values()),
     )
 
 
@@ -209,7 +209,7 @@ def test_so_it_is_in_bfloat16(
     nets: Any, wide: Any, threads: int, net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures of one shape, for trials take many calls at this size; they are cut short, too."""
-    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.ROUNDED", 8)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.HALF_PRECISION_FACTOR", 8)
     jobs = [replace(job, prompt=PROMPTS[0], img_width=128) for job in pool(8)]
     held = in_bf16(nets if net == "micro" else wide)
     different, compared, shared, may = differing(held, 10, jobs)
@@ -238,8 +238,8 @@ def test_where_the_places_of_a_pair_differ_only_guided_pictures_share(
 
 
 def places_taken_for_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    allow = Buckets.allow
-    monkeypatch.setattr(Buckets, "allow", lambda *given: allow(*given[:5]))
+    allow = VerifiedBatchSizes.allow
+    monkeypatch.setattr(VerifiedBatchSizes, "allow", lambda *given: allow(*given[:5]))
 
 
 @pytest.mark.slow

@@ -17,7 +17,13 @@ from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.cuda_graphs import CACHED_SHAPES, Graphs
 from imaged.engine.nets.layers import Conv2d, Layer, _packs
 from imaged.engine.prompt.encode import Encoded, PromptEncoder
-from imaged.engine.scheduling.row_buckets import AGAIN_S, SELDOM, Buckets, _later, agrees
+from imaged.engine.scheduling.row_buckets import (
+    RETRY_TRIAL_RATIO,
+    RETRY_TRIAL_S,
+    VerifiedBatchSizes,
+    _later,
+    agrees,
+)
 from tests.tolerance import difference, in_float64, rounding, summed
 
 SEEN = 1e-3  # of the largest output: some thousand roundings
@@ -128,7 +134,7 @@ def test_a_count_of_rows_that_changes_bits_is_not_trusted(
             return torch.nextafter(out, out + 1) if len(x) > 2 else out
 
     assert not agrees(Wider(nets.unet), 4, example)
-    assert not Buckets().allow(Wider(nets.unet), "shape", 4, example)
+    assert not VerifiedBatchSizes().allow(Wider(nets.unet), "shape", 4, example)
 
 
 def test_in_bfloat16_few_values_show_another_order_of_summing(
@@ -174,7 +180,7 @@ def test_layers_that_change_bits_compute_in_pairs(
     layers = [block.ff.net[2], block.attn1.attend, net.down_blocks[0].resnets[0].conv1]
     for layer in layers:
         fickle(layer)
-    unet, buckets = Unet(net, graphs=graphs), Buckets()
+    unet, buckets = Unet(net, graphs=graphs), VerifiedBatchSizes()
     assert not agrees(unet, 4, example)
     assert buckets.allow(unet, "shape", 4, example)
     assert all(layer.in_pairs for layer in layers)  # and with one thread many small ones
@@ -243,17 +249,19 @@ def test_a_trial_that_would_take_too_long_is_given_up(
         unet, "enable_paired_rows", lambda *_: pytest.fail("that takes longer still")
     )
     monkeypatch.setattr("imaged.engine.scheduling.row_buckets.MAX_TRIAL_S", 0.0)
-    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.SOON_S", 0.0)
-    buckets = Buckets()
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.JUDGE_AFTER_S", 0.0)
+    buckets = VerifiedBatchSizes()
     assert agrees(unet, 4, example) is None
     assert not buckets.allow(unet, "shape", 4, example)
     buckets.tried = False
     assert not buckets.allow(unet, "shape", 4, example)
     assert calls == [2, 2]
     clock = time.monotonic
-    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.SOON_S", 1e9)
+    monkeypatch.setattr("imaged.engine.scheduling.row_buckets.JUDGE_AFTER_S", 1e9)
     took_s = 30.0  # at most, here
-    monkeypatch.setattr("time.monotonic", lambda: clock() + SELDOM * took_s + AGAIN_S)
+    monkeypatch.setattr(
+        "time.monotonic", lambda: clock() + RETRY_TRIAL_RATIO * took_s + RETRY_TRIAL_S
+    )
     buckets.allow(unet, "shape", 4, example)
     assert len(calls) > 3
 
@@ -262,4 +270,4 @@ def test_what_was_in_vain_is_seldom_tried(monkeypatch: pytest.MonkeyPatch) -> No
     """A trial of SDXL on a CPU is a call of many seconds, in which nothing else is done."""
     monkeypatch.setattr("time.monotonic", lambda: 1014.0)
     assert _later(1000.0) == 1014.0 + 100 * 14.0
-    assert _later(1013.9) == 1014.0 + AGAIN_S
+    assert _later(1013.9) == 1014.0 + RETRY_TRIAL_S

@@ -24,7 +24,7 @@ from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.run import Run
 from imaged.engine.snapshot import RunPlan
-from imaged.errors import StateRefused
+from imaged.errors import SnapshotRefused
 from imaged.params.image_params import ImageParams
 from imaged.sampling.schedulers import SCHEDULERS
 from tests.mutants import red
@@ -70,7 +70,7 @@ def parked(engine: Engine, params: ImageParams, ticks: int) -> dict[int, bytes]:
     engine.submit("other", replace(SMALL, seed=99, num_inference_steps=6))
     for _ in range(ticks):
         engine.tick()
-    states = engine.states("x")
+    states = engine.snapshots("x")
     engine.cancel("x")
     engine.cancel("other")
     return states
@@ -83,7 +83,7 @@ def differing(nets: Any, schedulers: Sequence[str]) -> int:
     for scheduler in schedulers:
         params = job(scheduler, rng)
         states = parked(before, params, rng.randint(1, params.unet_calls + 3))
-        resumed = made(after, params, RunPlan(states=states))
+        resumed = made(after, params, RunPlan(snapshots=states))
         different += resumed != made(through, params)
     return different
 
@@ -107,7 +107,7 @@ def test_in_bfloat16_too(nets: Any) -> None:
 
 def off_by_one(run: Run, saved: Any) -> None:
     snapshot.resume(run, saved)
-    run.call += run.call < run.last - 1
+    run.call += run.call < run.calls_to_make - 1
 
 
 def noise_forgotten(run: Run, saved: Any) -> None:
@@ -136,9 +136,9 @@ def test_a_draft_goes_on_as_if_never_stopped(nets: Any, scheduler: str) -> None:
     while not (outcomes := engine.tick()):
         pass
     [draft] = outcomes
-    assert len(draft.states) == len(draft.pictures) == 3
+    assert len(draft.snapshots) == len(draft.pictures) == 3
     assert draft.calls == 3 * engine_calls(scheduler, 3)
-    chosen = RunPlan(samples=(0, 2), states={0: draft.states[0], 2: draft.states[2]})
+    chosen = RunPlan(samples=(0, 2), snapshots={0: draft.snapshots[0], 2: draft.snapshots[2]})
     whole = made(engine_of(nets), params)
     assert made(engine_of(nets), params, chosen) == [whole[0], whole[2]]
     assert [p.rgb for p in draft.pictures] != whole
@@ -154,9 +154,9 @@ def test_what_differs_is_named(nets: Any) -> None:
     def refusal(content: bytes, **other: Any) -> str:
         engine = engine_of(replace(nets, **other.pop("nets", {})))
         params = replace(SMALL, samples=1, **other)
-        engine.submit("x", params, 0, RunPlan(states={0: content}, varied=True))
+        engine.submit("x", params, 0, RunPlan(snapshots={0: content}, varied=True))
         [outcome] = engine.tick()
-        assert isinstance(outcome.error, StateRefused)
+        assert isinstance(outcome.error, SnapshotRefused)
         return outcome.error.detail
 
     for words, found in (
@@ -175,7 +175,7 @@ def test_what_differs_is_named(nets: Any) -> None:
 
 def test_a_state_that_is_refused_costs_time_only(nets: Any) -> None:
     params = replace(SMALL, num_inference_steps=5, samples=1)
-    again = made(engine_of(nets), params, RunPlan(states={0: b"broken"}))
+    again = made(engine_of(nets), params, RunPlan(snapshots={0: b"broken"}))
     assert again == made(engine_of(nets), params)
 
 
@@ -193,7 +193,7 @@ def test_elsewhere_only_another_request_goes_on(
     """Whose bits nobody promised; any other picture begins anew."""
     [content] = parked(engine_of(nets), replace(SMALL, samples=1), 3).values()
     assert before in content
-    resume_plan = RunPlan(states={0: content.replace(before, after)})
+    resume_plan = RunPlan(snapshots={0: content.replace(before, after)})
     for varied in (False, True):
         engine = engine_of(nets)
         engine.submit("x", replace(SMALL, samples=1), 0, replace(resume_plan, varied=varied))

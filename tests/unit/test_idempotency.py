@@ -87,7 +87,7 @@ def test_it_is_remembered_as_long_as_the_record_lives(db: Database) -> None:
     second = ordered(db, key_id, UNDER_A, now=15.0)  # expired, its row still there
     assert second != first and ordered(db, key_id, UNDER_A, now=15.0) == second
     with db.write() as c:
-        assert [job.id for job in queue.expire(c, 16.0)] == [first]
+        assert [job.id for job in queue.delete_expired(c, 16.0)] == [first]
     assert ordered(db, key_id, UNDER_A, now=16.0) == second
 
 

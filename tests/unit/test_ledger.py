@@ -121,8 +121,8 @@ def test_second_end_of_a_job_is_impossible(db: Database) -> None:
     key_id = make_key(db)
     job_id = put(db, key_id)
     with db.write() as c:
-        ledger.settle(c, key_id, job_id, 10, 2.0, held_micros=10)
-    for again in (partial(ledger.settle, held_micros=10), ledger.release):
+        ledger.settle(c, key_id, job_id, 10, 2.0, reserved_micros=10)
+    for again in (partial(ledger.settle, reserved_micros=10), ledger.release):
         with pytest.raises(sa.exc.IntegrityError), db.write() as c:
             again(c, key_id, job_id, 10, 3.0)
     with pytest.raises(sa.exc.IntegrityError), db.write() as c:
@@ -162,7 +162,7 @@ def test_expiry_forgets_jobs_but_not_money(db: Database) -> None:
     [job] = claim(db)
     with db.write() as c:
         queue.finish(c, job, "w", RESULT, 10.0, 100.0)
-        assert queue.expire(c, 109.0) == []
-        assert [gone.id for gone in queue.expire(c, 111.0)] == [job_id]
+        assert queue.delete_expired(c, 109.0) == []
+        assert [gone.id for gone in queue.delete_expired(c, 111.0)] == [job_id]
         assert queue.read(c, [job_id]) == {}
     assert audit(db) == []

@@ -93,7 +93,7 @@ def test_weights_that_end_their_workers(db: Database) -> None:
     for n in range(4):
         assert crashing(2.0) == set()
         with db.write() as c:
-            queue.release(c, f"w{n}", 2.0, KEEP_S, blame=True)
+            queue.end_lease(c, f"w{n}", 2.0, KEEP_S, blame=True)
     assert crashing(2.0) == {str(bad)}
     assert crashing(2.0 + load_failures.FORGET_S) == set()
     with db.write() as c:
@@ -103,7 +103,7 @@ def test_weights_that_end_their_workers(db: Database) -> None:
         load_failures.begin(c, "w4", bad, 3.0)
     assert crashing(4.0) == {str(bad)}
     with db.write() as c:
-        queue.release(c, "w4", 4.0, KEEP_S, blame=False)  # an orderly stop in its midst
+        queue.end_lease(c, "w4", 4.0, KEEP_S, blame=False)  # an orderly stop in its midst
     assert crashing(4.0) == set()
     with db.write() as c:
         load_failures.begin(c, "w5", bad, 3.0)

@@ -131,8 +131,8 @@ class AnyOrder(RuleBasedStateMachine):
             found = queue.read(c, self.known[n % 10 : n % 10 + 1])
             for job in found.values():
                 if job.state is State.PARKED:
-                    assert drafts.go_on(c, job, samples, job.params, self.tick())
-                assert job.draft is None or not drafts.go_on(c, job, samples, job.params, self.now)
+                    assert drafts.resume(c, job, samples, job.params, self.tick())
+                assert job.draft is None or not drafts.resume(c, job, samples, job.params, self.now)
 
     @rule(n=st.integers(0, 9))
     def cancel(self, n: int) -> None:
@@ -143,14 +143,14 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b"]), blame=st.booleans())
     def die(self, name: str, blame: bool) -> None:
         with self.db.write() as c:
-            queue.release(c, name, self.tick(), KEEP_S, blame=blame)
+            queue.end_lease(c, name, self.tick(), KEEP_S, blame=blame)
 
     @rule(leap=st.sampled_from([1.0, 12.0, 60.0]))
     def time_passes(self, leap: float) -> None:
         self.now += leap
         with self.db.write() as c:
             queue.reap(c, self.now, lease_s=10, queue_s=50, run_s=30, retention_s=KEEP_S)
-            queue.expire(c, self.now)
+            queue.delete_expired(c, self.now)
 
     @invariant()
     def money_adds_up(self) -> None:

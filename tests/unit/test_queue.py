@@ -113,7 +113,7 @@ def test_poison_job_fails_after_its_attempts(db: Database) -> None:
         worker(db, f"w{n}")
         assert len(claim(db, f"w{n}")) == 1
         with db.write() as c:
-            queue.release(c, f"w{n}", 3.0, KEEP_S, blame=True)
+            queue.end_lease(c, f"w{n}", 3.0, KEEP_S, blame=True)
     assert (get(db, job_id).state, get(db, job_id).reason) == (State.FAILED, "worker_lost")
     assert free(db, key_id) == 1000
 
@@ -124,7 +124,7 @@ def test_orderly_release_does_not_count(db: Database) -> None:
         worker(db, f"w{n}")
         assert len(claim(db, f"w{n}")) == 1
         with db.write() as c:
-            queue.release(c, f"w{n}", 3.0, KEEP_S, blame=False)
+            queue.end_lease(c, f"w{n}", 3.0, KEEP_S, blame=False)
     assert get(db, job_id).state is State.QUEUED
 
 
@@ -165,7 +165,7 @@ def test_a_job_that_saw_a_worker_die_runs_by_itself(db: Database) -> None:
     worker(db)
     assert [j.id for j in claim(db, limit=2)] == [first, second]
     with db.write() as c:
-        queue.release(c, "w", 3.0, KEEP_S, blame=True)
+        queue.end_lease(c, "w", 3.0, KEEP_S, blame=True)
     worker(db, "v")
     with db.write() as c:
         assert queue.claim(c, "v", ["m"], 4, 4.0, alone=False) == []
@@ -180,7 +180,7 @@ def test_the_queue_deadline_begins_anew_when_a_job_is_given_back(db: Database) -
     worker(db)
     claim(db, now=4000.0)
     with db.write() as c:
-        queue.release(c, "w", 4010.0, KEEP_S, blame=False)
+        queue.end_lease(c, "w", 4010.0, KEEP_S, blame=False)
         limits = {"lease_s": 10.0, "queue_s": 3600.0, "run_s": 1800.0, "retention_s": KEEP_S}
         queue.reap(c, 4020.0, **limits)
     assert get(db, job_id).state is State.QUEUED
@@ -251,7 +251,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b"]), blame=st.booleans())
     def die(self, name: str, blame: bool) -> None:
         with self.db.write() as c:
-            queue.release(c, name, self.tick(), 20.0, blame=blame)
+            queue.end_lease(c, name, self.tick(), 20.0, blame=blame)
 
     @rule(n=st.integers(0, 5))
     def cancel(self, n: int) -> None:
@@ -264,7 +264,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now += leap
         with self.db.write() as c:
             queue.reap(c, self.now, lease_s=10, queue_s=50, run_s=30, retention_s=20.0)
-            queue.expire(c, self.now)
+            queue.delete_expired(c, self.now)
 
     @invariant()
     def money_adds_up(self) -> None:

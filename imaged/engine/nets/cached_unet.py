@@ -14,7 +14,7 @@ import torch
 from cachetools import LRUCache
 
 from imaged.engine.nets.cuda_graphs import Graphs
-from imaged.engine.nets.layers import Conv2d, Layer, Pair
+from imaged.engine.nets.layers import Conv2d, KeysValues, Layer
 from imaged.engine.nets.unet import UNetModel
 from imaged.engine.prompt.encode import Encoded
 
@@ -33,14 +33,14 @@ class Unet:
         self.net = net
         self._call = Graphs(self._plain) if graphs else self._plain
         self.device, self.dtype = net.device, net.dtype
-        self.changed = False  # whether LoRAs are in use, which recorded calls know nothing of
+        self.loras_in_use = False  # whether LoRAs are in use, which recorded calls know nothing of
         self._attentions = net.cross_attentions()
         self._projections = [block.time_emb_proj for block in net.resnets()]
         for layer in net.modules():
             if isinstance(layer, Conv2d):
                 layer.packs = True
-        #: By id of the text, and by ids of the stacked ones; what has the id is held beside it, so
-        #: that no other object gets it.
+        #: By id of the text, and by ids of the stacked ones. The objects are kept beside, so that
+        #: their ids are not reused.
         self._texts: LRUCache[int, tuple[Encoded, torch.Tensor]] = LRUCache(CACHED_TEXTS)
         self._stacks: LRUCache[tuple[int, ...], tuple[Any, torch.Tensor]] = LRUCache(CACHED_STACKS)
 
@@ -77,7 +77,7 @@ class Unet:
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """x (rows, C, h, w), times (rows, E), texts (rows, T) -> outputs (rows, C, h, w)."""
-        call = self._plain if self.changed else self._call
+        call = self._plain if self.loras_in_use else self._call
         return call(x.to(self.dtype), times, texts)
 
     @torch.inference_mode()
@@ -106,10 +106,11 @@ class Unet:
 
     def _plain(self, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         widths = [projection.out_features for projection in self._projections]
-        out: torch.Tensor = self.net(x, iter(torch.split(times, widths, dim=1)), self._pairs(texts))
+        split = iter(torch.split(times, widths, dim=1))
+        out: torch.Tensor = self.net(x, split, self._keys_values(texts))
         return out
 
-    def _pairs(self, texts: torch.Tensor) -> Iterator[Pair]:
+    def _keys_values(self, texts: torch.Tensor) -> Iterator[KeysValues]:
         """(rows, heads, tokens, head width) keys and values of each cross-attention, as views."""
         widths = [attention.to_k.out_features for attention in self._attentions]
         tokens, at = texts.shape[1] // (2 * sum(widths)), 0

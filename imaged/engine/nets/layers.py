@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 LowRank = tuple[torch.Tensor, torch.Tensor, float]  # down, up, scale: see lora.py
 
 GUIDED_ROWS = 2  # of one guided image: without and with the prompt
@@ -71,8 +71,8 @@ class Conv2d(Layer, nn.Conv2d):
         """
         weight = self.weight
         able = self.kernel_size != (1, 1) and weight.numel() <= MAX_PACKED_WEIGHT and _packs()
-        plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self._packed, self._packed_for = None, torch.Size() if wanted and able and plain else None
+        able = able and weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._packed, self._packed_for = None, torch.Size() if wanted and able else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies do not pack: their weight may be replaced."""
@@ -92,7 +92,7 @@ class Conv2d(Layer, nn.Conv2d):
         assert not isinstance(self.padding, str)
         geometry = (*map(list, (self.padding, self.stride, self.dilation)), self.groups)
         operators = torch.ops.mkldnn
-        if self._packed is None or self._packed_for != x.shape[2:]:  # the order is the size's
+        if self._packed is None or self._packed_for != x.shape[2:]:  # it depends on the size
             packed = operators._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
             self._packed, self._packed_for = packed, x.shape[2:]
         given: tuple[Any, ...] = (self._packed, self.bias, *geometry, "none", [], "")
@@ -111,7 +111,7 @@ def _packs() -> bool:
     return has and x86 and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-class Attend(Layer):
+class ScaledDotProduct(Layer):
     """Queries, keys and values, each (rows, heads, tokens, head width)."""
 
     def plain(self, *rows: torch.Tensor) -> torch.Tensor:
@@ -178,16 +178,16 @@ class Attention(nn.Module):
         self.to_k = Linear(context, width, bias)
         self.to_v = Linear(context, width, bias)
         self.to_out = nn.ModuleList([Linear(width, width)])
-        self.attend = Attend()
+        self.attend = ScaledDotProduct()
 
-    def keys_values(self, context: torch.Tensor) -> Pair:
+    def keys_values(self, context: torch.Tensor) -> KeysValues:
         """(rows, tokens, context) -> keys and values, each (rows, heads, tokens, head width)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def forward(self, x: torch.Tensor, given: Pair | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, given: KeysValues | None = None) -> torch.Tensor:
         """`given`: keys and values, where they are not the sequence's own."""
         keys, values = given or self.keys_values(x)
         h = self.attend(self._split(self.to_q(x)), keys, values)

@@ -19,8 +19,8 @@ from imaged.engine.nets.layers import (
     Attention,
     Conv2d,
     Downsample,
+    KeysValues,
     Linear,
-    Pair,
     ResBlock,
     Upsample,
 )
@@ -138,7 +138,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: torch.Tensor, text: Pair) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, text: KeysValues) -> torch.Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), text)
         out: torch.Tensor = x + self.ff(self.norm3(x))
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         )
         self.proj_out = Linear(width, width)
 
-    def forward(self, x: torch.Tensor, texts: Iterator[Pair]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, texts: Iterator[KeysValues]) -> torch.Tensor:
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.transformer_blocks:
             h = block(h, next(texts))
@@ -187,7 +187,7 @@ class Level(nn.Module):
         )
 
     def step(
-        self, at: int, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[Pair]
+        self, at: int, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[KeysValues]
     ) -> torch.Tensor:
         """Residual block number `at` and the transformer after it, if there is one."""
         x = self.resnets[at](x, next(times))
@@ -201,7 +201,7 @@ class Down(Level):
         self.downsamplers = nn.ModuleList(map(Downsample, widths))
 
     def forward(
-        self, skips: list[torch.Tensor], times: Iterator[torch.Tensor], texts: Iterator[Pair]
+        self, skips: list[torch.Tensor], times: Iterator[torch.Tensor], texts: Iterator[KeysValues]
     ) -> None:
         """Goes on from the last of `skips` and appends what the way up will read."""
         for at in range(len(self.resnets)):
@@ -217,7 +217,7 @@ class Middle(Level):
         super().__init__(config, at, [width, width], config.mid_depth(), 1)
 
     def forward(
-        self, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[Pair]
+        self, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[KeysValues]
     ) -> torch.Tensor:
         return self.step(1, self.step(0, x, times, texts), times, texts)
 
@@ -233,7 +233,7 @@ class Up(Level):
         x: torch.Tensor,
         skips: list[torch.Tensor],
         times: Iterator[torch.Tensor],
-        texts: Iterator[Pair],
+        texts: Iterator[KeysValues],
     ) -> torch.Tensor:
         for at in range(len(self.resnets)):
             x = self.step(at, torch.cat([x, skips.pop()], dim=1), times, texts)
@@ -298,7 +298,7 @@ class UNetModel(Net):
         return F.silu(out)
 
     def forward(
-        self, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[Pair]
+        self, x: torch.Tensor, times: Iterator[torch.Tensor], texts: Iterator[KeysValues]
     ) -> torch.Tensor:
         """x (rows, channels, h, w) -> output of the same shape.
 

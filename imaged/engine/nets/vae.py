@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from imaged.engine.nets.layers import Attention, Pair, ResBlock, Upsample
+from imaged.engine.nets.layers import Attention, KeysValues, ResBlock, Upsample
 from imaged.engine.nets.net import Config, Net
 
 EPS = 1e-6
@@ -43,7 +43,7 @@ class CellAttention(Attention):
         super().__init__(width, width, heads=1, bias=True)
         self.group_norm = nn.GroupNorm(groups, width, EPS)
 
-    def forward(self, x: torch.Tensor, given: Pair | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, given: KeysValues | None = None) -> torch.Tensor:
         """(rows, width, h, w) -> the same shape."""
         cells = super().forward(self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2), given)
         return x + cells.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from imaged.sampling.noise_schedule import Path
+from imaged.sampling.noise_schedule import StepPath
 
 Vector = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ class Walk:
     `draws` how many fresh noises came after each call.
     """
 
-    path: Path
+    path: StepPath
     velocity: bool  # the model gives sqrt(alpha) * eps - sqrt(1 - alpha) * clean and not eps
     calls: int  # as many as there may be
     inputs: list[Vector] = field(default_factory=list)

@@ -13,11 +13,11 @@ from itertools import accumulate
 from typing import Protocol, TypeVar
 
 
-class Waiting(Protocol):
+class Candidate(Protocol):
     """An image, as far as the choice depends on it."""
 
     @property
-    def shape(self) -> Hashable: ...  # latent shape and context length: must agree in a call
+    def shape(self) -> Hashable: ...  # equal for all images of a call, see Run.shape
     @property
     def rows(self) -> int: ...  # one, or two with guidance
     @property
@@ -32,7 +32,7 @@ class Waiting(Protocol):
     def served_s(self) -> float: ...  # seconds of its calls so far
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=Candidate)
 
 AGEING = 0.05  # seconds of work that a second of waiting makes up for
 MAX_PICTURES = 8  # in a call, however small they are
@@ -77,8 +77,8 @@ def choose(
 
     fits(image, rows): whether a batch of the image's shape may have so many rows.
     padded(rows):      the batch size after padding.
-    While FEW images run, a newcomer may not make a call longer than SLOWED times: on a device that
-    one image keeps busy, two equal jobs end no later one after the other than side by side.
+    While at most FEW images run, one joins only if the call then takes at most SLOWED times as
+    long: on a device that one image keeps busy, it is no worse to run them in turn.
     """
     if not running:
         return []
@@ -107,7 +107,9 @@ def _pays(cost: Cost, work: float, longer: float, running: int) -> bool:
 
 
 def _fullest(chosen: list[W], cost: Cost, padded: Callable[[int], int]) -> list[W]:
-    """The longest prefix with the cheapest row: two now and one later rather than padding."""
+    """The prefix with the least seconds per row, the longest on a tie: padding may cost more than a
+    later call.
+    """
     counts = list(accumulate(p.rows for p in chosen))
     row_s = [cost.call_s(padded(rows) * chosen[0].pixels) / rows for rows in counts]
     return chosen[: max(n + 1 for n, seconds in enumerate(row_s) if seconds == min(row_s))]
@@ -116,7 +118,7 @@ def _fullest(chosen: list[W], cost: Cost, padded: Callable[[int], int]) -> list[
 def joined(used_s: Mapping[int, float], present: Collection[int], key_id: int) -> dict[int, float]:
     """Device seconds by key after `key_id` has joined those `present`.
 
-    Fair queueing: idle time earns no credit, a debt persists between two jobs.
+    Fair queueing: idle time earns no credit; a debt persists while other keys have jobs.
     """
     least = min((used_s[k] for k in present if k in used_s), default=0.0)
     kept = {k: s for k, s in used_s.items() if present and (k in present or s > least)}

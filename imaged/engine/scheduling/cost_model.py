@@ -11,7 +11,7 @@ from imaged.engine.scheduling.batching import Cost
 
 FORGET = 0.98  # weight of what was known when a call is added
 FIXED = 0.2  # share of a call that is taken for fixed until calls of two sizes were seen
-ALIKE = 1e-3  # of the sizes' mean squared: a variance below it tells nothing of a slope
+ALIKE = 1e-3  # of the squared mean size: with less variance no slope is fitted
 
 
 class CostModel:
@@ -45,8 +45,8 @@ class CostModel:
 
 
 class Clock:
-    """Time stamps on the device. A GPU runs behind the host; without waiting for `ahead` calls the
-    host would choose batches long before they run.
+    """Time stamps on the device. A GPU runs behind the host: at most `ahead` calls wait in its
+    queue, so that a batch is chosen shortly before it runs.
     """
 
     def __init__(self, device: torch.device) -> None:

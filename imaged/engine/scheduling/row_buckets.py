@@ -5,10 +5,10 @@ libraries may sum in another order. Which sizes agree depends on device, threads
 tried here once for each shape, by comparing bits; where single layers differ, they compute two rows
 at a time.
 
-A batch is compared with calls of two rows: every place then has the bits of its place in a pair,
-the first or the second. A guided image's two rows are first and second alone and in company, so
-that is enough. An image of one row is first alone and may be second in company, and shifts those
-behind it: such images share calls only where a pair with its rows exchanged gives the same bits.
+Each row of a batch has to equal the same row in a call of two. A guided image's two rows keep their
+places in a pair, so for these that is enough. An image of one row may stand second in a batch, and
+shifts those behind it: such images share calls only where a pair with its rows exchanged gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.layers import GUIDED_ROWS
 from imaged.engine.out_of_memory import is_full
 
-BUCKETS = (2, 4, 8, 16)
-AGAIN_S = 60.0  # until a trial that had no memory or time is tried again, at least
-SELDOM = 100  # and at least so many times what it took: a trial delays every image
-ENOUGH = 10_000  # values compared: a few could be equal by chance
+BATCH_SIZES = (2, 4, 8, 16)
+RETRY_TRIAL_S = 60.0  # least seconds until a trial that had no memory or time is repeated
+RETRY_TRIAL_RATIO = 100  # and at least so many times its duration: it delays every image
+MIN_VALUES = 10_000  # values compared: a few could be equal by chance
 #: Times as many in bfloat16 and float16: their rounding hides another order of summation in all but
 #: one value in 15,000 to 50,000 (in float32 every second to fourth value shows it).
-ROUNDED = 32
+HALF_PRECISION_FACTOR = 32
 #: Seconds. The loop waits for a trial. One that would take longer than MAX_TRIAL_S, judged after
-#: SOON_S, is given up and images of its shape run alone: sharing gains little where calls are slow.
-MAX_TRIAL_S, SOON_S = 30.0, 1.0
+#: JUDGE_AFTER_S, is given up and images of its shape run alone: sharing gains little where calls
+#: are slow.
+MAX_TRIAL_S, JUDGE_AFTER_S = 30.0, 1.0
 
 
-class Buckets:
+class VerifiedBatchSizes:
     """Batch sizes that exact images may share, by shape."""
 
     def __init__(self) -> None:
@@ -96,12 +97,12 @@ class Buckets:
 def _later(began: float) -> float:
     """When a trial that began then and failed now may be repeated."""
     now = time.monotonic()
-    return now + max(AGAIN_S, SELDOM * (now - began))
+    return now + max(RETRY_TRIAL_S, RETRY_TRIAL_RATIO * (now - began))
 
 
 def fit(rows: int) -> int:
-    """Batch size after padding: the smallest bucket that holds so many rows."""
-    return next(bucket for bucket in BUCKETS if bucket >= rows)
+    """Batch size after padding: the smallest that holds so many rows, 16 at most."""
+    return next(bucket for bucket in BATCH_SIZES if bucket >= rows)
 
 
 @torch.inference_mode()
@@ -109,7 +110,7 @@ def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | N
     """Whether a batch of `rows` has the bits of calls of two rows, and a batch of two those of
     itself with its rows exchanged, on noise like the example; None if it takes too long.
     """
-    enough = ENOUGH * (1 if unet.dtype == torch.float32 else ROUNDED)
+    enough = MIN_VALUES * (1 if unet.dtype == torch.float32 else HALF_PRECISION_FACTOR)
     batches = -(-enough // (rows * example[0].numel()))
     began = time.monotonic()
     for n in range(batches):
@@ -131,7 +132,7 @@ def agrees(unet: Unet, rows: int, example: tuple[torch.Tensor, ...]) -> bool | N
 
 def _too_long(seconds: float, share: float) -> bool:
     """Whether the whole will take too long, if this share of it took so many seconds."""
-    return seconds > SOON_S and seconds / share > MAX_TRIAL_S
+    return seconds > JUDGE_AFTER_S and seconds / share > MAX_TRIAL_S
 
 
 def _noises(rows: int, example: tuple[torch.Tensor, ...], seed: int = 0) -> list[torch.Tensor]:

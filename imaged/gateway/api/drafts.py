@@ -41,7 +41,8 @@ async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
     if job.state is not State.PARKED:
         raise NotParked()
     params = await _changed(gateway, job, sent)
-    if not await gateway.writer.write(lambda c: drafts.go_on(c, job, samples, params, time.time())):
+    resumed = gateway.writer.write(lambda c: drafts.resume(c, job, samples, params, time.time()))
+    if not await resumed:
         raise NotParked()
     after = await own_job(request, gateway)
     return JSONResponse(bodies.status(after, gateway.links(request))[1])

@@ -45,8 +45,8 @@ def _chores_once(gateway: Gateway) -> None:
         )
         if s.history_s > 0:
             history.keep(connection, now)
-        history.expire(connection, now - s.history_s)
-        gone = queue.expire(connection, now)
+        history.delete_older(connection, now - s.history_s)
+        gone = queue.delete_expired(connection, now)
     for job in gone:  # after the commit: no row may point to a missing file
         try:
             gateway.blobs.delete_of(job.id)

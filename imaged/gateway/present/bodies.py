@@ -132,7 +132,7 @@ def metrics(job: Job) -> dict[str, float]:
     if not job.state.final or job.finished_at is None:
         return {}
     started = job.started_at or job.finished_at
-    waited = waits(job.created_at, started, job.finished_at)
+    waited = durations(job.created_at, started, job.finished_at)
     found = {"inference_time": round(job.finished_at - started, 6), **waited}
     if job.state is State.COMPLETED and job.result:
         found["inference_time"] = job.result["inference_s"]
@@ -145,7 +145,7 @@ def metrics(job: Job) -> dict[str, float]:
     return found
 
 
-def waits(created_at: float, started_at: float, finished_at: float) -> dict[str, float]:
+def durations(created_at: float, started_at: float, finished_at: float) -> dict[str, float]:
     """Seconds from submit to start, and to the end."""
     return {
         "queue_time": round(started_at - created_at, 6),

@@ -69,11 +69,11 @@ class JobReader:
         """
         deadline = time.monotonic() + wait_s
         job = await self.job(key, job_id)
-        if job.state.waits or not wait_s:
+        if job.state.at_rest or not wait_s:
             return job
         gone = asyncio.create_task(_hung_up(receive))
         try:
-            while not job.state.waits and (left_s := deadline - time.monotonic()) > 0:
+            while not job.state.at_rest and (left_s := deadline - time.monotonic()) > 0:
                 await self._watcher.wait(job_id, _rests, left_s, gone)
                 if gone.done():
                     break
@@ -85,7 +85,7 @@ class JobReader:
         return job
 
     def _read(self, ids: list[str]) -> dict[str, Job]:
-        """Jobs by id, without those whose time is over though their rows are not deleted yet."""
+        """Jobs by id, without expired ones, whose rows are deleted later."""
         with self._db.read() as connection:
             found = queue.read(connection, ids)
         now = time.time()
@@ -106,7 +106,7 @@ class JobReader:
 
 def _rests(status: JobStatus | None) -> bool:
     """Whether a job has ended, rests, or was deleted."""
-    return status is None or status.state.waits
+    return status is None or status.state.at_rest
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -13,7 +13,7 @@ from imaged.jobs import JobStatus
 
 log = logging.getLogger(__name__)
 
-REST = 4  # pause after a read, times its duration: reads take a fifth of the time at most
+REST = 4  # the pause after a read is so many times as long, and MAX_REST_S at most
 MAX_REST_S = 0.05
 
 Moved = Callable[[JobStatus | None], bool]
@@ -40,8 +40,8 @@ class JobWatcher:
     async def wait(
         self, job_id: str, moved: Moved, wait_s: float, *others: asyncio.Future[None]
     ) -> bool:
-        """True once `moved` is true of the job's status, or the server stops; False once one of the
-        `others` is done or wait_s seconds are over.
+        """True once `moved` is true of the job's status, the server stops, or a read fails; False
+        once one of the `others` is done or wait_s seconds are over.
 
         The status is read at the start too, so no write since the caller's own read is missed.
         """

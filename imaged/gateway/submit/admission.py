@@ -1,5 +1,5 @@
-"""Admission: key, model, rules, seed, price, and the transaction that queues a job and
-reserves it.
+"""Admission: key, model, rules, seed, price, and the transaction that queues a job and reserves its
+price.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Admission:
 
     async def repeats(self, key: Key, options: RequestOptions) -> bool:
         """Whether a job was put under this Idempotency-Key before."""
-        word = options.idempotency_key
-        return word is not None and await self._db.query(
-            lambda c: idempotency.known(c, key.id, word)
+        idempotency_key = options.idempotency_key
+        return idempotency_key is not None and await self._db.query(
+            lambda c: idempotency.known(c, key.id, idempotency_key)
         )

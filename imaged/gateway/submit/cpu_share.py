@@ -28,13 +28,13 @@ class CpuShare:
         self._one = asyncio.Semaphore(1)
         self._waiting: Counter[int] = Counter()
         #: When a key's use will be within its share again, monotonic seconds.
-        self._even: LRUCache[int, float] = LRUCache(10_000)
+        self._within_share_at: LRUCache[int, float] = LRUCache(10_000)
 
     async def run(self, key_id: int, work: Callable[[], T]) -> T:
         """The result of `work`. Raises TooFast for a key with MAX_WAITING pieces waiting, or over
         its share of CPU time.
         """
-        wait_s = self._even.get(key_id, 0.0) - time.monotonic() - AT_ONCE_S / SHARE
+        wait_s = self._within_share_at.get(key_id, 0.0) - time.monotonic() - AT_ONCE_S / SHARE
         if wait_s > 0 or self._waiting[key_id] >= MAX_WAITING:
             raise TooFast(max(wait_s, AT_ONCE_S), time.time())
         self._waiting[key_id] += 1
@@ -44,7 +44,8 @@ class CpuShare:
         finally:
             self._waiting -= Counter([key_id])
         now = time.monotonic()
-        self._even[key_id] = max(self._even.get(key_id, now), now) + took_s / SHARE
+        since = max(self._within_share_at.get(key_id, now), now)
+        self._within_share_at[key_id] = since + took_s / SHARE
         return result
 
 

@@ -20,7 +20,7 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
 #: Fields that are always part of a fingerprint. Later ones are only where they differ from their
 #: default, so that fingerprints of older requests stay the same.
-FIRST = frozenset(
+ALWAYS_HASHED = frozenset(
     {
         *("prompt", "negative_prompt", "samples", "scheduler", "num_inference_steps", "seed"),
         *("guidance_scale", "img_width", "img_height", "base64", "output_format"),
@@ -43,7 +43,7 @@ def fingerprint(
 
     params: as sent, so a seed of -1 stays -1.
     """
-    asked = {n: v for n, v in params.as_dict().items() if n in FIRST or v != DEFAULTS[n]}
+    asked = {n: v for n, v in params.as_dict().items() if n in ALWAYS_HASHED or v != DEFAULTS[n]}
     if options.draft_steps:
         asked["draft"] = options.draft_steps
     if options.made_in:

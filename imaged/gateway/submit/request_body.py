@@ -18,7 +18,7 @@ from imaged.gateway.submit.draft_option import DRAFT
 from imaged.params.image_params import ImageParams, read_params
 from imaged.params.knobs import KNOBS, Knob
 
-MAX_FIELDS = 100
+MAX_FORM_FIELDS = 100
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms
 
 
@@ -59,7 +59,7 @@ def read_json(content: bytes) -> dict[str, Any]:
 async def _read_form(request: Request) -> dict[str, Any]:
     """The text fields of a form; raises MalformedBody if it has files."""
     try:
-        async with request.form(max_files=0, max_fields=MAX_FIELDS) as form:
+        async with request.form(max_files=0, max_fields=MAX_FORM_FIELDS) as form:
             pairs = list(form.multi_items())
     except (HTTPException, MultiPartException, ValueError, LookupError):
         raise MalformedBody("The body must be a form with text fields only.") from None

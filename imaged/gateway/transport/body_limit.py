@@ -13,22 +13,22 @@ from imaged.gateway.present.errors import error_response
 BODY_S = 30.0  # to receive a whole body
 DRAINED = 32 * 1024 * 1024  # bytes of an oversized body that are read, so that 413 arrives
 MAX_HEADERS = 65_536  # bytes of all names and values
-MAX_FIELDS = 100
+MAX_HEADER_FIELDS = 100
 CLOSE = {"connection": "close"}  # the rest of the body must not be parsed as a request
 
 
-class Guard:
-    """Answers 431, 408 and 413; the app gets whole bodies only."""
+class BodyLimit:
+    """Answers 431, 408 and 413; of methods that have a body the app gets whole ones only."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app, self._max_body = app, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (
-            len(scope["headers"]) > MAX_FIELDS or _size(scope) > MAX_HEADERS
+            len(scope["headers"]) > MAX_HEADER_FIELDS or _size(scope) > MAX_HEADERS
         ):
             problem: ImagedError = HeadersTooLarge(
-                f"The headers are over {MAX_HEADERS} bytes or {MAX_FIELDS} fields."
+                f"The headers are over {MAX_HEADERS} bytes or {MAX_HEADER_FIELDS} fields."
             )
             await error_response(problem, CLOSE)(scope, receive, send)
             return

@@ -77,7 +77,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._stalled: float | None = None  # since when the client reads nothing
         self._head = 0  # bytes of headers so far
         self._in_head, self._refused = True, False
-        self._between, self._begun = True, 0  # no request open; requests begun in the last data
+        self._no_request, self._begun = True, 0  # begun: requests in the last data
         self._asked = b""  # a request that waits for its cached answer
         #: The request whose answer goes into the cache, and what `ResponseCache.put` takes.
         self._keeping: tuple[bytes, int, float] | None = None
@@ -100,18 +100,18 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         if self._asked:  # more data before the cached answer: parse all of it
             data, self._asked = self._asked + data, b""
-        elif self._idle() and self._ask(data):
+        elif self._idle() and self._ask_cache(data):
             return
         self._parse(data)
 
-    def _ask(self, data: bytes) -> bool:
+    def _ask_cache(self, data: bytes) -> bool:
         """Ask the cache; False if it has no answer, or if the client reads nothing."""
-        if self.flow.write_paused or not self.cache.ask((self.address, data), self._again):
+        if self.flow.write_paused or not self.cache.ask((self.address, data), self._on_cached):
             return False
         self._asked = data
         return True
 
-    def _again(self, answer: bytes | None) -> None:
+    def _on_cached(self, answer: bytes | None) -> None:
         """Send the cached answer; parse the request if there is none any more."""
         data, self._asked = self._asked, b""
         if not data or self.transport.is_closing():
@@ -125,7 +125,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def _parse(self, data: bytes) -> None:
-        alone, self._begun = self._between, 0
+        alone, self._begun = self._no_request, 0
         if self.due is None and (self.cycle is None or self.cycle.response_complete):
             self._wait(self.limiter.limits.headers_s)
         super().data_received(data)
@@ -133,7 +133,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._head += len(data)
             if self._head > MAX_HEADERS:
                 self._refuse(HeadersTooLarge(f"The headers are over {MAX_HEADERS} bytes."))
-        elif alone and self._between and self._begun == 1 and not self.transport.is_closing():
+        elif alone and self._no_request and self._begun == 1 and not self.transport.is_closing():
             # One whole request, which the app has not seen yet.
             keep: Any = partial(self._keep, data)
             self.scope["extensions"] = {EXTENSION: keep}
@@ -144,12 +144,12 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.transport.copies = []  # type: ignore[attr-defined]
 
     def shutdown(self) -> None:
-        self._again(None)  # answer what was asked first
+        self._on_cached(None)  # answer what was asked first
         super().shutdown()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head, self._in_head, self._between = 0, True, False
+        self._head, self._in_head, self._no_request = 0, True, False
         self._begun += 1
         if self.due is None:
             self._wait(self.limiter.limits.headers_s)
@@ -160,7 +160,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self.due, self._between = None, True
+        self.due, self._no_request = None, True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -206,7 +206,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         return self.since if self._idle() else None
 
     def _idle(self) -> bool:
-        return self._between and (self.cycle is None or self.cycle.response_complete)
+        return self._no_request and (self.cycle is None or self.cycle.response_complete)
 
     def cut(self) -> None:
         """Abort the connection; what is unsent is lost."""

@@ -40,8 +40,8 @@ class ResponseCache:
         self.writes = 0  # changes seen so far
 
     def ask(self, ident: Ident, tell: Tell) -> bool:
-        """True if there is an answer: `tell` is called with it, or with None if it does not
-        hold.
+        """True if an answer is cached: `tell` is called within this iteration of the loop, with the
+        answer or, if it does not hold any more, with None.
         """
         if len(ident[1]) > MAX_REQUEST_BYTES or ident not in self._answers:
             return False
@@ -51,7 +51,7 @@ class ResponseCache:
         return True
 
     def put(self, ident: Ident, writes: int, until: float, answer: bytes) -> None:
-        """Cache an answer that was read after so many `writes`."""
+        """Cache an answer that was read after so many `writes`; until: seconds since 1970."""
         if self.watch.exact and writes == self.writes and len(ident[1]) <= MAX_REQUEST_BYTES:
             if len(self._answers) >= MAX_CACHED:
                 self._answers.clear()

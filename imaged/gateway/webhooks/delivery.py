@@ -15,7 +15,7 @@ import httpx
 from standardwebhooks import Webhook as Signer
 
 from imaged.errors import BadParameter
-from imaged.gateway.present.bodies import waits
+from imaged.gateway.present.bodies import durations
 from imaged.gateway.present.units import dollars
 from imaged.gateway.webhooks.url_guard import UnsafeAddress, UrlGuard, host_of
 from imaged.jobs import State
@@ -72,7 +72,7 @@ class WebhookDelivery:
                 self._start(event)
         if now - self._swept > SWEEP_S:
             self._swept = now
-            await self._writer.write(lambda c: outbox.expire(c, now - LOG_S))
+            await self._writer.write(lambda c: outbox.delete_older(c, now - LOG_S))
 
     async def drain(self) -> None:
         """Wait for all attempts under way."""
@@ -185,7 +185,7 @@ def message(event: QueuedEvent, origin: str) -> dict[str, Any]:
         "request_id": facts["id"],
         "model": facts["model"],
         "status": State.COMPLETED if completed else State.FAILED,
-        "metrics": waits(facts["created_at"], started, finished),
+        "metrics": durations(facts["created_at"], started, finished),
     }
     if completed or facts.get("remaining_micros") is not None:
         data["metrics"]["cost"] = dollars(facts["cost_micros"])

@@ -57,8 +57,8 @@ def load_signer(data: Path) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(seed)
 
 
-def _secret(path: Path, else_: str) -> bytes:
-    """Read or create a secret; else_: what a new one would break, for the error."""
+def _secret(path: Path, consequence: str) -> bytes:
+    """Read or create a secret; consequence: what a new one would break, for the error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -74,7 +74,7 @@ def _secret(path: Path, else_: str) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise CommandError(
             f"{path} should hold {SECRET_BYTES} bytes and holds {len(secret)}: restore it from a "
-            f"backup; a new one would make {else_}"
+            f"backup; a new one would make {consequence}"
         )
     return secret
 

@@ -1,7 +1,7 @@
 """Ledger: integer micro-dollars in append-only rows, and the balances that they add up to.
 
-balance: granted minus settled. reserved: held by open jobs. Every function runs in the transaction
-that changes the job.
+balance: granted minus settled. reserved: held by open jobs. reserve, settle and release run in the
+transaction that changes the job.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def settle(
     amount_micros: int,
     now: float,
     *,
-    held_micros: int,
+    reserved_micros: int,
 ) -> None:
     """Charge a job, at most what it reserved. Ending a job twice is an integrity error."""
-    assert 0 < amount_micros <= held_micros
+    assert 0 < amount_micros <= reserved_micros
     _write(connection, key_id, job_id, "settle", amount_micros, now)
-    _add(connection, key_id, balance=-amount_micros, reserved=-held_micros)
+    _add(connection, key_id, balance=-amount_micros, reserved=-reserved_micros)
 
 
 def release(

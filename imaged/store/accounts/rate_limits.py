@@ -32,7 +32,7 @@ def rate_limit(key: Any, now: float, taken: int = 0) -> RateLimit:
     return RateLimit(key.rpm, int(bucket), now + (key.rpm - bucket) * 60 / key.rpm)
 
 
-def hold(
+def take_and_reserve(
     connection: sa.Connection, key: Any, job_id: str, cost_micros: int, now: float
 ) -> tuple[float, RateLimit]:
     """Take a token and reserve the price; returns the job's tag (virtual start time) and the

@@ -47,7 +47,7 @@ def park(
     return bool(parked.rowcount)
 
 
-def go_on(
+def resume(
     connection: sa.Connection, job: Job, samples: Sequence[int], params: ImageParams, now: float
 ) -> bool:
     """PARKED -> QUEUED for the chosen images; False if the job is not parked."""
@@ -71,7 +71,7 @@ def go_on(
     return bool(moved.rowcount)
 
 
-def expire(connection: sa.Connection, now: float, retention_s: float) -> int:
+def cancel_expired(connection: sa.Connection, now: float, retention_s: float) -> int:
     """Cancel drafts that were not finished in time; what was made of them is charged."""
     which = [jobs.c.state == State.PARKED, jobs.c.expires_at < now]
     reason, error = "draft_expired", "the draft was not finished in time"

@@ -1,4 +1,4 @@
-"""Request history of a key: open jobs, and copies of those whose rows expired."""
+"""Request history of a key: jobs that still have a row, and copies of those that were deleted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def keep(connection: sa.Connection, expired_before: float) -> None:
     connection.execute(history.insert().from_select(list(COLUMNS), ended))
 
 
-def expire(connection: sa.Connection, older_than: float) -> int:
+def delete_older(connection: sa.Connection, older_than: float) -> int:
     """Delete entries of requests made before a time; returns how many."""
     return connection.execute(history.delete().where(history.c.created_at < older_than)).rowcount
 
@@ -95,7 +95,7 @@ def one(connection: sa.Connection, key_id: int, job_id: str) -> Entry | None:
 
 
 def _of_key(key_id: int) -> sa.CompoundSelect[Any]:
-    """Open and forgotten requests of one key; there is no way to ask for all keys'."""
+    """Rows and copies of one key; there is no way to ask for all keys'."""
     live = [_LIVE.get(name, jobs.c[name]) for name in (*COLUMNS, "result", "expires_at")]
     past = [history.c[name] for name in COLUMNS]
     nothing = [sa.null().label("result"), sa.null().label("expires_at")]

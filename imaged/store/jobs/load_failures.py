@@ -14,7 +14,9 @@ FORGET_S = 600.0  # after which a crash does not count
 
 
 def begin(connection: sa.Connection, worker_id: str, weights: Weights, now: float) -> None:
-    """Record that this worker begins to load; it loads one checkpoint at a time."""
+    """Record that this worker begins to load; it loads one checkpoint at a time. Deletes
+    records that no longer count.
+    """
     connection.execute(
         loads.delete().where(
             (loads.c.worker_id == worker_id) | (loads.c.started_at < now - FORGET_S) & _dead()

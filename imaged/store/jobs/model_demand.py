@@ -14,7 +14,7 @@ from imaged.store.sql.schema import jobs, workers
 
 
 @dataclass(frozen=True)
-class Waiting:
+class FirstWaiting:
     """The first job in fair order of one model."""
 
     model: str
@@ -23,7 +23,7 @@ class Waiting:
     work: int  # its price, in micro-dollars
 
 
-def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> list[Waiting]:
+def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> list[FirstWaiting]:
     """The first waiting job of each of these models, in fair order."""
     found = []
     for slug in slugs:
@@ -33,7 +33,7 @@ def fairest(connection: sa.Connection, slugs: Collection[str], now: float) -> li
             .order_by(jobs.c.tag)
             .limit(1)
         )
-        found += [Waiting(*row) for row in connection.execute(first)]
+        found += [FirstWaiting(*row) for row in connection.execute(first)]
     return sorted(found, key=lambda waiting: waiting.tag)
 
 

@@ -1,4 +1,5 @@
-"""The queue in a table: put, claim, beat, finish, fail, release, cancel, reap, expire.
+"""The queue in a table: the gateway puts, reads and cancels jobs; a worker registers, claims,
+beats, finishes, fails, gives back and ends its lease; maintenance reaps and deletes.
 
 State and money of a job change in one transaction. Every write of a worker carries the epoch of its
 claim (a fencing token): if the job was claimed again since, the write does nothing.
@@ -72,7 +73,7 @@ def put(
     ).one()
     if (first := idempotency.find(connection, key_id, options, now)) is not None:
         return Placement(first, rate_limits.rate_limit(key, now))
-    tag, rate = rate_limits.hold(connection, key, job_id, cost_micros, now)
+    tag, rate = rate_limits.take_and_reserve(connection, key, job_id, cost_micros, now)
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -114,7 +115,7 @@ def open_of(connection: sa.Connection, key_id: int) -> list[str]:
 
 
 def cancel(connection: sa.Connection, job_id: str, now: float, retention_s: float) -> bool:
-    """Cancel a job that has not ended, and release its reserve; its worker learns by heartbeat."""
+    """Cancel a job that has not ended; its worker learns by heartbeat. A shown draft is charged."""
     which, error = [jobs.c.id == job_id], "the job was cancelled"
     return end(connection, which, State.CANCELLED, "cancelled", error, now, retention_s) > 0
 
@@ -152,7 +153,7 @@ def claim(
 
     A job that was running when a worker crashed is claimed by itself, and only by a worker that is
     `alone`, without other jobs: if it crashes workers, it takes no other job with it.
-    most_work: no jobs are claimed if the first costs more, in micro-dollars.
+    most_work: of jobs that cost at most so much, in micro-dollars; none if the first costs more.
     """
     leased = sa.exists().where(workers.c.id == worker_id)
     waiting = (
@@ -255,12 +256,14 @@ def fail(
     now: float,
     retention_s: float,
 ) -> bool:
-    """PROCESSING -> FAILED without a charge; False if the worker holds the job no more."""
+    """PROCESSING -> FAILED; False if the worker holds the job no more. Free, unless a draft fails
+    by its caller's change, see `end`.
+    """
     mine = [still_held(job, worker_id)]
     return end(connection, mine, State.FAILED, reason, error, now, retention_s) > 0
 
 
-def release(
+def end_lease(
     connection: sa.Connection, worker_id: str, now: float, retention_s: float, *, blame: bool
 ) -> int:
     """End a worker's lease and requeue its jobs.
@@ -300,7 +303,9 @@ def reap(
     run_s: float,
     retention_s: float,
 ) -> int:
-    """Reclaim jobs of workers without a lease; fail those that waited or ran too long."""
+    """Reclaim jobs of workers without a lease, fail those that waited or ran too long, cancel
+    drafts that were not finished in time; returns how many.
+    """
     connection.execute(workers.delete().where(workers.c.seen_at < now - lease_s))
     orphaned = sa.and_(
         jobs.c.state == State.PROCESSING,
@@ -319,10 +324,10 @@ def reap(
         ),
     ):
         count += end(connection, where, State.FAILED, reason, error, now, retention_s)
-    return count + drafts.expire(connection, now, retention_s)
+    return count + drafts.cancel_expired(connection, now, retention_s)
 
 
-def expire(connection: sa.Connection, now: float) -> list[Job]:
+def delete_expired(connection: sa.Connection, now: float) -> list[Job]:
     """Delete ended jobs that have expired; returns them, for their files."""
     over = sa.and_(jobs.c.expires_at < now, jobs.c.state != State.PARKED)
     gone = connection.execute(jobs.delete().where(over).returning(jobs)).all()

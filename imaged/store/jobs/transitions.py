@@ -44,7 +44,7 @@ def requeue(
     blame: bool,
     begun: bool = True,
 ) -> int:
-    """PROCESSING -> QUEUED; returns how many.
+    """PROCESSING -> QUEUED; returns how many, with those that fail.
 
     blame: the worker crashed: the attempt counts, jobs with MAX_ATTEMPTS fail.
     begun: the job had started: without blame its Cancel-After is cleared.
@@ -120,6 +120,6 @@ def charge(
     connection: sa.Connection, key_id: int, job_id: str, held: int, owed: int, now: float
 ) -> None:
     """Settle: charge `owed` of the reserve `held`, release the rest; micro-dollars."""
-    ledger.settle(connection, key_id, job_id, owed, now, held_micros=held)
+    ledger.settle(connection, key_id, job_id, owed, now, reserved_micros=held)
     values = {"cost_micros": owed, "remaining_micros": ledger.free(connection, key_id)}
     connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))

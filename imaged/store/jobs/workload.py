@@ -30,7 +30,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Open:
-    """A running job, or one before the next of a key; work: what is left of it."""
+    """A running job, or one that will be claimed before the key's next. work: what is left."""
 
     model: str
     work: float
@@ -38,6 +38,8 @@ class Open:
 
 @dataclass(frozen=True)
 class Pace:
+    """Input of a forecast."""
+
     past: list[Past]
     ahead: list[Open]  # in the order in which they will be claimed
     workers: int

@@ -152,7 +152,7 @@ def gone(connection: sa.Connection, webhook_id: str, now: float) -> None:
     drop_waiting(connection, webhook_id, "the receiver answered 410: the webhook is disabled", now)
 
 
-def expire(connection: sa.Connection, before: float) -> None:
+def delete_older(connection: sa.Connection, before: float) -> None:
     """Delete events that ended, and webhooks that were disabled, before a time."""
     connection.execute(outbox.delete().where(outbox.c.ended_at < before))
     logged = sa.exists().where(outbox.c.webhook_id == webhooks.c.id)
