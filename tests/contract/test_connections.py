@@ -442,7 +442,7 @@ def test_who_reads_goes_last_and_who_has_stopped_does_not() -> None:
     reader: Any = protocol.DeadlineProtocol.__new__(protocol.DeadlineProtocol)
     reader.limiter, reader.loop, reader.due = connections.ConnectionLimiter(Limits()), clock, None
     reader._unread, reader._read_by, reader._stalled = 0, None, None
-    reader.cycle, reader._between = SimpleNamespace(response_complete=False), True
+    reader.cycle, reader._no_request = SimpleNamespace(response_complete=False), True
     seen = []
     for now in range(1, 8):
         size = next(unread)
