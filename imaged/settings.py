@@ -36,8 +36,8 @@ _PASSWORD = re.compile(r"(//[^/@\s]*?:)[^/@\s]*@")
 
 Text = Annotated[str, Meta(max_length=100_000)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-SomeSeconds = Annotated[float, Meta(gt=0, le=1e9)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+SomeSeconds = Annotated[float, Meta(gt=0, le=1e11)]
 
 
 def _of(text: str) -> Meta:
