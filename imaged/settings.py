@@ -36,6 +36,7 @@ _PASSWORD = re.compile(r"(//[^/@\s]*?:)[^/@\s]*@")
 
 Text = Annotated[str, Meta(max_length=100_000)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+#: Up to 3,000 years: dates end with the year 9999.
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
 SomeSeconds = Annotated[float, Meta(gt=0, le=1e11)]
 
