@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -139,7 +140,7 @@ class Settings:
             if variable.startswith(PREFIX) and (name := setting_of(variable, text)):
                 settings = replace(settings, **{name: read(name, text)})
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
-        if settings.data.is_file():
+        if os.path.isfile(settings.data):  # not Path.is_file, which raises where it may not look
             raise CommandError(
                 f"the data folder {settings.data} is a file; choose another with --data"
             )
@@ -279,8 +280,8 @@ def read(name: str, text: str) -> Any:
     try:
         return msgspec.convert(text if setting.kind is str else text.strip(), hint, strict=False)
     except msgspec.ValidationError:
-        shown = json.dumps(text[:40], ensure_ascii=False)
-        raise CommandError(f"{setting.variable} should be {setting.allowed}, not {shown}") from None
+        found = json.dumps(text[:40], ensure_ascii=False)
+        raise CommandError(f"{setting.variable} should be {setting.allowed}, not {found}") from None
 
 
 def shown(value: Any) -> str:
