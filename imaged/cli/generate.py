@@ -232,25 +232,38 @@ def write(
     settings: Settings,
 ) -> None:
     """Write the pictures' files, with receipts if this installation has a key to sign them."""
-    from imaged.provenance import receipts
-    from imaged.store.accounts.keys import load_signer
-    from imaged.worker.deliver import Stamp, facts_of
     from imaged.worker.encode import encode_jpeg, encode_png, with_comment
 
     signed = (settings.data / "receipt-key").exists() and settings.receipts == "embedded"
-    stamp = Stamp(model.checkpoint_name, "exact", engine.device)
+    sign = _signing(model, engine, settings) if signed else None
     for picture in outcome.pictures:
-        path, receipt = _output_path(output, picture.seed, params), ""
+        path = _output_path(output, picture.seed, params)
         png = path.suffix.lower() == ".png"
         asked = replace(params, output_format="png" if png else "jpeg")
-        if signed and outcome.provenance is not None:
-            facts = facts_of(asked, model.slug, picture, outcome.provenance, stamp)
-            receipt = receipts.written(receipts.sign(facts, load_signer(settings.data)))
+        receipt = sign(outcome, picture, asked) if sign else ""
         if png:
             path.write_bytes(encode_png(picture, asked, model.checkpoint_name, receipt))
         else:
             path.write_bytes(with_comment(encode_jpeg(picture), receipt))
         click.echo(f"{path}  seed {picture.seed}")
+
+
+def _signing(
+    model: Model, engine: Engine, settings: Settings
+) -> Callable[[Outcome, Picture, ImageParams], str]:
+    """What makes receipts, as text. It imports the store, which other pictures do without."""
+    from imaged.provenance import receipts
+    from imaged.store.accounts.keys import load_signer
+    from imaged.worker.deliver import Stamp, facts_of
+
+    stamp, key = Stamp(model.checkpoint_name, "exact", engine.device), load_signer(settings.data)
+
+    def receipt(outcome: Outcome, picture: Picture, params: ImageParams) -> str:
+        assert outcome.provenance is not None
+        facts = facts_of(params, model.slug, picture, outcome.provenance, stamp)
+        return receipts.written(receipts.sign(facts, key))
+
+    return receipt
 
 
 def write_sheet(pictures: Sequence[Picture], path: Path, side: int = 384) -> None:
