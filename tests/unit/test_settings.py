@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 from imaged.cli import main
-from imaged.cli.config import INTRODUCTION
 from imaged.errors import CommandError
 from imaged.settings import Settings, _ignored, known, read, shown
 
@@ -184,4 +183,3 @@ def test_config_refuses_what_there_is_not() -> None:
 
 def test_the_document_is_of_these_settings() -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == config("--markdown")
-    assert config("--markdown").startswith(INTRODUCTION)
