@@ -13,7 +13,6 @@ from imaged.checkpoint_info.metadata import scheduler_config, text_widths, token
 from imaged.errors import CheckpointRefused
 from imaged.params.image_params import ImageParams, plain
 from imaged.params.knobs import Knob
-from imaged.params.loras import without_loras
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader, problems
 from imaged.sampling.schedulers import (
@@ -79,11 +78,10 @@ class Explainer:
 
 def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
     """Reports of prompt and negative prompt; see Reader.report."""
-    read = partial(reader.report, reading=params.reading, steps=params.num_inference_steps)
-    negative = params.negative_prompt
+    prompt, negative = params.prompts
     return {
-        "prompt": read(without_loras(params.prompt)),
-        "negative_prompt": None if negative is None else read(without_loras(negative)),
+        "prompt": reader.report(prompt),
+        "negative_prompt": None if negative is None else reader.report(negative),
     }
 
 

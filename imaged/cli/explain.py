@@ -13,7 +13,7 @@ import click
 from imaged.catalogue.model import DEFAULT_SLUG, price_micros
 from imaged.cli.app import data_option, find_model, main
 from imaged.cli.generate import knob_options, read_options
-from imaged.moderation.texts import texts_to_judge
+from imaged.moderation.rules import texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 

@@ -15,7 +15,6 @@ from imaged.catalogue.model import DEFAULT_SLUG, Model
 from imaged.cli.app import data_option, find_model, main, refuse_unwritable
 from imaged.errors import BadParameter, CommandError
 from imaged.moderation.rules import REFUSAL, Rules
-from imaged.moderation.texts import texts_to_judge
 from imaged.params.image_params import ImageParams, read_params
 from imaged.params.knobs import KNOBS, Knob
 from imaged.settings import Settings
@@ -151,8 +150,7 @@ def check_output(output: Path | None, params: ImageParams, *, drafts: bool) -> N
 
 def _check_request(params: ImageParams, settings: Settings) -> None:
     """Raise CommandError now for a prompt that the rules refuse, or a LoRA that is not there."""
-    rules = Rules.load(settings.rules)
-    if any(rules.judge(text) for text in texts_to_judge(params)):
+    if Rules.load(settings.rules).refuses(params):
         raise CommandError(REFUSAL)
     there = settings.lora_names()
     for lora in params.all_loras:

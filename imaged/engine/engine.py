@@ -36,7 +36,6 @@ from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes, fit
 from imaged.engine.snapshot import WHOLE, Provenance, RunPlan, pack, read, resume
 from imaged.errors import JobFailed
 from imaged.params.image_params import ImageParams
-from imaged.params.loras import without_loras
 from imaged.sampling.schedulers import calls_before
 
 log = logging.getLogger(__name__)
@@ -268,9 +267,7 @@ class Engine:
         plans = plan_images(params, nets.scheduler_config, nets.channels, nets.vae_scale_factor)
         loras = self._loras.find(params.all_loras)
         self._loras.use(loras)
-        negated = params.negative_prompt and without_loras(params.negative_prompt)
-        prompts, steps = (without_loras(params.prompt), negated), params.num_inference_steps
-        positive, negative = self._encoder.by_step(*prompts, steps, params.reading, loras)
+        positive, negative = self._encoder.by_step(*params.prompts, loras)
         texts = (negative, positive) if plans[0].guided else (positive,)
         now = time.monotonic()
         present = {r.key_id for job in self._jobs.values() for r in job.runs}

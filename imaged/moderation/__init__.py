@@ -1,3 +1,3 @@
-"""Which prompts are refused: the operator's rules, the class that is always refused (minors), which
-texts of a request they judge (texts), and in which spellings (normalize).
+"""Which prompts are refused: the operator's rules, and the texts of a request that they judge
+(rules), the class that is always refused (minors), and in which spellings (normalize).
 """

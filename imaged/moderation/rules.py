@@ -13,8 +13,9 @@ from pathlib import Path
 
 import regex
 
-from imaged.errors import CommandError
+from imaged.errors import BadParameter, CommandError
 from imaged.moderation import minors, normalize
+from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 REASON, REFUSAL = "content_policy", "The prompt was refused by the content policy."
 HARD = "the hard class"
 MAX_RULES, MAX_RULE_LENGTH, MAX_FILE_BYTES = 10_000, 1_000, 1_000_000
+MAX_TEXTS, MAX_CHARACTERS = 32, 100_000  # of a prompt that changes from step to step
 PATTERNS_S = 0.5  # for all patterns of a prompt; a pattern that takes longer refuses
 UNSPACED = "\u2e80"  # code points from here on: scripts without spaces between words
 
@@ -64,14 +66,49 @@ class Rules:
             )
         return cls(tuple(_read_rule(line, f"{path}:{n}") for n, line in kept))
 
+    def refuses(self, params: ImageParams) -> bool:
+        """Whether a rule refuses the prompts of a request; the log names the rule, never the
+        prompt. CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too
+        often.
+        """
+        rule = next(filter(None, map(self.judge, texts_to_judge(params))), None)
+        if rule:
+            log.info("a prompt was refused by %s", rule)
+        return rule is not None
+
     def judge(self, prompt: str) -> str | None:
-        """The name of the rule that refuses this text, or None. CPU-bound: call it in a thread."""
+        """The name of the rule that refuses this text, or None. CPU-bound."""
         folded = normalize.fold(prompt)
         variants = normalize.normalized_variants(folded)
         if minors.involves_minors_sexually(variants):
             return HARD
         deadline = time.monotonic() + PATTERNS_S
         return next((r.name for r in self.listed if _matches(r, folded, variants, deadline)), None)
+
+
+def texts_to_judge(params: ImageParams) -> list[str]:
+    """The prompt as sent, and what the text encoders get of it at each step and over all steps,
+    with differently weighted pieces joined and apart.
+
+    CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too often.
+    """
+    found = [params.prompt]
+    for name, prompt in zip(("prompt", "negative_prompt"), params.prompts, strict=True):
+        if prompt is None:
+            continue
+        texts = dict.fromkeys(prompt.by_step)
+        prompt.check(name)
+        many = len(texts) > MAX_TEXTS or sum(map(len, texts)) > MAX_CHARACTERS
+        if many and len(texts) > 1:
+            raise BadParameter(
+                name,
+                f"should say at most {MAX_TEXTS} different things over its steps, of "
+                f"{MAX_CHARACTERS} characters in all",
+            )
+        if name == "prompt" or params.guidance_scale < 1:  # below 1 the negative prompt is drawn
+            read = [prompt.plain(t, between) for t in texts for between in ("", " ")]
+            found += [prompt.text, *read, *([" then ".join(read)] if len(texts) > 1 else [])]
+    return list(dict.fromkeys(found))
 
 
 def statement(settings: Settings) -> str:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from imaged.errors import BadParameter, MalformedBody
 from imaged.params.knobs import KNOBS, Knob, safe_name
-from imaged.params.loras import Lora, tagged
-from imaged.prompt import Reading
+from imaged.prompt import Prompt, Reading
+from imaged.prompt.loras import Lora
 from imaged.sampling.schedulers import IN_A1111, unet_calls
 
 DEFAULTS = {knob.name: knob.default for knob in KNOBS}
@@ -56,11 +57,15 @@ class ImageParams:
     @property
     def all_loras(self) -> tuple[Lora, ...]:
         """LoRAs of the field `loras`, then those of tags in the prompt (A1111's syntax)."""
-        return (*self.loras, *tagged(self.prompt))
+        return (*self.loras, *self.prompts[0].loras)
 
-    @property
-    def reading(self) -> Reading:
-        return Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
+    @cached_property
+    def prompts(self) -> tuple[Prompt, Prompt | None]:
+        """Prompt and negative prompt, as they are read: once for this request."""
+        reading = Reading(self.prompt_dialect, self.emphasis, self.clip_skip)
+        read = partial(Prompt, reading=reading, steps=self.num_inference_steps)
+        negative = self.negative_prompt
+        return read(self.prompt), None if negative is None else read(negative)
 
     @property
     def unet_calls(self) -> int:

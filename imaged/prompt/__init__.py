@@ -1,16 +1,18 @@
-"""From a prompt to weighted tokens in windows, without tensors: what it says at each step
-(editing), with what weights (emphasis, compel), in what tokens (tokenizer, embeddings, windows),
+"""From a prompt to weighted tokens in windows, without tensors: what it says at each step and with
+what weights (a1111, compel; LoRA tags in loras), in what tokens (tokenizer, embeddings, windows),
 and a report of all that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 
 from imaged.errors import BadParameter
-from imaged.prompt import compel, editing
-from imaged.prompt.emphasis import BREAK, Span, parse
+from imaged.prompt import a1111, compel, loras
+from imaged.prompt.a1111 import BREAK, Span
+from imaged.prompt.loras import Lora
 
 DIALECTS = ("a1111", "plain", "compel")
 EMPHASES = ("no norm", "original", "none")
@@ -30,36 +32,68 @@ class Reading:
     emphasis: str = "no norm"
     skip: int = 0
 
-    def texts(self, prompt: str, steps: int) -> list[str]:
-        """What the prompt says at each step."""
-        return editing.texts(prompt, steps) if self.dialect == "a1111" else [prompt] * steps
 
-    def spans(self, text: str) -> list[Span]:
-        """One step's text in pieces with their weights."""
-        if self.dialect == "compel":
-            parts = [part.spans for part in compel.parse(text).parts]
+A1111 = Reading()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and how it is read. Each part is read when it is first asked for, and kept: rules,
+    report and text encoders share one reading. CPU-bound for a long one: use a thread.
+    """
+
+    sent: str
+    reading: Reading = A1111
+    steps: int = 1
+
+    @cached_property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs that its tags name."""
+        return loras.tagged(self.sent)
+
+    @cached_property
+    def text(self) -> str:
+        """What is to be drawn: the prompt without LoRA tags."""
+        return loras.without_tags(self.sent)
+
+    @cached_property
+    def by_step(self) -> tuple[str, ...]:
+        """What it says at each step, with weights as written."""
+        if self.reading.dialect != "a1111":
+            return (self.text,) * self.steps
+        return tuple(a1111.texts(self.text, self.steps))
+
+    @cached_property
+    def structure(self) -> compel.Structure:
+        """In the dialect compel: its parts; raises BadParameter."""
+        return compel.parse(self.text)
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[Span, ...]]:
+        """Each different text of `by_step`, in pieces with their weights."""
+        return {text: tuple(self._spans(text)) for text in dict.fromkeys(self.by_step)}
+
+    def _spans(self, text: str) -> list[Span]:
+        if self.reading.dialect == "compel":
+            parts = [part.spans for part in self.structure.parts]
             return [span for part in parts for span in ((BREAK, 1.0), *part)][1:]
-        return [(text, 1.0)] if self.dialect == "plain" else parse(text)
+        return [(text, 1.0)] if self.reading.dialect == "plain" else a1111.spans(text)
 
-    def check(self, prompt: str, name: str) -> None:
+    def check(self, name: str) -> None:
         """Raises BadParameter for what cannot be read in this dialect; `name`: of the field."""
-        if self.dialect != "compel":
+        if self.reading.dialect != "compel":
             return
         if find_spec("compel") is None:
             raise BadParameter(
                 "prompt_dialect", "compel needs its package on this server: pip install compel"
             )
         try:
-            compel.parse(prompt)
+            _ = self.structure
         except BadParameter as problem:
             raise BadParameter(name, problem.detail.removeprefix("prompt ")) from None
 
     def plain(self, text: str, between: str = "") -> str:
-        """One step's text as the text encoders read it, without weights."""
-        if self.dialect == "compel" and not between:
+        """One of the texts as the text encoders read it, without weights."""
+        if self.reading.dialect == "compel" and not between:
             return compel.unmarked(text)
-        words = (" " if piece == BREAK else piece for piece, _ in self.spans(text))
-        return between.join(words)
-
-
-A1111 = Reading()
+        return between.join(" " if piece == BREAK else piece for piece, _ in self.spans[text])

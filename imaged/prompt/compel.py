@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imaged.errors import BadParameter
-from imaged.prompt.emphasis import MAX_WEIGHT, Span
+from imaged.prompt.a1111 import MAX_WEIGHT, Span
 
 PLUS, MINUS = 1.1, 0.9
 MAX_PASSES = 64  # of windows through a text encoder, for one text

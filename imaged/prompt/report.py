@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from imaged.prompt import Reading, compel
+from imaged.prompt import Prompt, compel
+from imaged.prompt.a1111 import BREAK
 from imaged.prompt.embeddings import Embeddings
-from imaged.prompt.emphasis import BREAK
 from imaged.prompt.tokenizer import Tokenizer
 from imaged.prompt.windows import MAX_WINDOWS, WINDOW, Token, cut
 
@@ -27,23 +27,23 @@ class Reader:
     tokenizers: tuple[Tokenizer, Tokenizer]
     embeddings: Embeddings
 
-    def report(self, prompt: str, reading: Reading, steps: int) -> dict[str, Any]:
+    def report(self, prompt: Prompt) -> dict[str, Any]:
         """What a prompt says at which steps, in what tokens with what weights; the names of
         textual inversions that were found, and those that look like one and are none; and what
         became of characters that are not plain ASCII. Takes time: use a thread.
         """
         self.embeddings.refresh()
         at: dict[str, list[int]] = {}
-        for step, text in enumerate(reading.texts(prompt, steps), start=1):
+        for step, text in enumerate(prompt.by_step, start=1):
             at.setdefault(text, []).append(step)
         lengths = accumulate(map(len, at))
-        tell = self._by_compel if reading.dialect == "compel" else self._text
+        tell = self._by_compel if prompt.reading.dialect == "compel" else self._text
         told = [
-            tell(text, reading, steps)
+            tell(prompt, text, steps)
             for (text, steps), length in zip(at.items(), lengths, strict=True)
             if length <= max(MAX_REPORTED_CHARACTERS, len(text))
         ]
-        plain = " ".join(reading.plain(text) for text in at)
+        plain, reading = " ".join(map(prompt.plain, at)), prompt.reading
         found = {p.name: p.vectors for p in self.embeddings.split(plain) if not isinstance(p, str)}
         return {
             "dialect": reading.dialect,
@@ -52,11 +52,11 @@ class Reader:
             "texts": told,
             "left_out": len(at) - len(told),
             "embeddings": {"found": found, "missing": self.embeddings.missing(plain)},
-            "characters": self._characters(prompt),
+            "characters": self._characters(prompt.text),
         }
 
-    def _text(self, text: str, reading: Reading, steps: list[int]) -> dict[str, Any]:
-        spans = reading.spans(text)
+    def _text(self, prompt: Prompt, text: str, steps: list[int]) -> dict[str, Any]:
+        spans = prompt.spans[text]
         bodies = [cut(spans, tokenizer, self.embeddings) for tokenizer in self.tokenizers]
         return {
             "steps": _ranges(steps),
@@ -71,11 +71,11 @@ class Reader:
             ],
         }
 
-    def _by_compel(self, text: str, _: Reading, steps: list[int]) -> dict[str, Any]:
+    def _by_compel(self, prompt: Prompt, _: str, steps: list[int]) -> dict[str, Any]:
         """The same in its dialect: `weights` of the parts, which a "blend" mixes and an "and" puts
         side by side, and `passes` through a text encoder.
         """
-        structure = compel.parse(text)
+        structure = prompt.structure
         pieces, sides = list[dict[str, Any]](), [list[list[Token]](), list[list[Token]]()]
         passes = 0
         for part in structure.parts:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from imaged.prompt.a1111 import BREAK, Span
 from imaged.prompt.embeddings import Embedding, Embeddings
-from imaged.prompt.emphasis import BREAK, Span
 from imaged.prompt.tokenizer import Tokenizer
 
 WINDOW = 75

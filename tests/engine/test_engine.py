@@ -33,7 +33,7 @@ from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes
 from imaged.engine.snapshot import RunPlan
 from imaged.errors import JobFailed
 from imaged.params.image_params import ImageParams
-from imaged.prompt import Reading
+from imaged.prompt import Prompt, Reading
 from imaged.sampling.schedulers import SCHEDULERS
 from tests.tolerance import difference, in_float64, rounding, summed
 
@@ -737,8 +737,8 @@ def test_emphasis_of_three_kinds(nets: Any) -> None:
 def test_texts_of_a_prompt_that_changes(nets: Any) -> None:
     """Each step has its own, in one context length for all; the same text is encoded once."""
     encoder = PromptEncoder(nets)
-    prompt, negative = "[a cat:" + "dog " * 80 + ":2]", "[x|y]"
-    positive, other = encoder.by_step(prompt, negative, 4)
+    prompt = Prompt("[a cat:" + "dog " * 80 + ":2]", steps=4)
+    positive, other = encoder.by_step(prompt, Prompt("[x|y]", steps=4))
     assert [id(text) for text in positive] == [id(positive[n]) for n in (0, 0, 2, 2)]
     assert [id(text) for text in other] == [id(other[n]) for n in (0, 1, 0, 1)]
     assert {text.context.shape[0] for text in (*positive, *other)} == {2 * 77}
@@ -746,7 +746,7 @@ def test_texts_of_a_prompt_that_changes(nets: Any) -> None:
     assert torch.equal(positive[3].context, alone[0].context)
     assert torch.equal(other[0].context, alone[1].context)
     with pytest.raises(JobFailed, match="over the steps should be at most 4800 tokens"):
-        encoder.by_step("[a|b|c|d|e|f|g|h]" + "cat " * 4000, None, 20)
+        encoder.by_step(Prompt("[a|b|c|d|e|f|g|h]" + "cat " * 4000, steps=20), None)
 
 
 def test_weights_change_the_context_and_one_does_not(nets: Any) -> None:

@@ -13,9 +13,9 @@ from compel.prompt_parser import Blend
 from imaged.catalogue.model import MICRO
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.errors import BadParameter, JobFailed
-from imaged.moderation.texts import texts_to_judge
+from imaged.moderation.rules import texts_to_judge
 from imaged.params.image_params import read_params
-from imaged.prompt import Reading
+from imaged.prompt import Prompt, Reading
 from imaged.prompt.compel import Structure, parse
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader
@@ -192,7 +192,7 @@ def test_windows_are_cut_as_by_the_package(text: str, nets: Any, theirs: Any) ->
         int((w[1:] == provider.tokenizer.eos_token_id).int().argmax()) for w in ids.view(-1, 77)
     ]
     reader = Reader((nets.tokenizer, nets.tokenizer_2), Embeddings(None, (0, 0)))
-    told = reader.report(text, COMPEL, 20)["texts"][0]
+    told = reader.report(Prompt(text, COMPEL, 20))["texts"][0]
     assert [len(w["tokens"]) for w in told["encoders"][0]["windows"]] == expected
     assert told["windows"] == len(expected) == told["passes"]
 

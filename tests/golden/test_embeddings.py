@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from imaged.catalogue.model import MICRO
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.errors import CheckpointRefused
+from imaged.prompt.a1111 import spans
 from imaged.prompt.embeddings import Embeddings, read_embedding
-from imaged.prompt.emphasis import parse
 from imaged.prompt.windows import read_windows
 from tests.tolerance import difference, in_float64, rounding
 
@@ -99,9 +99,9 @@ def test_names_are_words_in_any_case(widths: tuple[int, int], folder: Path) -> N
 def test_an_embedding_is_not_cut(nets: Any, widths: tuple[int, int], folder: Path) -> None:
     embeddings = Embeddings(folder, widths)
     embeddings.refresh()
-    windows = read_windows(parse("cat " * 73 + "mystyle"), nets.tokenizer, embeddings)
+    windows = read_windows(spans("cat " * 73 + "mystyle"), nets.tokenizer, embeddings)
     assert [spot[:2] for spot in windows.embedded] == [(1, 1), (1, 2), (1, 3)]
-    windows = read_windows(parse("cat " * 72 + "(mystyle:1.5)"), nets.tokenizer, embeddings)
+    windows = read_windows(spans("cat " * 72 + "(mystyle:1.5)"), nets.tokenizer, embeddings)
     assert [spot[:2] for spot in windows.embedded] == [(0, 73), (0, 74), (0, 75)]
     assert windows.weights[0][73:76] == (1.5, 1.5, 1.5)
 

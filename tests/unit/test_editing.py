@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from imaged.errors import BadParameter
-from imaged.moderation.texts import MAX_TEXTS, texts_to_judge
+from imaged.moderation.rules import MAX_TEXTS, texts_to_judge
 from imaged.params.image_params import ImageParams
-from imaged.prompt import Reading
-from imaged.prompt.editing import MAX_EDITS, texts
+from imaged.prompt import Prompt, Reading
+from imaged.prompt.a1111 import MAX_EDITS, texts
 from imaged.sampling.schedulers import step_of_call, unet_calls
 
 #: A prompt and what it says at each of four steps, or at all of them.
@@ -99,10 +99,9 @@ def test_steps(prompt: str, said: str | list[str]) -> None:
 )
 def test_hostile_prompts_are_read(prompt: str) -> None:
     """Were one read in the square of its length, this would take minutes."""
-    reading = Reading()
-    for text in dict.fromkeys(reading.texts(prompt, 100)):
+    for text, pieces in Prompt(prompt, steps=100).spans.items():
         assert len(text) <= 20_000
-        assert all(abs(weight) <= 100 for _, weight in reading.spans(text))
+        assert all(abs(weight) <= 100 for _, weight in pieces)
 
 
 def test_too_many_edits_are_text() -> None:
@@ -124,7 +123,7 @@ def test_a_prompt_that_changes_too_often_is_refused(name: str) -> None:
 def test_in_plain_nothing_is_read() -> None:
     prompt = "[a|b] (c:1.2) BREAK"
     assert texts_to_judge(ImageParams(prompt, prompt_dialect="plain")) == [prompt]
-    assert Reading("plain").spans(prompt) == [(prompt, 1.0)]
+    assert Prompt(prompt, Reading("plain")).spans == {prompt: ((prompt, 1.0),)}
 
 
 @pytest.mark.parametrize(

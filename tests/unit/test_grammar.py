@@ -2,7 +2,7 @@
 
 import pytest
 
-from imaged.prompt.emphasis import parse
+from imaged.prompt.a1111 import spans
 
 UP = 1.1
 
@@ -46,11 +46,11 @@ CASES: list[tuple[str, list[tuple[str, float]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "spans"), CASES)
-def test_spans(prompt: str, spans: list[tuple[str, float]]) -> None:
-    parsed = parse(prompt)
-    assert [text for text, _ in parsed] == [text for text, _ in spans]
-    assert [weight for _, weight in parsed] == pytest.approx([weight for _, weight in spans])
+@pytest.mark.parametrize(("prompt", "expected"), CASES)
+def test_spans(prompt: str, expected: list[tuple[str, float]]) -> None:
+    parsed = spans(prompt)
+    assert [text for text, _ in parsed] == [text for text, _ in expected]
+    assert [weight for _, weight in parsed] == pytest.approx([weight for _, weight in expected])
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_spans(prompt: str, spans: list[tuple[str, float]]) -> None:
     ids=lambda prompt: prompt[:6],
 )
 def test_deep_nesting_has_finite_weights(prompt: str) -> None:
-    assert all(abs(weight) <= 100 for _, weight in parse(prompt))
+    assert all(abs(weight) <= 100 for _, weight in spans(prompt))

@@ -17,7 +17,7 @@ from imaged.checkpoint_info.metadata import text_widths, tokenizers
 from imaged.errors import CheckpointRefused
 from imaged.params.image_params import read_params
 from imaged.params.knobs import KNOBS
-from imaged.prompt import A1111, Reading
+from imaged.prompt import Prompt, Reading
 from imaged.prompt.embeddings import Embeddings
 from imaged.prompt.report import Reader, problems
 from imaged.prompt.windows import MAX_WINDOWS, read_windows
@@ -41,7 +41,7 @@ def tokens(report: dict[str, Any], text: int = 0, encoder: int = 0) -> list[tupl
 
 
 def test_tokens_and_weights(reader: Reader) -> None:
-    told = reader.report("(red:1.3) [house], Mountainside", A1111, 20)
+    told = reader.report(Prompt("(red:1.3) [house], Mountainside", steps=20))
     assert told["windows"] == 1 and told["texts"][0]["steps"] == [[1, 20]]
     weighted = [("red</w>", 1.3), ("house</w>", 0.9091), (",</w>", 1.0)]
     assert tokens(told) == [*weighted, ("mountain", 1.0), ("side</w>", 1.0)]
@@ -56,7 +56,7 @@ def test_tokens_and_weights(reader: Reader) -> None:
 def test_tokens_are_the_reference_s(prompt: str, reader: Reader) -> None:
     """Its own tokenizer, piece by piece, in its own spelling where bytes are text."""
     theirs = CLIPTokenizer.from_pretrained(MICRO / "tokenizer", local_files_only=True)
-    told = reader.report(prompt, A1111, 20)
+    told = reader.report(Prompt(prompt, steps=20))
     expected = [
         token
         for piece in told["texts"][0]["pieces"]
@@ -71,9 +71,9 @@ def test_tokens_are_the_reference_s(prompt: str, reader: Reader) -> None:
 
 def test_windows_are_those_of_the_engine(reader: Reader) -> None:
     prompt = ", ".join(["a red house by a blue lake"] * 30) + " BREAK a boat"
-    told = reader.report(prompt, A1111, 20)
+    told = reader.report(Prompt(prompt, steps=20))
     for tokenizer in reader.tokenizers:
-        windows = read_windows(A1111.spans(prompt), tokenizer, reader.embeddings)
+        windows = read_windows(Prompt(prompt).spans[prompt], tokenizer, reader.embeddings)
         assert told["windows"] == len(windows.ids) > 3
     lengths = [len(w["tokens"]) for w in told["texts"][0]["encoders"][0]["windows"]]
     assert max(lengths) <= 75 and lengths[-1] == 2
@@ -83,17 +83,17 @@ def test_windows_are_those_of_the_engine(reader: Reader) -> None:
 
 
 def test_what_changes_over_the_steps(reader: Reader) -> None:
-    told = reader.report("[red|blue] house", A1111, 5)
+    told = reader.report(Prompt("[red|blue] house", steps=5))
     assert [(text["steps"], tokens(told, n)[0][0]) for n, text in enumerate(told["texts"])] == [
         ([[1, 1], [3, 3], [5, 5]], "red</w>"),
         ([[2, 2], [4, 4]], "blue</w>"),
     ]
-    assert reader.report("[red|blue]", Reading("plain"), 5)["texts"][0]["steps"] == [[1, 5]]
+    assert reader.report(Prompt("[red|blue]", Reading("plain"), 5))["texts"][0]["steps"] == [[1, 5]]
 
 
 def test_embeddings_found_and_missing(reader: Reader) -> None:
     prompt = "Bad_Hands, (style:1.2), badhandv4, EasyNegative, a 35mm photo, 8k"
-    told = reader.report(prompt, A1111, 20)
+    told = reader.report(Prompt(prompt, steps=20))
     assert told["embeddings"] == {
         "found": {"bad_hands": 2, "style": 1},
         "missing": ["badhandv4", "EasyNegative"],
@@ -118,13 +118,13 @@ def test_embeddings_found_and_missing(reader: Reader) -> None:
     ],
 )
 def test_what_unusual_characters_become(character: str, read_as: str, reader: Reader) -> None:
-    [found] = reader.report(f"a {character} b {character}", A1111, 20)["characters"]
+    [found] = reader.report(Prompt(f"a {character} b {character}", steps=20))["characters"]
     assert found["count"] == 2 and found["code_point"] == f"U+{ord(character):04X}"
     assert found["read_as"] == read_as
 
 
 def test_brackets_that_are_none_are_told_of(reader: Reader) -> None:
-    told = reader.report("a （red：1.3） house", A1111, 20)
+    told = reader.report(Prompt("a （red：1.3） house", steps=20))
     assert [p.split(",")[0] for p in problems("prompt", told)] == [
         "prompt has FULLWIDTH LEFT PARENTHESIS",
         "prompt has FULLWIDTH COLON",
@@ -136,7 +136,7 @@ def test_brackets_that_are_none_are_told_of(reader: Reader) -> None:
     "prompt", ["(" * 20_000, "1" * 20_000, "🏔️" * 10_000, "[a|b]" * 4000, "\u202e" * 20_000]
 )
 def test_hostile_prompts_are_told_of(prompt: str, reader: Reader) -> None:
-    told = reader.report(prompt, A1111, 100)
+    told = reader.report(Prompt(prompt, steps=100))
     for text in told["texts"]:
         assert all(len(e["windows"]) <= MAX_WINDOWS for e in text["encoders"])
     if told["windows"] > MAX_WINDOWS:
@@ -180,7 +180,7 @@ def test_profiles_have_their_schedulers() -> None:
 
 
 def test_what_compel_reads(reader: Reader) -> None:
-    told = reader.report('("a (red)1.3 house", "a lake--").and()', Reading("compel"), 20)
+    told = reader.report(Prompt('("a (red)1.3 house", "a lake--").and()', Reading("compel"), 20))
     assert told["windows"] == 2 and told["texts"][0]["pieces"][3:] == [
         {"break": True},
         {"text": "a", "weight": 1.0},
@@ -189,15 +189,14 @@ def test_what_compel_reads(reader: Reader) -> None:
     assert tokens(told)[:2] == [("a</w>", 1.0), ("red</w>", 1.3)]
     assert (told["texts"][0]["kind"], told["texts"][0]["weights"]) == ("and", [1.0, 1.0])
     assert told["texts"][0]["passes"] == 3 and told["emphasis"] == "compel"
-    many = reader.report(
-        " ".join(f"(a)0.{n}" for n in range(10, 70)) + " x" * 90, Reading("compel"), 9
-    )
+    passes = " ".join(f"(a)0.{n}" for n in range(10, 70)) + " x" * 90
+    many = reader.report(Prompt(passes, Reading("compel"), 9))
     assert any("passes of the text encoders" in p for p in problems("prompt", many))
 
 
 def test_a_prompt_of_many_long_texts_is_told_in_part(reader: Reader) -> None:
     long = ", ".join(["a red house"] * 400)
-    told = reader.report(f"[a|b|c|d|e] {long}", A1111, 20)
+    told = reader.report(Prompt(f"[a|b|c|d|e] {long}", steps=20))
     assert told["left_out"] == 5 - len(told["texts"]) > 0
     assert any("more texts, which are not told" in p for p in problems("prompt", told))
 

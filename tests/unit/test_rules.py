@@ -17,8 +17,7 @@ from imaged.errors import CommandError
 from imaged.gateway.submit.admission import Admission
 from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, State
 from imaged.moderation import minors
-from imaged.moderation.rules import HARD, REASON, Rules, statement
-from imaged.moderation.texts import texts_to_judge
+from imaged.moderation.rules import HARD, REASON, Rules, statement, texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 from imaged.store.accounts.keys import Key

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imaged.catalogue.model import MICRO
 from imaged.errors import CheckpointRefused
-from imaged.prompt.emphasis import parse
+from imaged.prompt.a1111 import spans
 from imaged.prompt.tokenizer import Tokenizer
 from imaged.prompt.windows import read_windows
 
@@ -213,28 +213,28 @@ def test_missing_and_damaged_vocabularies_are_refused(tmp_path: Path) -> None:
 def test_ids_are_clips(ours: dict[str, Tokenizer]) -> None:
     for text, ids in KNOWN.items():
         for tokenizer in ours.values():
-            window = read_windows(parse(text), tokenizer).ids[0]
+            window = read_windows(spans(text), tokenizer).ids[0]
             assert list(window[: len(ids) + 2]) == [START, *ids, END]
             assert len(window) == 77
 
 
 def test_padding_differs_between_the_encoders(ours: dict[str, Tokenizer]) -> None:
-    assert read_windows(parse("x"), ours["tokenizer"]).ids[0][-1] == END
-    assert read_windows(parse("x"), ours["tokenizer_2"]).ids[0][-1] == 0
+    assert read_windows(spans("x"), ours["tokenizer"]).ids[0][-1] == END
+    assert read_windows(spans("x"), ours["tokenizer_2"]).ids[0][-1] == 0
 
 
 def test_long_prompts_fill_several_windows(ours: dict[str, Tokenizer]) -> None:
     for words, count in ((1, 1), (75, 1), (76, 2), (150, 2), (151, 3)):
-        windows = read_windows(parse("cat " * words), ours["tokenizer"])
+        windows = read_windows(spans("cat " * words), ours["tokenizer"])
         assert len(windows.ids) == len(windows.weights) == count
-    assert len(read_windows(parse(""), ours["tokenizer"]).ids) == 1
+    assert len(read_windows(spans(""), ours["tokenizer"]).ids) == 1
 
 
 def test_a_window_ends_at_a_comma_if_one_is_near(ours: dict[str, Tokenizer]) -> None:
     """Lengths of the windows; a word is a token, and so is a comma."""
 
     def lengths(text: str) -> list[int]:
-        windows = read_windows(parse(text), ours["tokenizer"])
+        windows = read_windows(spans(text), ours["tokenizer"])
         return [ids.index(END, 1) - 1 for ids in windows.ids]
 
     assert lengths("cat " * 70 + ", " + "dog " * 20) == [71, 20]
@@ -247,7 +247,7 @@ def test_a_window_ends_at_a_comma_if_one_is_near(ours: dict[str, Tokenizer]) -> 
 
 def test_break_ends_a_window(ours: dict[str, Tokenizer]) -> None:
     def words(text: str) -> list[int]:
-        windows = read_windows(parse(text), ours["tokenizer"])
+        windows = read_windows(spans(text), ours["tokenizer"])
         return [ids.index(END, 1) - 1 for ids in windows.ids]
 
     assert words("a cat BREAK a red dog") == [2, 3]
@@ -258,6 +258,6 @@ def test_break_ends_a_window(ours: dict[str, Tokenizer]) -> None:
 
 
 def test_weights_stand_with_their_tokens(ours: dict[str, Tokenizer]) -> None:
-    windows = read_windows(parse("a (cat:1.5) here"), ours["tokenizer"])
+    windows = read_windows(spans("a (cat:1.5) here"), ours["tokenizer"])
     assert windows.weights[0][:6] == (1.0, 1.0, 1.5, 1.0, 1.0, 1.0)
     assert windows.ids[0][2] == 2368

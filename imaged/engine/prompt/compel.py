@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from imaged.errors import JobFailed
-from imaged.prompt.compel import MAX_PASSES, Structure, parse, windows
+from imaged.prompt import Prompt
+from imaged.prompt.compel import MAX_PASSES, Structure, windows
 from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.tokenizer import Tokenizer
 from imaged.prompt.windows import WINDOW
@@ -24,7 +25,7 @@ GIVEN = 1 << 20  # ids from here on are vectors of textual inversions
 
 
 def encode(
-    text: str, pairs: Sequence[tuple[Tokenizer, Any]], embeddings: Embeddings, skip: int
+    prompt: Prompt, pairs: Sequence[tuple[Tokenizer, Any]], embeddings: Embeddings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Context (77 * windows, width), pooled (width,), and the context (77, width) of no text.
 
@@ -37,13 +38,13 @@ def encode(
         raise JobFailed(
             "dialect_unavailable", "the dialect compel needs its package: pip install compel"
         ) from error
-    structure = parse(text)
+    structure = prompt.structure
     contexts, empties, pooled = [], [], None
     for side, (tokenizer, encoder) in enumerate(pairs):
         words = _Words(tokenizer, embeddings)
         found = Compel(
             tokenizer=words,
-            text_encoder=_Vectors(encoder, side, words, skip),
+            text_encoder=_Vectors(encoder, side, words, prompt.reading.skip),
             returned_embeddings_type=(
                 ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
             ),
@@ -59,7 +60,7 @@ def encode(
             raise JobFailed("prompt_unreadable", "compel makes nothing of this prompt") from error
         contexts.append(context[0])
         empties.append(found.conditioning_provider.empty_z[0])
-        pooled = found.conditioning_provider.get_pooled_embeddings([text])
+        pooled = found.conditioning_provider.get_pooled_embeddings([prompt.text])
     assert pooled is not None
     return torch.cat(contexts, dim=-1), pooled[0], torch.cat(empties, dim=-1)
 

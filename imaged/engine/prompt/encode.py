@@ -13,7 +13,7 @@ from cachetools import LRUCache
 from imaged.engine.prompt import compel
 from imaged.engine.prompt.embeddings import Vectors, load_embedding
 from imaged.errors import JobFailed
-from imaged.prompt import A1111, Reading
+from imaged.prompt import A1111, Prompt, Reading
 from imaged.prompt.embeddings import Embedding, Embeddings
 from imaged.prompt.windows import MAX_WINDOWS, WINDOW, Windows, read_windows
 
@@ -53,16 +53,12 @@ class PromptEncoder:
         self, prompt: str, negative: str | None, reading: Reading = A1111
     ) -> tuple[Encoded, Encoded]:
         """Positive and negative of a prompt that does not change."""
-        [positive], [other] = self.by_step(prompt, negative, 1, reading)
-        return positive, other
+        other = None if negative is None else Prompt(negative, reading)
+        [positive], [against] = self.by_step(Prompt(prompt, reading), other)
+        return positive, against
 
     def by_step(
-        self,
-        prompt: str,
-        negative: str | None,
-        steps: int,
-        reading: Reading = A1111,
-        loras: Hashable = (),
+        self, prompt: Prompt, negative: Prompt | None, loras: Hashable = ()
     ) -> tuple[list[Encoded], list[Encoded]]:
         """Positive and negative at each step, padded with empty windows to one context length.
 
@@ -74,15 +70,16 @@ class PromptEncoder:
         """
         self.embeddings.refresh()
         layers = min(encoder.config.num_hidden_layers for _, encoder in self._pairs)
-        if reading.skip >= layers:
+        if prompt.reading.skip >= layers:
             raise JobFailed(
                 "too_few_layers", f"clip_skip should be at most {layers - 1} with this checkpoint"
             )
         zero = negative is None and self._zero_absent
-        sides = [reading.texts(text, steps) for text in (prompt, negative or "")]
-        read = sides[:1] if zero else sides
+        negative = negative or Prompt("", prompt.reading, prompt.steps)
+        read = (prompt,) if zero else (prompt, negative)
+        said = {text: side for side in read for text in side.by_step}
         in_use = (loras, self.embeddings.version)
-        counts = {text: self._windows(text, reading, in_use) for side in read for text in side}
+        counts = {text: self._windows(said[text], text, in_use) for text in said}
         count = max(counts.values())
         if count * len(counts) > MAX_OVER_STEPS and len(counts) > 2:
             raise JobFailed(
@@ -90,21 +87,21 @@ class PromptEncoder:
                 f"what the prompts say over the steps should be at most {75 * MAX_OVER_STEPS} "
                 f"tokens in all; it is {75 * count * len(counts)}",
             )
-        made = {text: self._encode(text, count, reading, in_use) for text in counts}
-        positive = [made[text] for text in sides[0]]
+        made = {text: self._encode(said[text], text, count, in_use) for text in said}
+        positive = [made[text] for text in prompt.by_step]
         if not zero:
-            return positive, [made[text] for text in sides[1]]
+            return positive, [made[text] for text in negative.by_step]
         if count not in self._zeros:
             self._zeros[count] = Encoded(
                 torch.zeros_like(positive[0].context), torch.zeros_like(positive[0].pooled)
             )
-        return positive, [self._zeros[count]] * steps
+        return positive, [self._zeros[count]] * prompt.steps
 
-    def _windows(self, text: str, reading: Reading, in_use: Hashable) -> int:
+    def _windows(self, prompt: Prompt, text: str, in_use: Hashable) -> int:
         """The longer of the two tokenizers' counts: the second reads "!!!" as three tokens."""
-        if reading.dialect == "compel":
-            return len(self._encode(text, 0, reading, in_use).context) // (WINDOW + 2)
-        count = max(len(self._read(text, reading, tokenizer).ids) for tokenizer, _ in self._pairs)
+        if prompt.reading.dialect == "compel":
+            return len(self._encode(prompt, text, 0, in_use).context) // (WINDOW + 2)
+        count = max(len(self._read(prompt, text, tokenizer).ids) for tokenizer, _ in self._pairs)
         if count > MAX_WINDOWS:
             raise JobFailed(
                 "prompt_too_long",
@@ -113,28 +110,28 @@ class PromptEncoder:
             )
         return count
 
-    def _read(self, text: str, reading: Reading, tokenizer: Any) -> Windows:
-        return read_windows(reading.spans(text), tokenizer, self.embeddings)
+    def _read(self, prompt: Prompt, text: str, tokenizer: Any) -> Windows:
+        return read_windows(prompt.spans[text], tokenizer, self.embeddings)
 
-    def _encode(self, text: str, count: int, reading: Reading, in_use: Hashable) -> Encoded:
-        key = (text, count, reading, in_use)
+    def _encode(self, prompt: Prompt, text: str, count: int, in_use: Hashable) -> Encoded:
+        key = (text, count, prompt.reading, in_use)
         if (encoded := self._cached.get(key)) is None:
-            run = self._by_compel if reading.dialect == "compel" else self._run
-            encoded = self._cached[key] = run(text, count, reading)
+            run = self._by_compel if prompt.reading.dialect == "compel" else self._run
+            encoded = self._cached[key] = run(prompt, text, count)
         return encoded
 
     @torch.inference_mode()
-    def _by_compel(self, text: str, count: int, reading: Reading) -> Encoded:
+    def _by_compel(self, prompt: Prompt, _: str, count: int) -> Encoded:
         """Padded to `count` windows as the package does it, with those of no text."""
-        context, pooled, empty = compel.encode(text, self._pairs, self.embeddings, reading.skip)
+        context, pooled, empty = compel.encode(prompt, self._pairs, self.embeddings)
         missing = count - len(context) // len(empty)
         return Encoded(torch.cat([context, *[empty] * missing]), pooled)
 
     @torch.inference_mode()
-    def _run(self, text: str, count: int, reading: Reading) -> Encoded:
+    def _run(self, prompt: Prompt, text: str, count: int) -> Encoded:
         contexts, pooled = [], None
         for side, (tokenizer, encoder) in enumerate(self._pairs):
-            windows = self._read(text, reading, tokenizer)
+            windows = self._read(prompt, text, tokenizer)
             empty = read_windows([], tokenizer)
             missing = count - len(windows.ids)
             windows = Windows(
@@ -150,11 +147,11 @@ class PromptEncoder:
                     for window, place, embedding, n in windows.embedded
                     if first <= window < first + AT_A_TIME
                 ]
-                vectors, whole = encoder(ids, tokenizer.end, given, reading.skip)
+                vectors, whole = encoder(ids, tokenizer.end, given, prompt.reading.skip)
                 if not hidden:
                     pooled = whole  # the second encoder's; the first has none
                 hidden.append(vectors)
-            contexts.append(_emphasise(torch.cat(hidden), windows, reading.emphasis))
+            contexts.append(_emphasise(torch.cat(hidden), windows, prompt.reading.emphasis))
         assert pooled is not None
         return Encoded(torch.cat(contexts, dim=-1).flatten(0, 1), pooled[0])
 

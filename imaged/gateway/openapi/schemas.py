@@ -15,7 +15,7 @@ from imaged.gateway.present import bodies
 from imaged.gateway.submit import quotes
 from imaged.jobs import State
 from imaged.params.knobs import KNOBS, Knob
-from imaged.params.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS
+from imaged.prompt.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.provenance.receipts import FACTS
 from imaged.store.webhooks.subscriptions import TYPES
 

@@ -28,10 +28,9 @@ from imaged.errors import (
 )
 from imaged.gateway.submit.options import fingerprint
 from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, new_job_id
-from imaged.moderation.rules import REASON, REFUSAL, Rules
-from imaged.moderation.texts import texts_to_judge
+from imaged.moderation.rules import REASON, REFUSAL, Rules, texts_to_judge
 from imaged.params.image_params import ImageParams
-from imaged.params.loras import MAX_LORA_WEIGHT, MAX_LORAS
+from imaged.prompt.loras import MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.store import catalogue
 from imaged.store.accounts import keys, rate_limits
 from imaged.store.accounts.keys import Key

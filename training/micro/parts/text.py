@@ -15,7 +15,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from imaged.prompt.emphasis import parse
+from imaged.prompt.a1111 import spans
 from imaged.prompt.windows import read_windows
 from training.micro.architecture import (
     EOS,
@@ -55,8 +55,8 @@ class Conditioner(torch.nn.Module):
 
     def windows(self, texts: list[str], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and weights (batch, count, 77), cut or filled up with empty windows."""
-        read = [read_windows(parse(t), self.tokenizer) for t in texts]
-        blank = read_windows(parse(""), self.tokenizer)
+        read = [read_windows(spans(t), self.tokenizer) for t in texts]
+        blank = read_windows(spans(""), self.tokenizer)
         ids = torch.tensor([(*w.ids, *blank.ids * count)[:count] for w in read])
         weights = torch.tensor([(*w.weights, *blank.weights * count)[:count] for w in read])
         return ids, weights

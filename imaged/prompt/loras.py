@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+MAX_LORAS, MAX_LORA_WEIGHT = 8, 10.0
+LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder
+_WEIGHT = r"(?::([+-]?(?:\d{1,4}\.?\d{0,9}|\.\d{1,9})))?"
+_TAG = re.compile(f"<lora:({LORA_NAME.pattern}){_WEIGHT}{_WEIGHT}>")
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -15,25 +20,13 @@ class Lora:
     text: float = 1.0
 
 
-MAX_LORAS, MAX_LORA_WEIGHT = 8, 10.0
-
-
-LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder
-
-
-_WEIGHT = r"(?::([+-]?(?:\d{1,4}\.?\d{0,9}|\.\d{1,9})))?"
-
-
-_TAG = re.compile(f"<lora:({LORA_NAME.pattern}){_WEIGHT}{_WEIGHT}>")
-
-
-def tagged(prompt: str) -> list[Lora]:
+def tagged(prompt: str) -> tuple[Lora, ...]:
     """The LoRAs that a prompt names, as A1111 has it: <lora:NAME:TEXT WEIGHT:UNET WEIGHT>; one
     weight is for both.
     """
-    return [Lora(n, float(u or t or 1), float(t or 1)) for n, t, u in _TAG.findall(prompt)]
+    return tuple(Lora(n, float(u or t or 1), float(t or 1)) for n, t, u in _TAG.findall(prompt))
 
 
-def without_loras(prompt: str) -> str:
+def without_tags(prompt: str) -> str:
     """The prompt without its LoRA tags."""
     return _TAG.sub("", prompt)
