@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from imaged.catalogue.model import Model
 from imaged.params.image_params import ImageParams
 from imaged.sampling.schedulers import calls_before
 
@@ -45,19 +47,31 @@ MAX_ATTEMPTS = 3  # a job fails after three crashes of its worker
 
 
 @dataclass(frozen=True)
-class RequestOptions:
-    """How a caller wants a job handled, beside the parameters of its images."""
+class Submission:
+    """What one request asks for: read once, from whatever dialect it came in, and complete.
 
+    params: as asked for; a seed of -1 is drawn when the job is queued.
+    """
+
+    key_id: int
+    model: Model
+    params: ImageParams
+    draft_steps: int = 0  # after which all images rest; 0: no draft
     idempotency_key: str | None = None  # a second request with it gets the first one's job
-    fingerprint: str | None = None  # keyed hash of the request with that key
+    fingerprint: str | None = None  # keyed hash of a request with that key
     cancel_after_s: float | None = None  # after submit: a job still queued then fails
     quoted_micros: int | None = None  # the price of a quote; None: the model's
-    draft_steps: int = 0  # after which all images rest; 0: no draft
+    quoted_until: float = math.inf  # seconds since 1970
     #: Of a replay: device kind and dtypes of the receipt, as in "cpu float32".
     made_in: str | None = None
+    warnings: tuple[str, ...] = ()  # what of the request was ignored, or read differently
 
-
-DEFAULT_OPTIONS = RequestOptions()
+    @property
+    def cost_micros(self) -> int:
+        """The price of the whole job, in micro-dollars."""
+        if self.quoted_micros is not None:
+            return self.quoted_micros
+        return price_micros(self.model, self.params)
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Job:
     preview_call: int = 0  # UNet call of the newest preview; 0: there is none
     remaining_micros: int | None = None  # the key's free credits when the job ended
     draft: Draft | None = None
-    made_in: str | None = None  # see RequestOptions
+    made_in: str | None = None  # see Submission
 
     @property
     def status(self) -> JobStatus:
@@ -158,6 +172,13 @@ class JobReport:
     calls: int  # UNet calls made, over all images
     preview: bytes | None = None  # JPEG
     preview_call: int = 0
+
+
+def price_micros(model: Model, params: ImageParams) -> int:
+    """Price of a whole job: proportional to pixels, UNet calls and samples; never zero."""
+    pixels = params.img_width * params.img_height / (1024 * 1024)
+    share = pixels * params.unet_calls / 25 * params.samples
+    return max(1, math.ceil(model.price_micros * share))
 
 
 def price_of_calls(cost_micros: int, calls: int, params: ImageParams) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from imaged.jobs import DEFAULT_OPTIONS, Job, RequestOptions, new_job_id
+from pathlib import Path
+from typing import Any
+
+from imaged.catalogue.model import Model, Weights
+from imaged.jobs import Job, Submission
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import keys, ledger
 from imaged.store.jobs import queue
@@ -21,27 +25,21 @@ def make_key(db: Database, credits_micros: int = 1000, rpm: int = 10_000) -> int
     return found.id
 
 
-def put(
-    db: Database,
+def asking(
     key_id: int,
     cost: int = 10,
     model: str = "m",
-    now: float = 1.0,
-    options: RequestOptions = DEFAULT_OPTIONS,
-) -> str:
-    job_id = new_job_id()
+    params: ImageParams = ImageParams("x"),  # noqa: B008 (frozen)
+    **more: Any,
+) -> Submission:
+    """What a request of this price asks for, of a model that need not be there."""
+    offered = Model(model, model, Weights(Path(model)))
+    return Submission(key_id, offered, params, quoted_micros=cost, **more)
+
+
+def put(db: Database, key_id: int, cost: int = 10, *, now: float = 1.0, **more: Any) -> str:
     with db.write() as c:
-        queue.put(
-            c,
-            job_id=job_id,
-            key_id=key_id,
-            model=model,
-            params=ImageParams("x"),
-            cost_micros=cost,
-            now=now,
-            options=options,
-        )
-    return job_id
+        return queue.put(c, asking(key_id, cost, **more), now).job_id
 
 
 def worker(db: Database, name: str = "w", now: float = 1.0) -> str:

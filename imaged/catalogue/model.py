@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from imaged.params.image_params import ImageParams
 from imaged.params.knobs import KNOBS, Knob
 
 MICRO = Path(__file__).parents[1] / "checkpoints" / "micro"
@@ -75,10 +73,3 @@ class Model:
 
 
 DEFAULT_SLUG = "sdxl1.0-yamers-realistic"
-
-
-def price_micros(model: Model, params: ImageParams) -> int:
-    """Price of a whole job: proportional to pixels, UNet calls and samples; never zero."""
-    pixels = params.img_width * params.img_height / (1024 * 1024)
-    share = pixels * params.unet_calls / 25 * params.samples
-    return max(1, math.ceil(model.price_micros * share))

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from imaged.catalogue.model import DEFAULT_SLUG, price_micros
+from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.cli.app import data_option, find_model, main
 from imaged.cli.generate import knob_options, read_options
+from imaged.jobs import price_micros
 from imaged.moderation.rules import texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings

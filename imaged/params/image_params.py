@@ -12,7 +12,7 @@ from typing import Any
 from imaged.errors import BadParameter, MalformedBody
 from imaged.params.knobs import KNOBS, Knob, safe_name
 from imaged.prompt import Prompt, Reading
-from imaged.prompt.loras import Lora
+from imaged.prompt.loras import MAX_LORA_WEIGHT, MAX_LORAS, Lora
 from imaged.sampling.schedulers import IN_A1111, unet_calls
 
 DEFAULTS = {knob.name: knob.default for knob in KNOBS}
@@ -101,6 +101,12 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
     if "scheduler_profile" not in given and values["scheduler"] not in IN_A1111:
         values["scheduler_profile"] = "diffusers"  # whatever the default is
     params = ImageParams(**values)
+    loras = params.all_loras
+    if len(loras) > MAX_LORAS:
+        raise BadParameter("loras", f"should be at most {MAX_LORAS} with those in the prompt")
+    if any(max(abs(lora.unet), abs(lora.text)) > MAX_LORA_WEIGHT for lora in loras):
+        most = f"{MAX_LORA_WEIGHT:.0f}"
+        raise BadParameter("loras", f"should have weights between -{most} and {most}")
     if params.guidance_start > params.guidance_end:
         raise BadParameter("guidance_start", "should not be more than guidance_end")
     if params.scheduler_profile == "a1111" and params.scheduler not in IN_A1111:

@@ -17,11 +17,10 @@ import pytest
 import sqlalchemy as sa
 from starlette.types import ASGIApp
 
-from imaged.catalogue.model import price_micros
+from imaged import jobs
 from imaged.gateway.app import build_app
 from imaged.gateway.context import Gateway
-from imaged.gateway.submit import admission
-from imaged.jobs import State
+from imaged.jobs import State, price_micros
 from imaged.params import knobs
 from imaged.store import catalogue
 from imaged.store.accounts import ledger
@@ -161,5 +160,5 @@ def test_mutant_that_reads_carelessly(tmp_path: Path) -> None:
 
 
 def test_mutant_that_charges_too_much(tmp_path: Path) -> None:
-    with red(admission, "price_micros", lambda *given: price_micros(*given) + 1):
+    with red(jobs, "price_micros", lambda *given: price_micros(*given) + 1):
         assert not any("of" in line for line in fuzz(tmp_path, 500)[1])

@@ -30,6 +30,7 @@ from imaged.gateway.submit import request_body
 from imaged.jobs import State
 from imaged.moderation.rules import HARD, Rules, _read_rule
 from imaged.params import knobs
+from imaged.params.image_params import read_params
 from imaged.params.knobs import KNOBS
 from imaged.store.jobs import queue
 from tests.conftest import SLUG
@@ -227,7 +228,7 @@ async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
     for content in contents:
         try:
             asked = request(content, kind)
-            found, _ = request_body.parse_params(asked, await request_body.read(asked), KNOBS)
+            found, _ = read_params(await request_body.read(asked))
             json.dumps(found.as_dict(), allow_nan=False).encode()  # what the store and answers do
             read += 1
         except ImagedError as problem:

@@ -11,15 +11,16 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from imaged.gateway.api import images
 from imaged.gateway.read.forecast import WIDE
 from imaged.gateway.submit import cpu_share, quotes
+from imaged.jobs import Submission, price_micros
 from imaged.sampling.schedulers import SCHEDULERS
 from imaged.store import catalogue
 from imaged.store.accounts import ledger
 from imaged.store.sql.schema import jobs
 from tests.conftest import until
 from tests.contract.gate import Gate
+from tests.mutants import red
 
 BODY: dict[str, Any] = {
     "prompt": "a red house",
@@ -104,9 +105,7 @@ def dear(gate: Gate) -> Any:
         catalogue.remove(c, "priced")
 
 
-def test_a_quote_is_kept_when_the_price_has_risen(
-    gate: Gate, dear: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quote_is_kept_when_the_price_has_risen(gate: Gate, dear: dict[str, Any]) -> None:
     now = look(gate, slug="priced").json()
     assert now["cost"] == pytest.approx(5 * dear["cost"])
 
@@ -115,8 +114,9 @@ def test_a_quote_is_kept_when_the_price_has_risen(
         return float(job(gate, answer.json()["request_id"]).cost_micros / 1e6)
 
     assert charged() == dear["cost"]
-    monkeypatch.setattr(images, "replace", lambda options, **_: options)  # the mutant
-    assert charged() == now["cost"]
+    forgetful = property(lambda asked: price_micros(asked.model, asked.params))
+    with red(Submission, "cost_micros", forgetful):
+        assert charged() == dear["cost"]
 
 
 def test_a_quote_is_for_its_key_its_model_and_its_parameters(gate: Gate) -> None:

@@ -50,10 +50,10 @@ TAKES = {
     },
     "present/links.py": {"blobs.sign"},
     "read/job_reader.py": {"queue.read", "progress.previews", "progress.statuses"},
-    "submit/options.py": {"signing.mac"},
+    "submit/submission.py": {"signing.mac"},
     "submit/quotes.py": {"signing.mac", "signing.same"},
     "submit/admission.py": {
-        *("keys.find", "catalogue.catalogue", "queue.put", "queue.refuse", "idempotency.known"),
+        *("keys.find", "catalogue.catalogue", "queue.put", "queue.refuse"),
     },
     "webhooks/delivery.py": {
         *(

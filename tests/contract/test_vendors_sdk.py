@@ -13,10 +13,10 @@ from segmind import InferenceTimeout, SegmindClient, SegmindError
 from segmind.webhooks import Webhooks
 
 from imaged.catalogue import toml
-from imaged.catalogue.model import DEFAULT_SLUG, price_micros
+from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.gateway.compat.segmind import LIST_KEY
 from imaged.gateway.present.bodies import WIRE
-from imaged.jobs import State
+from imaged.jobs import State, price_micros
 from imaged.params.image_params import ImageParams
 from tests.contract.gate import Gate
 from tests.contract.test_hosts import stay_home

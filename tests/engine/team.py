@@ -23,7 +23,7 @@ import torch
 from imaged.catalogue.model import Model, Weights
 from imaged.engine import engine
 from imaged.engine.loading.load import set_threads
-from imaged.jobs import RequestOptions, State
+from imaged.jobs import State
 from imaged.params.image_params import ImageParams
 from imaged.prompt.loras import Lora
 from imaged.worker import checkpoint_cache, image_checker
@@ -70,7 +70,7 @@ def live(bench: Bench, counts: dict[str, int]) -> None:
     wait(lambda: any(bench.files.rglob(f"{saved}-*.state")))
     ended(saved)
     counts["previews, saved"] = foreign()
-    ended(bench.put(TINY, options=RequestOptions(draft_steps=2)), state=State.PARKED)
+    ended(bench.put(TINY, draft_steps=2), state=State.PARKED)
     counts["a draft"] = foreign()
     ended(bench.put(replace(TINY, loras=(Lora("ink"),))))
     counts["a LoRA"] = foreign()

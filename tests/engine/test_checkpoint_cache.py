@@ -16,7 +16,7 @@ from PIL import Image
 from imaged.catalogue.model import DEFAULT_SLUG, MICRO, Model, Weights
 from imaged.engine.loading.load import load, size, with_dtypes
 from imaged.engine.outcome import Outcome
-from imaged.jobs import RequestOptions, State
+from imaged.jobs import State
 from imaged.store.jobs import load_failures, model_demand, queue
 from imaged.worker import checkpoint_cache, loop
 from tests.engine.test_worker import SMALL as OF_TWENTY_STEPS
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 MICRO_GB = size(Weights(MICRO), CPU) / 1e9
 SMALL = replace(OF_TWENTY_STEPS, num_inference_steps=6)
 LONG = replace(SMALL, num_inference_steps=12)
-IN_BF16 = RequestOptions(made_in="cpu bfloat16 and float32")  # of a receipt
+IN_BF16 = "cpu bfloat16 and float32"  # of a receipt
 
 
 def copies(folder: Path, *slugs: str) -> list[Model]:
@@ -163,7 +163,7 @@ def test_the_types_of_a_receipt_take_their_turn(tmp_path: Path, patience_s: floa
         bench.worker.tick = noted  # type: ignore[method-assign]
         stream = [bench.put(LONG)]
         bench.wait(lambda: bench.job(stream[0]).state is State.PROCESSING)
-        again = bench.put(SMALL, options=IN_BF16)
+        again = bench.put(SMALL, made_in=IN_BF16)
 
         def served() -> bool:
             queued = sum(bench.job(job).state is State.QUEUED for job in stream)
@@ -180,11 +180,11 @@ def test_the_types_of_a_receipt_take_their_turn(tmp_path: Path, patience_s: floa
 
 def test_types_that_end_workers_are_left_alone(tmp_path: Path) -> None:
     with working(tmp_path) as bench:
-        crashing = with_dtypes(bench.model.weights, str(IN_BF16.made_in), CPU)
+        crashing = with_dtypes(bench.model.weights, IN_BF16, CPU)
         with bench.db.write() as c:
             for n in range(load_failures.DEATHS):
                 load_failures.begin(c, f"dead{n}", crashing, time.time())
-        again = bench.put(SMALL, options=IN_BF16)
+        again = bench.put(SMALL, made_in=IN_BF16)
         bench.wait(lambda: bench.job(again).state is State.FAILED)
         assert bench.job(again).reason == "model_unavailable"
         assert bench.kinds(again) == ["reserve", "release"]

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from imaged.catalogue.model import DEFAULT_SLUG, Model
-from imaged.jobs import DEFAULT_OPTIONS, Job, Preview, RequestOptions, State, new_job_id
+from imaged.jobs import Job, Preview, State, new_job_id
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 from imaged.store import catalogue
@@ -33,6 +33,7 @@ from imaged.worker.heartbeat import Heartbeat
 from imaged.worker.loop import Worker
 from imaged.worker.openmp import waiting
 from tests.conftest import store, until
+from tests.in_store import asking
 
 SMALL = ImageParams("a house", num_inference_steps=20, seed=1, img_width=128, img_height=128)
 
@@ -53,21 +54,13 @@ class Bench:
         job_id: str = "",
         model: str = DEFAULT_SLUG,
         cost: int = 10,
-        options: RequestOptions = DEFAULT_OPTIONS,
+        **more: Any,
     ) -> str:
-        job_id = job_id or new_job_id()
-        with self.db.write() as c:
-            queue.put(
-                c,
-                job_id=job_id,
-                key_id=self.key_id,
-                model=model,
-                params=params,
-                cost_micros=cost,
-                now=time.time(),
-                options=options,
-            )
-        return job_id
+        asked = asking(self.key_id, cost, model, params, **more)
+        with pytest.MonkeyPatch.context() as patch, self.db.write() as c:
+            if job_id:
+                patch.setattr(queue, "new_job_id", lambda: job_id)
+            return queue.put(c, asked, time.time()).job_id
 
     def job(self, job_id: str) -> Job:
         with self.db.read() as c:
@@ -271,15 +264,9 @@ def completed(bench: Bench, job_id: str) -> bool:
 def test_a_picture_is_made_again_in_its_own_types(bench: Bench) -> None:
     """Beside those of its model, whose checkpoint stays."""
     tiny, mixed = replace(SMALL, num_inference_steps=4), "bfloat16 and float32"
-    options = [
-        DEFAULT_OPTIONS,
-        RequestOptions(made_in=f"cpu {mixed}"),
-        RequestOptions(made_in="cpu float32"),
-        DEFAULT_OPTIONS,
-    ]
     results = []
-    for asked in options:
-        job_id = bench.put(tiny, options=asked)
+    for made_in in (None, f"cpu {mixed}", "cpu float32", None):
+        job_id = bench.put(tiny, made_in=made_in)
         bench.wait(partial(completed, bench, job_id))
         result = bench.job(job_id).result
         assert result is not None
@@ -370,7 +357,7 @@ def test_a_claim_takes_its_time_with_the_lock(
 
         @contextmanager
         def after_another() -> Iterator[sa.Connection]:
-            late.append(bench.put(SMALL, options=RequestOptions(cancel_after_s=1e-9)))
+            late.append(bench.put(SMALL, cancel_after_s=1e-9))
             with write() as c:
                 yield c
 

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from imaged.jobs import new_job_id
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import ledger
 from imaged.store.jobs import queue
 from imaged.store.sql import database as module
 from imaged.store.sql.database import SOON_S, Database, Watch
 from imaged.store.sql.group_commit import Writer
-from imaged.store.sql.schema import metadata
-from tests.in_store import audit, free, make_key
+from imaged.store.sql.schema import jobs, metadata
+from tests.in_store import asking, audit, free, make_key
 
 
 def test_schema_is_what_the_migrations_make(db: Database) -> None:
@@ -68,21 +66,18 @@ def test_a_full_disk_in_a_group_commit_loses_nothing_that_was_promised(db: Datab
         raw.execute("PRAGMA max_page_count=200").close()  # 800 KB: full
         raw.execute("PRAGMA cache_size=10").close()  # so that pages are written in mid-transaction
 
-    def submit(job_id: str) -> Callable[[sa.Connection], object]:
-        values: dict[str, Any] = {"key_id": key_id, "model": "m", "cost_micros": 1, "now": 1.0}
-        params = ImageParams("x" * 20_000)
-        return lambda c: queue.put(c, job_id=job_id, params=params, **values)
+    asked = asking(key_id, 1, params=ImageParams("x" * 20_000))
 
     sa.event.listen(db.engine, "connect", narrow)
     writer, gate = Writer(db), threading.Event()
     writer.submit(lambda _: gate.wait(20))  # all others gather behind it
-    asked = {job_id: writer.submit(submit(job_id)) for job_id in (new_job_id() for _ in range(60))}
+    answers = [writer.submit(lambda c: queue.put(c, asked, 1.0)) for _ in range(60)]
     gate.set()
     writer.close()
-    promised = {job_id for job_id, future in asked.items() if future.exception() is None}
+    promised = {f.result().job_id for f in answers if f.exception() is None}
     with db.read() as c:
-        kept = set(queue.read(c, list(asked)))
-    assert len(promised) < len(asked)  # it did become full
+        kept = set(c.execute(sa.select(jobs.c.id)).scalars())
+    assert len(promised) < len(answers)  # it did become full
     assert kept == promised
     assert audit(db) == []
 

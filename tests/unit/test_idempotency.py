@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,37 +15,28 @@ import sqlalchemy as sa
 from starlette.datastructures import Headers
 
 from imaged.errors import BadParameter, IdempotencyMismatch
-from imaged.gateway.submit.options import fingerprint, read_options
-from imaged.jobs import RequestOptions, State, new_job_id
+from imaged.gateway.submit.submission import Asked, fingerprint, read_submission
+from imaged.jobs import State, Submission
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import keys, ledger
 from imaged.store.jobs import idempotency, queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from imaged.store.sql.schema import jobs
-from tests.in_store import KEEP_S, RESULT, audit, claim, free, get, make_key, worker
+from tests.in_store import KEEP_S, RESULT, asking, audit, claim, free, get, make_key, worker
 from tests.mutants import red
 
-UNDER_A = RequestOptions(idempotency_key="a", fingerprint="x")
+UNDER_A: Mapping[str, Any] = {"idempotency_key": "a", "fingerprint": "x"}
 LIMITS = {"lease_s": 1e6, "queue_s": 1e6, "run_s": 1e6, "retention_s": KEEP_S}
 
 
-def order(c: sa.Connection, key_id: int, options: RequestOptions, now: float = 1.0) -> str:
-    return queue.put(
-        c,
-        job_id=new_job_id(),
-        key_id=key_id,
-        model="m",
-        params=ImageParams("x"),
-        cost_micros=10,
-        now=now,
-        options=options,
-    ).job_id
+def order(c: sa.Connection, key_id: int, now: float = 1.0, **more: Any) -> str:
+    return queue.put(c, asking(key_id, **more), now).job_id
 
 
-def ordered(db: Database, key_id: int, options: RequestOptions, now: float = 1.0) -> str:
+def ordered(db: Database, key_id: int, now: float = 1.0, **more: Any) -> str:
     with db.write() as c:
-        return order(c, key_id, options, now)
+        return order(c, key_id, now, **more)
 
 
 # -- Idempotency-Key ----------------------------------------------------------------------------
@@ -52,43 +44,43 @@ def ordered(db: Database, key_id: int, options: RequestOptions, now: float = 1.0
 
 def test_a_repeat_is_the_first_job_and_costs_nothing(db: Database) -> None:
     key_id = make_key(db, rpm=1)  # one token: a repeat takes none
-    first = ordered(db, key_id, UNDER_A)
-    assert [ordered(db, key_id, UNDER_A) for _ in range(3)] == [first] * 3
+    first = ordered(db, key_id, **UNDER_A)
+    assert [ordered(db, key_id, **UNDER_A) for _ in range(3)] == [first] * 3
     assert free(db, key_id) == 990
     worker(db)
     [job] = claim(db)
     with db.write() as c:
         queue.finish(c, job, "w", RESULT, 3.0, KEEP_S)
-    assert ordered(db, key_id, UNDER_A) == first  # also when it has ended
+    assert ordered(db, key_id, **UNDER_A) == first  # also when it has ended
     assert free(db, key_id) == 990 and audit(db) == []
 
 
 def test_an_idempotency_key_is_its_api_keys_own(db: Database) -> None:
     mine, other = make_key(db), make_key(db)
-    assert ordered(db, mine, UNDER_A) != ordered(db, other, UNDER_A)
-    assert ordered(db, mine, RequestOptions()) != ordered(db, mine, RequestOptions())
+    assert ordered(db, mine, **UNDER_A) != ordered(db, other, **UNDER_A)
+    assert ordered(db, mine) != ordered(db, mine)
 
 
 def test_another_request_under_the_same_key_is_refused(db: Database) -> None:
     key_id = make_key(db)
-    ordered(db, key_id, UNDER_A)
+    ordered(db, key_id, **UNDER_A)
     with pytest.raises(IdempotencyMismatch) as caught:
-        ordered(db, key_id, RequestOptions(idempotency_key="a", fingerprint="y"))
+        ordered(db, key_id, idempotency_key="a", fingerprint="y")
     assert caught.value.status == 409
     assert free(db, key_id) == 990
 
 
 def test_it_is_remembered_as_long_as_the_record_lives(db: Database) -> None:
     key_id = make_key(db)
-    first = ordered(db, key_id, UNDER_A)
+    first = ordered(db, key_id, **UNDER_A)
     with db.write() as c:
         queue.cancel(c, first, 5.0, retention_s=10.0)
-    assert ordered(db, key_id, UNDER_A, now=14.9) == first
-    second = ordered(db, key_id, UNDER_A, now=15.0)  # expired, its row still there
-    assert second != first and ordered(db, key_id, UNDER_A, now=15.0) == second
+    assert ordered(db, key_id, **UNDER_A, now=14.9) == first
+    second = ordered(db, key_id, **UNDER_A, now=15.0)  # expired, its row still there
+    assert second != first and ordered(db, key_id, **UNDER_A, now=15.0) == second
     with db.write() as c:
         assert [job.id for job in queue.delete_expired(c, 16.0)] == [first]
-    assert ordered(db, key_id, UNDER_A, now=16.0) == second
+    assert ordered(db, key_id, **UNDER_A, now=16.0) == second
 
 
 def race(db: Database) -> tuple[int, int]:
@@ -97,7 +89,7 @@ def race(db: Database) -> tuple[int, int]:
     writers = [Writer(db), Writer(db)]
     with ThreadPoolExecutor(16) as pool:
         futures = pool.map(
-            lambda n: writers[n % 2].submit(lambda c: order(c, key_id, UNDER_A)), range(16)
+            lambda n: writers[n % 2].submit(lambda c: order(c, key_id, **UNDER_A)), range(16)
         )
         made = {future.result(30) for future in futures if future.exception(30) is None}
     for writer in writers:
@@ -112,9 +104,9 @@ def test_requests_at_the_same_instant_make_one_job(db: Database) -> None:
 
 def test_mutant_without_the_lookup_is_stopped_by_the_index(db: Database) -> None:
     key_id = make_key(db)
-    ordered(db, key_id, UNDER_A)
+    ordered(db, key_id, **UNDER_A)
     with red(idempotency, "find", lambda *_: None, raises=sa.exc.IntegrityError):
-        ordered(db, key_id, UNDER_A)
+        ordered(db, key_id, **UNDER_A)
     assert free(db, key_id) == 990
 
 
@@ -129,14 +121,16 @@ def test_mutant_without_lookup_and_index_charges_twice(
 
 def test_the_fingerprint_tells_requests_apart_and_not_the_prompt() -> None:
     params = ImageParams("a red house")
-    same = fingerprint(b"s", "m", ImageParams("a red house"))
-    assert fingerprint(b"s", "m", params) == same
+    same = fingerprint(b"s", asking(1, params=ImageParams("a red house")))
+    assert fingerprint(b"s", asking(1, params=params)) == same
     others = [
-        fingerprint(b"s", "other", params),
-        fingerprint(b"s", "m", ImageParams("a red house", seed=1)),
-        fingerprint(b"other", "m", params),
+        fingerprint(b"s", asking(1, model="other", params=params)),
+        fingerprint(b"s", asking(1, params=ImageParams("a red house", seed=1))),
+        fingerprint(b"s", asking(1, params=params, draft_steps=8)),
+        fingerprint(b"s", asking(1, params=params, made_in="cpu float32")),
+        fingerprint(b"other", asking(1, params=params)),
     ]
-    assert len({same, *others}) == 4
+    assert len({same, *others}) == 6
 
 
 # -- Cancel-After -------------------------------------------------------------------------------
@@ -144,9 +138,7 @@ def test_the_fingerprint_tells_requests_apart_and_not_the_prompt() -> None:
 
 def test_a_job_that_waits_past_its_own_deadline_ends_and_is_not_claimed(db: Database) -> None:
     key_id = make_key(db)
-    patient, hasty = (
-        ordered(db, key_id, RequestOptions(cancel_after_s=s), now=100.0) for s in (None, 5.0)
-    )
+    patient, hasty = (ordered(db, key_id, cancel_after_s=s, now=100.0) for s in (None, 5.0))
     worker(db, now=100.0)
     with db.write() as c:
         queue.reap(c, 105.0, **LIMITS)
@@ -161,7 +153,7 @@ def test_a_job_that_waits_past_its_own_deadline_ends_and_is_not_claimed(db: Data
 
 
 def test_a_job_that_runs_is_not_ended_by_its_queue_deadline(db: Database) -> None:
-    job_id = ordered(db, make_key(db), RequestOptions(cancel_after_s=5.0), now=100.0)
+    job_id = ordered(db, make_key(db), cancel_after_s=5.0, now=100.0)
     worker(db, now=100.0)
     assert len(claim(db, now=104.0)) == 1
     with db.write() as c:
@@ -172,21 +164,26 @@ def test_a_job_that_runs_is_not_ended_by_its_queue_deadline(db: Database) -> Non
 # -- the headers --------------------------------------------------------------------------------
 
 
+def read(headers: Headers) -> Submission:
+    model = asking(1).model
+    return read_submission(b"s", headers, 1, model, Asked(model.slug, {"prompt": "x"}))
+
+
 @pytest.mark.parametrize("value", ["a", "x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "!~"])
 def test_idempotency_keys_that_are_taken(value: str) -> None:
-    assert read_options(Headers({"Idempotency-Key": value})).idempotency_key == value
+    assert read(Headers({"Idempotency-Key": value})).idempotency_key == value
 
 
 @pytest.mark.parametrize("values", [[""], ["x" * 256], ["a b"], ["\xe9"], ["\x7f"], ["a", "a"]])
 def test_idempotency_keys_that_are_refused(values: list[str]) -> None:
     raw = [(b"idempotency-key", value.encode("latin-1")) for value in values]
     with pytest.raises(BadParameter, match=r"^Idempotency-Key should be"):
-        read_options(Headers(raw=raw))
+        read(Headers(raw=raw))
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("1", 1.0), ("0.5", 0.5), ("86400", 86400.0)])
 def test_deadlines_that_are_taken(value: str, seconds: float) -> None:
-    assert read_options(Headers({"cancel-after": value})).cancel_after_s == seconds
+    assert read(Headers({"cancel-after": value})).cancel_after_s == seconds
 
 
 @pytest.mark.parametrize(
@@ -195,14 +192,14 @@ def test_deadlines_that_are_taken(value: str, seconds: float) -> None:
 def test_deadlines_that_are_refused(value: str) -> None:
     raw = [(b"cancel-after", value.encode("utf-8"))]
     with pytest.raises(BadParameter, match=r"^Cancel-After should be"):
-        read_options(Headers(raw=raw))
+        read(Headers(raw=raw))
 
 
 def test_keys_and_ledger_agree_after_all(db: Database) -> None:
     """The clock of the store is the caller's: a repeat long after makes no difference."""
     key_id = make_key(db)
-    first = ordered(db, key_id, UNDER_A, now=time.time())
-    assert ordered(db, key_id, UNDER_A, now=time.time() + 1e6) == first
+    first = ordered(db, key_id, **UNDER_A, now=time.time())
+    assert ordered(db, key_id, **UNDER_A, now=time.time() + 1e6) == first
     with db.read() as c:
         assert [row.reserved_micros for row in keys.rows(c)] == [10]
         assert ledger.free(c, key_id) == 990
@@ -226,5 +223,5 @@ def test_a_request_keeps_its_fingerprint_when_there_are_new_fields() -> None:
     }
     text = json.dumps(["m", first], sort_keys=True)
     kept = hmac.new(b"s", b"fingerprint:" + text.encode(), hashlib.sha256).hexdigest()
-    assert fingerprint(b"s", "m", ImageParams(**first)) == kept
-    assert fingerprint(b"s", "m", ImageParams(**first, clip_skip=1)) != kept
+    assert fingerprint(b"s", asking(1, params=ImageParams(**first))) == kept
+    assert fingerprint(b"s", asking(1, params=ImageParams(**first, clip_skip=1))) != kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imaged.errors import IdempotencyMismatch, NoCredits
-from imaged.jobs import OPEN, Job, RequestOptions, State, new_job_id
+from imaged.jobs import OPEN, Job, State
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import ledger
 from imaged.store.jobs import drafts, idempotency, queue
@@ -22,7 +23,7 @@ from imaged.store.sql.database import Database
 from imaged.store.sql.schema import jobs
 from imaged.store.webhooks import outbox, subscriptions
 from tests.conftest import store
-from tests.in_store import RESULT, audit, make_key
+from tests.in_store import RESULT, asking, audit, make_key
 from tests.mutants import red
 
 GRANTED, KEEP_S = 300, 20.0
@@ -67,34 +68,33 @@ class AnyOrder(RuleBasedStateMachine):
         draft: int,
     ) -> None:
         """What the gateway does in its one transaction."""
-        job_id, now = new_job_id(), self.tick()
-        options = RequestOptions(key, fingerprint, wait_s, draft_steps=draft)
+        now = self.tick()
+        asked = asking(
+            self.key,
+            cost,
+            params=ImageParams("x", samples=2),
+            idempotency_key=key,
+            fingerprint=fingerprint,
+            cancel_after_s=wait_s,
+            draft_steps=draft,
+        )
         first = self._remembered(key, now)
         try:
             with self.db.write() as c:
-                placed = queue.put(
-                    c,
-                    job_id=job_id,
-                    key_id=self.key,
-                    model="m",
-                    params=ImageParams("x", samples=2),
-                    cost_micros=cost,
-                    now=now,
-                    options=options,
-                ).job_id
-                if refused and placed == job_id:
-                    queue.refuse(c, job_id, "content_policy", "text", now, KEEP_S)
+                placed = queue.put(c, asked, now)
+                if refused and not placed.replayed:
+                    queue.refuse(c, placed.job_id, "content_policy", "text", now, KEEP_S)
         except NoCredits:
             assert first is None
             return
         except IdempotencyMismatch:
             assert first is not None and first[1] != fingerprint
             return
-        assert first is None or first == (placed, fingerprint)
-        assert first is not None or placed == job_id
+        assert first is None or first == (placed.job_id, fingerprint)
+        assert placed.replayed == (first is not None)
         if key is not None:
-            self.under[key] = (placed, fingerprint)
-        self.known.append(placed)
+            self.under[key] = (placed.job_id, fingerprint)
+        self.known.append(placed.job_id)
 
     def _remembered(self, key: str | None, now: float) -> tuple[str, str] | None:
         """The first job under a key whose record still lives."""
@@ -211,7 +211,7 @@ def test_what_was_used_is_summed_from_an_index(db: Database) -> None:
 
 def run(tmp_path: Path, prepare: Callable[[Database], None], **given: Any) -> None:
     def make() -> Database:
-        database: Database = store(tmp_path / f"{new_job_id()}.db")
+        database: Database = store(tmp_path / f"{uuid4().hex}.db")
         prepare(database)
         return database
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -20,9 +21,7 @@ from imaged.jobs import (
     MOVES,
     Job,
     JobReport,
-    RequestOptions,
     State,
-    new_job_id,
 )
 from imaged.store.accounts import keys
 from imaged.store.jobs import queue
@@ -193,7 +192,7 @@ def test_the_queue_deadline_begins_anew_when_a_job_is_given_back(db: Database) -
 def test_a_job_that_gives_way_has_not_waited_in_vain(db: Database, begun: bool) -> None:
     """Neither by its own deadline nor by the server's; one that never began still may."""
     key_id = make_key(db)
-    job_id = put(db, key_id, options=RequestOptions(cancel_after_s=30.0))
+    job_id = put(db, key_id, cancel_after_s=30.0)
     with db.write() as c:
         queue.register(c, "w", 1, "here", 5.0)
         [job] = queue.claim(c, "w", ["m"], 1, 5.0)
@@ -301,7 +300,7 @@ class AnyOrder(RuleBasedStateMachine):
 @pytest.mark.parametrize("examples", [4, pytest.param(15, marks=pytest.mark.slow)])
 def test_any_order_of_events(tmp_path: Path, examples: int) -> None:
     def make() -> Database:
-        return cast(Database, store(tmp_path / f"{new_job_id()}.db"))
+        return cast(Database, store(tmp_path / f"{uuid4().hex}.db"))
 
     AnyOrder.make = staticmethod(make)
     machine, count = AnyOrder.TestCase, hypothesis_settings(max_examples=examples)

@@ -7,24 +7,23 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imaged.catalogue import toml
 from imaged.catalogue.aliases import Aliases
-from imaged.catalogue.model import DEFAULT_SLUG, MICRO
+from imaged.catalogue.model import MICRO
 from imaged.errors import CommandError
 from imaged.gateway.submit.admission import Admission
-from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, State
+from imaged.jobs import State
 from imaged.moderation import minors
 from imaged.moderation.rules import HARD, REASON, Rules, statement, texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
-from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
-from tests.in_store import SECRET, audit, free, get, make_key
+from tests.in_store import SECRET, asking, audit, free, get, make_key
 
 REFUSED = [
     "naked child",
@@ -242,17 +241,15 @@ def test_the_statement_says_which_rules_there_are() -> None:
 CANARY = "zebracanary"
 
 
-def admit_refused(db: Database, key_id: int, options: RequestOptions) -> str:
+def admit_refused(db: Database, key_id: int, **more: Any) -> str:
     writer = Writer(db)
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), retention_s=60.0)
     params = ImageParams(f"naked child {CANARY}", negative_prompt=CANARY)
     try:
-        admitted = asyncio.run(
-            admission.admit(Key(key_id, "t"), toml.built_in()[DEFAULT_SLUG], params, options)
-        )
+        placed = asyncio.run(admission.admit(asking(key_id, params=params, **more)))
     finally:
         writer.close()
-    return admitted.job_id
+    return placed.job_id
 
 
 def test_a_refused_prompt_is_a_failed_job_that_costs_and_keeps_nothing(
@@ -260,14 +257,15 @@ def test_a_refused_prompt_is_a_failed_job_that_costs_and_keeps_nothing(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     key_id = make_key(db, credits_micros=100_000)
-    options = RequestOptions(idempotency_key="k")
-    job_id = admit_refused(db, key_id, options)
+    job_id = admit_refused(db, key_id, idempotency_key="k")
     job = get(db, job_id)
     assert (job.state, job.reason) == (State.FAILED, REASON)
     assert "content policy" in (job.error or "")
     assert job.expires_at is not None and job.expires_at > time.time()
     assert free(db, key_id) == 100_000 and audit(db) == []
-    assert admit_refused(db, key_id, options) == job_id  # a repeat is still the first job
+    assert (
+        admit_refused(db, key_id, idempotency_key="k") == job_id
+    )  # a repeat is still the first job
     everything = b"".join(p.read_bytes() for p in tmp_path.iterdir())
     assert len(everything) > 10_000 and CANARY.encode() not in everything
     assert "refused by the hard class" in caplog.text and CANARY not in caplog.text
@@ -277,7 +275,7 @@ def test_mutant_that_keeps_the_prompt_is_seen(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imaged.gateway.submit.admission.replace", lambda value, **_: value)
-    admit_refused(db, make_key(db, credits_micros=100_000), RequestOptions())
+    admit_refused(db, make_key(db, credits_micros=100_000))
     assert any(CANARY.encode() in p.read_bytes() for p in tmp_path.iterdir())
 
 
@@ -304,13 +302,12 @@ def test_nothing_is_hidden_from_the_rules(db: Database, prompt: str) -> None:
     writer = Writer(db)
     admission = Admission(db, writer, SECRET, Aliases({}, {}), Rules(), 60.0, loras=lambda: ["x"])
     params = ImageParams(prompt)
-    model = toml.built_in()[DEFAULT_SLUG]
     try:
-        admitted = asyncio.run(admission.admit(Key(key_id, "t"), model, params, DEFAULT_OPTIONS))
+        placed = asyncio.run(admission.admit(asking(key_id, params=params)))
     finally:
         writer.close()
     with db.read() as c:
-        assert queue.read(c, [admitted.job_id])[admitted.job_id].state is State.FAILED
+        assert queue.read(c, [placed.job_id])[placed.job_id].state is State.FAILED
 
 
 def test_a_negative_prompt_that_is_drawn_is_judged() -> None:

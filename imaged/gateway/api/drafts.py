@@ -16,7 +16,7 @@ from imaged.gateway.auth import own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.submit import request_body
-from imaged.gateway.submit.draft_option import whole
+from imaged.gateway.submit.submission import whole
 from imaged.jobs import Job, State
 from imaged.moderation.rules import REFUSAL
 from imaged.params.image_params import ImageParams
@@ -77,6 +77,6 @@ async def _changed(gateway: Gateway, job: Job, sent: Mapping[str, Any]) -> Image
         raise BadParameter("prompt", "should name the LoRAs that the draft was made with")
     if not given:
         return params
-    if await gateway.cpu_share.run(job.key_id, lambda: gateway.admission.refused(params)):
+    if await gateway.cpu_share.run(job.key_id, lambda: gateway.admission.rules.refuses(params)):
         raise BadParameter("prompt", f"is not taken: {REFUSAL}")
     return params

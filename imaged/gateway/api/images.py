@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.errors import StillRunning
 from imaged.gateway.auth import keyed, own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.present.errors import error_response
+from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import safety_header, with_rate_headers
-from imaged.gateway.submit import quotes, request_body
-from imaged.gateway.submit.admission import Admitted
-from imaged.gateway.submit.draft_option import read_draft, refuse_draft
-from imaged.gateway.submit.options import read_options
-from imaged.gateway.submit.request_body import parse_params
-from imaged.jobs import Job, RequestOptions, State
-from imaged.params.image_params import ImageParams
+from imaged.gateway.submit.quotes import QUOTE_ID
+from imaged.gateway.submit.submission import DRAFT, read_asked
+from imaged.jobs import Job, Submission
 from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
+
+FORM = Form(bodies.picture, error_response, bodies.failed)
 
 
 @keyed
 async def submit(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/{slug}: queue a job and answer at once."""
-    admitted, warnings = await _admit(request, gateway, key, drafts=True)
-    answer = bodies.submitted(admitted.job_id, gateway.links(request), warnings)
-    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+    submission = await _read(request, gateway, key, DRAFT, QUOTE_ID)
+    placed = await gateway.admission.admit(submission)
+    answer = bodies.submitted(placed.job_id, gateway.links(request), submission.warnings)
+    return with_rate_headers(answer, placed.rate, placed.replayed)
 
 
 @keyed
 async def create(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v1/{slug}: queue a job and answer with its picture."""
-    admitted, _ = await _admit(request, gateway, key)
-    answer = await _waited(request, gateway, admitted)
-    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+    return await gateway.run(request, key, await _read(request, gateway, key, QUOTE_ID), FORM)
 
 
 @owned
@@ -77,38 +73,9 @@ class OwnRequest(HTTPEndpoint):
     delete = staticmethod(cancel)
 
 
-async def _admit(
-    request: Request, gateway: Gateway, key: Key, *, drafts: bool = False
-) -> tuple[Admitted, list[str]]:
-    """Read model and body, then admit; returns the job and warnings."""
-    model = await gateway.admission.model(request.path_params["slug"], key)
-    sent = await request_body.read(request)
-    options = read_options(request.headers)
-    if not drafts:
-        refuse_draft(sent)
-
-    def drafted(params: ImageParams) -> RequestOptions:
-        return replace(options, draft_steps=read_draft(sent, params.num_inference_steps))
-
-    if sent.get(quotes.QUOTE_ID) is not None:
-        quote = quotes.redeem(gateway.secret, sent, key.id, model)
-        if time.time() > quote.until and not await gateway.admission.repeats(key, options):
-            raise quotes.expired()
-        options = replace(drafted(quote.params), quoted_micros=quote.cost_micros)
-        return await gateway.admission.admit(key, model, quote.params, options), []
-    params, warnings = parse_params(request, sent, model.knobs)
-    return await gateway.admission.admit(key, model, params, drafted(params)), warnings
-
-
-async def _waited(request: Request, gateway: Gateway, admitted: Admitted) -> Response:
-    """The answer of v1 once the job has ended; 504 if it still runs."""
-    job = await gateway.wait_for(request, admitted)
-    if not job.state.final:
-        return error_response(StillRunning(job.id))
-    if job.state is not State.COMPLETED:
-        return bodies.failed(job, gateway.links(request))
-    files, links = await gateway.files(job), gateway.links(request)
-    return await asyncio.to_thread(bodies.picture, job, links, files)
+async def _read(request: Request, gateway: Gateway, key: Key, *also: str) -> Submission:
+    asked = await read_asked(request, *also)
+    return await gateway.admission.submission(key, request.headers, asked)
 
 
 def _json(job: Job, code: int, body: dict[str, Any]) -> Response:

@@ -12,17 +12,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.catalogue.model import Model, ModelState, price_micros
+from imaged.catalogue.model import Model, ModelState
 from imaged.checkpoint_info.explain import Explainer, reports, taken, warnings
 from imaged.errors import CheckpointRefused
 from imaged.gateway.auth import keyed
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.units import dollars, utc
 from imaged.gateway.read.forecast import Forecast, forecast
-from imaged.gateway.submit import request_body
-from imaged.gateway.submit.draft_option import read_draft
 from imaged.gateway.submit.quotes import LIFE_S, Quote
-from imaged.gateway.submit.request_body import parse_params
+from imaged.gateway.submit.submission import DRAFT, read_asked
 from imaged.jobs import price_of_calls
 from imaged.params.image_params import ImageParams, plain
 from imaged.sampling.schedulers import calls_before
@@ -34,14 +32,15 @@ from imaged.store.jobs.workload import pace
 @keyed
 async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/{slug}/preflight: how a request would be understood, and a quote for it."""
-    model = await gateway.admission.model(request.path_params["slug"], key)
-    sent = await request_body.read(request)
-    params, said = parse_params(request, sent, model.knobs)
-    await gateway.admission.check_loras(key, params)
-    cost = price_micros(model, params)
+    asked = await read_asked(request, DRAFT)
+    submission = await gateway.admission.submission(key, request.headers, asked)
+    model, params, cost = submission.model, submission.params, submission.cost_micros
+    if problem := await gateway.admission.missing_lora(params):
+        raise problem
+    said = list(submission.warnings)
 
     def work() -> tuple[dict[str, Any], Any]:
-        if gateway.admission.refused(params):
+        if gateway.admission.rules.refuses(params):
             said.append("prompt would be refused by the rules of this server")
         told = _told(model, params, gateway.settings.embeddings_folder)
         return told, _expected(gateway, key, model, cost)
@@ -57,10 +56,10 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
         "determinism": gateway.settings.determinism,
         "cost": dollars(cost),
         "unet_calls": params.unet_calls * params.samples,
-        **_drafted(read_draft(sent, params.num_inference_steps), params, cost),
+        **_drafted(submission.draft_steps, params, cost),
         "expected": expected and _rounded(expected),
         "parameters": {name: plain(getattr(params, name)) for name in params.as_dict()},
-        "taken": taken(sent, params, model.knobs),
+        "taken": taken(asked.fields, params, model.knobs),
         **told,
         "warnings": [*said, *_of_server(state, cost, free), *told["warnings"]],
     }

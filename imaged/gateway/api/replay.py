@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from imaged.catalogue.aliases import widened
-from imaged.errors import BadParameter, ReceiptRefused, StillRunning
+from imaged.errors import BadParameter, ReceiptRefused
 from imaged.gateway.auth import keyed, public
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
-from imaged.gateway.present.headers import with_rate_headers
+from imaged.gateway.present.errors import error_response
+from imaged.gateway.present.form import Form
+from imaged.gateway.present.links import Links
 from imaged.gateway.submit import request_body
-from imaged.gateway.submit.options import IDEMPOTENCY_KEY, read_options
-from imaged.gateway.submit.request_body import parse_params
-from imaged.jobs import State
+from imaged.gateway.submit.submission import IDEMPOTENCY_KEY, Asked
+from imaged.jobs import Job
 from imaged.provenance import receipts
 from imaged.store.accounts.keys import Key
 
@@ -35,29 +35,31 @@ async def signer(request: Request) -> Response:
 async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
     """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
     receipt = _read((await request_body.read(request)).get(RECEIPT))
-    model = await gateway.admission.model(receipt["model"], key)
-    ours = receipt["key"] == gateway.signer  # made here, perhaps under an alias with wider bounds
-    knobs = widened(model.knobs) if ours else model.knobs
-    params, unknown = parse_params(request, {**receipt["request"], "samples": 1}, knobs)
-    if unknown:
-        raise BadParameter(RECEIPT, f"asks for what is not known here: {unknown[0]}")
-    options = read_options(request.headers)
-    if ours:  # other receipts must not choose the dtypes of checkpoints here
-        options = replace(options, made_in=receipts.made_in(receipt))
-    admitted = await gateway.admission.admit(key, model, params, options)
-    job = await gateway.wait_for(request, admitted)
-    links = gateway.links(request)
-    if not job.state.final:
-        raise StillRunning(job.id)
-    if job.state is not State.COMPLETED:
-        return bodies.failed(job, links)
+    ours = receipt["key"] == gateway.signer
+    asked = Asked(
+        receipt["model"],
+        {**receipt["request"], "samples": 1},
+        wide=ours,  # it may have been made under an alias with wider bounds
+        # Others' receipts must not choose the dtypes of checkpoints here.
+        made_in=receipts.made_in(receipt) if ours else None,
+    )
+    submission = await gateway.admission.submission(key, request.headers, asked)
+    if submission.warnings:
+        raise BadParameter(RECEIPT, f"asks for what is not known here: {submission.warnings[0]}")
+    answer = partial(_answer, receipt, signed_here=ours)
+    form = Form(answer, error_response, bodies.failed)
+    return await gateway.run(request, key, submission, form)
+
+
+def _answer(
+    receipt: Mapping[str, Any], job: Job, links: Links, _: Sequence[bytes], *, signed_here: bool
+) -> Response:
     found = bodies.result(job, links)[1]
     if "receipt" not in found["images"][0]:
         raise BadParameter(IDEMPOTENCY_KEY, "is of a job from before there were receipts")
-    answer = _compared(receipt, found["images"][0], signed_here=ours)
+    answer = _compared(receipt, found["images"][0], signed_here=signed_here)
     answer |= {"request_id": job.id, "output": found["output"], "metrics": found["metrics"]}
-    made = JSONResponse(answer, headers={"x-request-id": job.id})
-    return with_rate_headers(made, admitted.rate, admitted.replayed)
+    return JSONResponse(answer, headers={"x-request-id": job.id})
 
 
 def _read(given: object) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -20,8 +21,11 @@ from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.errors import BadParameter, ImagedError
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
-from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
+from imaged.gateway.present.form import Form
+from imaged.gateway.present.headers import error_headers, safety_header
+from imaged.gateway.present.links import Links
 from imaged.gateway.submit import request_body
+from imaged.gateway.submit.submission import Asked
 from imaged.jobs import Job
 from imaged.provenance.infotext import A1111_NAMES, infotext
 from imaged.sampling.schedulers import SCHEDULERS
@@ -85,14 +89,10 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
     given = await request_body.read_object(request)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     _no_scripts(given)
-    slug = _slug(given)
-    params = _params(given)
-    model = await gateway.admission.model(slug, key)
-    names = {"guidance": "cfg_scale"}
-    job, files, admitted = await shared.run_and_wait(request, gateway, key, model, params, names)
-    shown = files if given.get("send_images", True) is not False else []
-    answer = await asyncio.to_thread(_answer, job, shown)
-    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+    asked = Asked(_slug(given), _params(given), names={"guidance": "cfg_scale"}, wide=True)
+    submission = await gateway.admission.submission(key, request.headers, asked)
+    shown = given.get("send_images", True) is not False
+    return await gateway.run(request, key, submission, Form(partial(_answer, shown), _error))
 
 
 @route
@@ -233,8 +233,8 @@ def _slug(given: Mapping[str, Any]) -> str:
     return shared.text(settings, "sd_model_checkpoint") or DEFAULT_SLUG
 
 
-def _answer(job: Job, files: list[bytes]) -> Response:
-    images = [base64.b64encode(content).decode() for content in files]
+def _answer(shown: bool, job: Job, _: Links, files: Sequence[bytes]) -> Response:
+    images = [base64.b64encode(content).decode() for content in files] if shown else []
     return JSONResponse(
         {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))},
         headers=safety_header(job),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -22,9 +22,11 @@ from imaged.errors import (
 )
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
-from imaged.gateway.present.headers import error_headers, safety_header, with_rate_headers
+from imaged.gateway.present.form import Form
+from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
 from imaged.gateway.submit import request_body
+from imaged.gateway.submit.submission import Asked
 from imaged.jobs import Job
 from imaged.store.accounts.keys import Key
 
@@ -75,12 +77,10 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
     _one_of(given, "quality", QUALITIES)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     slug = shared.text(given, "model") or DEFAULT_SLUG
-    model = await gateway.admission.model(slug, key)
-    job, files, admitted = await shared.run_and_wait(
-        request, gateway, key, model, _params(given), NAMES
-    )
-    answer = await asyncio.to_thread(_answer, job, files, answer_with, gateway.links(request))
-    return with_rate_headers(answer, admitted.rate, admitted.replayed)
+    asked = Asked(slug, _params(given), names=NAMES, wide=True)
+    submission = await gateway.admission.submission(key, request.headers, asked)
+    form = Form(partial(_answer, answer_with), _error)
+    return await gateway.run(request, key, submission, form)
 
 
 @route
@@ -111,7 +111,7 @@ def _params(given: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _answer(job: Job, files: list[bytes], answer_with: str, links: Links) -> Response:
+def _answer(answer_with: str, job: Job, links: Links, files: Sequence[bytes]) -> Response:
     assert job.result is not None and job.finished_at is not None
     images = job.result["images"]
     if answer_with == "b64_json":

@@ -1,4 +1,4 @@
-"""Shared by the dialects: the form of errors, running a job to its end, refusing fields by name."""
+"""Shared by the dialects: the form of errors, refusing fields by name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from imaged.catalogue.aliases import widened
-from imaged.catalogue.model import Model
-from imaged.errors import BadParameter, ImagedError, JobFailed, StillRunning
+from imaged.errors import BadParameter, ImagedError
 from imaged.gateway.auth import Endpoint, Handler, keyed
-from imaged.gateway.context import Gateway
-from imaged.gateway.present.headers import safety_header
-from imaged.gateway.submit.admission import Admitted
-from imaged.gateway.submit.options import read_options
-from imaged.jobs import Job, State
-from imaged.params.image_params import read_params
-from imaged.store.accounts.keys import Key
 
 
 def dialect(answer: Callable[[ImagedError], Response]) -> Callable[[Handler], Endpoint]:
@@ -39,36 +30,6 @@ def dialect(answer: Callable[[ImagedError], Response]) -> Callable[[Handler], En
         return endpoint
 
     return decorate
-
-
-async def run_and_wait(
-    request: Request,
-    gateway: Gateway,
-    key: Key,
-    model: Model,
-    params: Mapping[str, Any],
-    names: Mapping[str, str],
-) -> tuple[Job, list[bytes], Admitted]:
-    """Queue a job on the request's terms, wait for it, and its pictures; the ranges are the
-    engine's, not the original's.
-
-    `names`: our parameter -> theirs, for refusals. Raises what admission raises, StillRunning,
-    or JobFailed.
-    """
-    try:
-        read, _ = read_params(params, widened(model.knobs))
-    except BadParameter as problem:
-        theirs = names.get(problem.field, problem.field)
-        raise BadParameter(theirs, problem.detail.removeprefix(problem.field).strip()) from None
-    options = read_options(request.headers)
-    admitted = await gateway.admission.admit(key, model, read, options)
-    job = await gateway.wait_for(request, admitted)
-    if not job.state.final:
-        raise StillRunning(job.id)
-    if job.state is not State.COMPLETED:
-        reason, error = job.reason or "job_failed", job.error or "the job failed"
-        raise JobFailed(reason, error, safety_header(job))
-    return job, await gateway.files(job), admitted
 
 
 def refuse_unless(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:

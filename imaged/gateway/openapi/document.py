@@ -20,7 +20,7 @@ from imaged.gateway.api.status import MAX_WAIT_S
 from imaged.gateway.auth import VERBS, marks, public
 from imaged.gateway.compat import segmind
 from imaged.gateway.openapi import schemas
-from imaged.gateway.submit.options import CANCEL_AFTER, IDEMPOTENCY_KEY, MAX_CANCEL_S
+from imaged.gateway.submit.submission import CANCEL_AFTER, IDEMPOTENCY_KEY, MAX_CANCEL_S
 from imaged.params.knobs import KNOBS, WIDEST
 from imaged.sampling.schedulers import STEPS
 

@@ -5,60 +5,44 @@ price.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import sqlalchemy as sa
 from cachetools import LRUCache, TTLCache
+from starlette.datastructures import Headers
 
 from imaged.catalogue.aliases import Aliases, merge_knobs
-from imaged.catalogue.model import Model, price_micros
+from imaged.catalogue.model import Model
 from imaged.errors import (
     BadParameter,
     KeyInvalid,
     KeyMissing,
     ModelForbidden,
     ModelRetired,
+    Refused,
     TooFast,
     UnknownModel,
 )
-from imaged.gateway.submit.options import fingerprint
-from imaged.jobs import DEFAULT_OPTIONS, RequestOptions, new_job_id
-from imaged.moderation.rules import REASON, REFUSAL, Rules, texts_to_judge
+from imaged.gateway.submit import quotes
+from imaged.gateway.submit.submission import Asked, read_submission
+from imaged.jobs import Submission
+from imaged.moderation.rules import REASON, REFUSAL, Rules
 from imaged.params.image_params import ImageParams
-from imaged.prompt.loras import MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.store import catalogue
-from imaged.store.accounts import keys, rate_limits
+from imaged.store.accounts import keys
 from imaged.store.accounts.keys import Key
-from imaged.store.jobs import idempotency, queue
+from imaged.store.jobs import queue
+from imaged.store.jobs.queue import Placement
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
-
-log = logging.getLogger(__name__)
 
 FRESH_S = 2.0  # keys and catalogue are cached so long
 CACHED_KEYS = 10_000
 HIGHEST_SEED = 999_999_999_999_999
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """The job of a request.
-
-    params:   with the seed drawn.
-    rate:     what the key may still submit.
-    replayed: an earlier request with the same Idempotency-Key made the job.
-    """
-
-    job_id: str
-    key: Key
-    params: ImageParams
-    rate: rate_limits.RateLimit
-    replayed: bool
 
 
 class Admission:
@@ -75,7 +59,7 @@ class Admission:
         loras: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
-        self._rules, self._retention_s, self._loras = rules, retention_s, loras
+        self.rules, self._retention_s, self._loras = rules, retention_s, loras
         self._keys: TTLCache[str, Key] = TTLCache(CACHED_KEYS, FRESH_S)
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
         #: When a key may submit again, monotonic seconds.
@@ -129,90 +113,63 @@ class Admission:
         """Aliases of a slug."""
         return [alias for alias, (target, _) in self._aliases.ranges.items() if target == slug]
 
-    async def admit(
-        self, key: Key, model: Model, params: ImageParams, options: RequestOptions = DEFAULT_OPTIONS
-    ) -> Admitted:
+    async def submission(self, key: Key, headers: Headers, asked: Asked) -> Submission:
+        """What a request asks for; raises what `model` raises, or BadParameter."""
+        model = await self.model(asked.slug, key)
+        return read_submission(self._secret, headers, key.id, model, asked)
+
+    async def admit(self, submission: Submission) -> Placement:
         """Reserve the price and queue the job, in one transaction.
 
         A repeated Idempotency-Key returns the first job and changes nothing. A prompt that the
-        rules refuse becomes a FAILED job without its text. Raises BadParameter (unknown LoRA, a
-        prompt that changes too often), TooFast, NoCredits or IdempotencyMismatch; nothing has
-        happened then.
+        rules refuse becomes a FAILED job without its text. Raises BadParameter (unknown LoRA,
+        expired quote, a prompt that changes too often), TooFast, NoCredits or IdempotencyMismatch;
+        nothing has happened then.
         """
-        await self.check_loras(key, params, options)
-        options = replace(
-            options, fingerprint=fingerprint(self._secret, model.slug, params, options)
-        )
-        if params.seed < 0:
-            params = replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))
-        job_id = new_job_id()
-        await self._check_rate(key, options)
-        refused = await asyncio.to_thread(self.refused, params)
+        problem = await self._problem(submission)
+        if problem is not None and submission.idempotency_key is None:
+            raise problem
+        params = _seeded(submission.params)
+        refused = problem is None and await asyncio.to_thread(self.rules.refuses, params)
         if refused:
             params = replace(params, prompt="", negative_prompt=None)
+        job = replace(submission, params=params)
 
-        def put(connection: sa.Connection) -> queue.Placement:
+        def put(connection: sa.Connection) -> Placement:
             now = time.time()
-            placed = queue.put(
-                connection,
-                job_id=job_id,
-                key_id=key.id,
-                model=model.slug,
-                params=params,
-                cost_micros=options.quoted_micros or price_micros(model, params),
-                now=now,
-                options=options,
-            )
-            if refused and placed.job_id == job_id:
-                queue.refuse(connection, job_id, REASON, REFUSAL, now, self._retention_s)
+            placed = queue.put(connection, job, now, problem)
+            if refused and not placed.replayed:
+                queue.refuse(connection, placed.job_id, REASON, REFUSAL, now, self._retention_s)
             return placed
 
         placed = await self._writer.write(put)
-        self._next_at[key.id] = time.monotonic() + placed.rate.next_at - time.time()
-        return Admitted(placed.job_id, key, params, placed.rate, placed.job_id != job_id)
+        self._next_at[job.key_id] = time.monotonic() + placed.rate.next_at - time.time()
+        return placed
 
-    async def _check_rate(self, key: Key, options: RequestOptions) -> None:
-        """Raises TooFast for a key that is known to be over its rate, before its prompt is judged.
-        Repeats are free. The transaction that follows decides.
+    async def _problem(self, submission: Submission) -> Refused | None:
+        """Why the request cannot become a job unless it repeats an earlier one: its key is known to
+        be over its rate, which spares judging its prompt (the transaction decides), its quote has
+        expired, or a LoRA is not there.
         """
-        wait_s = self._next_at.get(key.id, 0.0) - time.monotonic()
-        if wait_s > 0 and not await self.repeats(key, options):
-            raise TooFast(wait_s, time.time())
+        wait_s = self._next_at.get(submission.key_id, 0.0) - time.monotonic()
+        if wait_s > 0:
+            return TooFast(wait_s, time.time())
+        if time.time() > submission.quoted_until:
+            return quotes.expired()
+        return await self.missing_lora(submission.params)
 
-    async def check_loras(
-        self, key: Key, params: ImageParams, options: RequestOptions = DEFAULT_OPTIONS
-    ) -> None:
-        """Raises BadParameter for too many LoRAs, weights out of bounds, and unknown names unless
-        the request repeats an earlier one.
-        """
-        asked = params.all_loras
-        if not asked:
-            return
-        if len(asked) > MAX_LORAS:
-            raise BadParameter("loras", f"should be at most {MAX_LORAS} with those in the prompt")
-        if any(max(abs(lora.unet), abs(lora.text)) > MAX_LORA_WEIGHT for lora in asked):
-            most = f"{MAX_LORA_WEIGHT:.0f}"
-            raise BadParameter("loras", f"should have weights between -{most} and {most}")
-        there = await asyncio.to_thread(self._loras)
-        gone = not {lora.name for lora in asked} <= set(there)
-        if gone and not await self.repeats(key, options):
-            known = ", ".join(list(there)[:20]) or "none"
-            raise BadParameter("loras", f"should name files of this server ({known})")
+    async def missing_lora(self, params: ImageParams) -> BadParameter | None:
+        """The refusal of a request for LoRAs that this server does not have."""
+        names = {lora.name for lora in params.all_loras}
+        there = await asyncio.to_thread(self._loras) if names else ()
+        if names <= set(there):
+            return None
+        known = ", ".join(list(there)[:20]) or "none"
+        return BadParameter("loras", f"should name files of this server ({known})")
 
-    def refused(self, params: ImageParams) -> bool:
-        """Whether a rule refuses the prompt; the log names the rule, never the prompt.
 
-        CPU-bound: call it in a thread. Raises BadParameter for a prompt that changes too often.
-        """
-        for text in texts_to_judge(params):
-            if rule := self._rules.judge(text):
-                log.info("a prompt was refused by %s", rule)
-                return True
-        return False
-
-    async def repeats(self, key: Key, options: RequestOptions) -> bool:
-        """Whether a job was put under this Idempotency-Key before."""
-        idempotency_key = options.idempotency_key
-        return idempotency_key is not None and await self._db.query(
-            lambda c: idempotency.known(c, key.id, idempotency_key)
-        )
+def _seeded(params: ImageParams) -> ImageParams:
+    """With a seed drawn where none was asked for."""
+    if params.seed >= 0:
+        return params
+    return replace(params, seed=secrets.randbelow(HIGHEST_SEED - params.samples))

@@ -1,4 +1,4 @@
-"""Request bodies: a JSON object or a form as a dictionary, then as parameters."""
+"""Request bodies: a JSON object or a form, as a dictionary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -14,9 +13,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from imaged.errors import BadParameter, MalformedBody, WrongContentType
-from imaged.gateway.submit.draft_option import DRAFT
-from imaged.params.image_params import ImageParams, read_params
-from imaged.params.knobs import KNOBS, Knob
+from imaged.params.knobs import KNOBS
 
 MAX_FORM_FIELDS = 100
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms
@@ -84,21 +81,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if names.count(name) > 1:
                 raise BadParameter(name, "should be given once, not twice")
     return body
-
-
-def parse_params(
-    request: Request, sent: Mapping[str, Any], knobs: tuple[Knob, ...]
-) -> tuple[ImageParams, list[str]]:
-    """Parameters, and warnings about what was ignored or read differently.
-
-    An Accept header with PNG and without JPEG chooses PNG.
-    """
-    params, ignored = read_params(sent, knobs)
-    warnings = [f"unknown field ignored: {name}" for name in ignored if name != DRAFT]
-    scheduler = sent.get("scheduler")
-    if scheduler is not None and scheduler != params.scheduler:
-        warnings.append(f"scheduler was read as {params.scheduler}")
-    accepted = request.headers.get("accept", "")
-    if "image/png" in accepted and "image/jpeg" not in accepted and "*" not in accepted:
-        params = replace(params, output_format="png")
-    return params, warnings

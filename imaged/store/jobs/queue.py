@@ -15,7 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from imaged.jobs import DEFAULT_OPTIONS, Draft, Job, JobReport, RequestOptions, State
+from imaged.errors import Refused
+from imaged.jobs import Draft, Job, JobReport, State, Submission, new_job_id
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import rate_limits
 from imaged.store.jobs import drafts, idempotency, load_failures
@@ -44,56 +45,64 @@ _FIELDS = frozenset(Job.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Placement:
-    """The job of a request, and what its key may still submit."""
+    """The job of a request.
+
+    rate:     what its key may still submit.
+    replayed: an earlier request with the same Idempotency-Key made the job.
+    """
 
     job_id: str
     rate: rate_limits.RateLimit
+    replayed: bool
 
 
 def put(
     connection: sa.Connection,
-    *,
-    job_id: str,
-    key_id: int,
-    model: str,
-    params: ImageParams,
-    cost_micros: int,
+    submission: Submission,
     now: float,
-    options: RequestOptions = DEFAULT_OPTIONS,
+    problem: Refused | None = None,
 ) -> Placement:
-    """Insert a job and reserve its price; raises TooFast or NoCredits.
+    """Insert a job and reserve its price; raises `problem`, TooFast or NoCredits.
 
     With an Idempotency-Key that was used before: returns that job, or raises IdempotencyMismatch.
+    problem: why the request cannot become a job, found before; it does not concern a repeat.
 
     Start-time fair queueing between keys: each key has a virtual clock that the price of its jobs
     advances (a dollar by a thousand seconds) and that never lags behind the wall clock.
     """
     key = connection.execute(
-        sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
+        sa.select(api_keys).where(api_keys.c.id == submission.key_id).with_for_update()
     ).one()
-    if (first := idempotency.find(connection, key_id, options, now)) is not None:
-        return Placement(first, rate_limits.rate_limit(key, now))
-    tag, rate = rate_limits.take_and_reserve(connection, key, job_id, cost_micros, now)
-    connection.execute(
-        jobs.insert().values(
-            id=job_id,
-            key_id=key_id,
-            model=model,
-            params=params.as_dict(),
-            state=State.QUEUED,
-            tag=tag,
-            epoch=0,
-            attempts=0,
-            cost_micros=cost_micros,
-            created_at=now,
-            idempotency_key=options.idempotency_key,
-            fingerprint=options.fingerprint,
-            cancel_at=options.cancel_after_s and now + options.cancel_after_s,
-            draft=asdict(Draft(options.draft_steps)) if options.draft_steps else sa.null(),
-            made_in=options.made_in,
-        )
-    )
-    return Placement(job_id, rate)
+    if submission.idempotency_key is not None:
+        first = idempotency.find(connection, submission, now)
+        if first is not None:
+            return Placement(first, rate_limits.rate_limit(key, now), replayed=True)
+    if problem is not None:
+        raise problem
+    job_id, cost = new_job_id(), submission.cost_micros
+    tag, rate = rate_limits.take_and_reserve(connection, key, job_id, cost, now)
+    row = jobs.insert().values(id=job_id, tag=tag, created_at=now, **_row(submission, now))
+    connection.execute(row)
+    return Placement(job_id, rate, replayed=False)
+
+
+def _row(submission: Submission, now: float) -> dict[str, Any]:
+    """What a job's row takes from its request."""
+    draft, cancel_s = submission.draft_steps, submission.cancel_after_s
+    return {
+        "key_id": submission.key_id,
+        "model": submission.model.slug,
+        "params": submission.params.as_dict(),
+        "state": State.QUEUED,
+        "epoch": 0,
+        "attempts": 0,
+        "cost_micros": submission.cost_micros,
+        "idempotency_key": submission.idempotency_key,
+        "fingerprint": submission.fingerprint,
+        "cancel_at": cancel_s and now + cancel_s,
+        "draft": asdict(Draft(draft)) if draft else sa.null(),
+        "made_in": submission.made_in,
+    }
 
 
 def read(connection: sa.Connection, ids: Collection[str]) -> dict[str, Job]:

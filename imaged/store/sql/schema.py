@@ -79,7 +79,7 @@ jobs = sa.Table(
     sa.Column("fingerprint", sa.Text),
     sa.Column("cancel_at", sa.Float),
     sa.Column("draft", sa.JSON),  # of a job that is to rest: see jobs.Draft
-    sa.Column("made_in", sa.Text),  # of a picture that is made again: see jobs.RequestOptions
+    sa.Column("made_in", sa.Text),  # of a picture that is made again: see jobs.Submission
     sa.CheckConstraint(
         "state IN ('QUEUED', 'PROCESSING', 'PARKED', 'COMPLETED', 'FAILED', 'CANCELLED')",
         name="state_known",

@@ -1,0 +1,176 @@
+"""From a request, in whatever dialect, to one Submission: headers, parameters, quote, draft."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from imaged.catalogue.aliases import widened
+from imaged.catalogue.model import Model
+from imaged.errors import BadParameter
+from imaged.gateway.submit import request_body
+from imaged.gateway.submit.quotes import QUOTE_ID, redeem
+from imaged.jobs import Submission
+from imaged.params.image_params import DEFAULTS, ImageParams, read_params
+from imaged.params.knobs import from_form
+from imaged.store.signing import mac
+
+IDEMPOTENCY_KEY, CANCEL_AFTER, DRAFT = "Idempotency-Key", "Cancel-After", "draft"
+MAX_CANCEL_S = 86_400
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+#: Fields that are always part of a fingerprint. Later ones are only where they differ from their
+#: default, so that fingerprints of older requests stay the same.
+ALWAYS_HASHED = frozenset(
+    {
+        *("prompt", "negative_prompt", "samples", "scheduler", "num_inference_steps", "seed"),
+        *("guidance_scale", "img_width", "img_height", "base64", "output_format"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request in our words: what a dialect makes of its own.
+
+    slug:    of a model or an alias.
+    fields:  by our names, unread.
+    also:    which of `draft` and `quote_id` may be among the fields.
+    accept:  the media types that the caller takes; PNG without JPEG chooses PNG.
+    names:   our field -> the caller's, for refusals.
+    wide:    with the engine's bounds rather than the original's.
+    made_in: see Submission.
+    """
+
+    slug: str
+    fields: Mapping[str, Any]
+    also: frozenset[str] = frozenset()
+    accept: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    wide: bool = False
+    made_in: str | None = None
+
+
+async def read_asked(request: Request, *also: str) -> Asked:
+    """What the body of a request to our own API asks for."""
+    sent, accept = await request_body.read(request), request.headers.get("accept", "")
+    return Asked(request.path_params["slug"], sent, frozenset(also), accept)
+
+
+def read_submission(
+    secret: bytes, headers: Headers, key_id: int, model: Model, asked: Asked
+) -> Submission:
+    """Read what was asked for, in one order for every dialect: headers, then a quote or the
+    parameters, then the draft. Raises BadParameter, which names the header or the caller's field.
+    """
+    idempotency_key = _idempotency_key(headers.getlist(IDEMPOTENCY_KEY))
+    cancel_after_s = _cancel_after_s(headers.getlist(CANCEL_AFTER))
+    if DRAFT not in asked.also and asked.fields.get(DRAFT) is not None:
+        raise BadParameter(DRAFT, "is for POST /v2/{slug}; this path waits for finished pictures")
+    quote = None
+    if QUOTE_ID in asked.also and asked.fields.get(QUOTE_ID) is not None:
+        quote = redeem(secret, asked.fields, key_id, model)
+    params, warnings = (quote.params, []) if quote else _params(asked, model)
+    submission = Submission(
+        key_id,
+        model,
+        params,
+        draft_steps=_draft(asked.fields, params.num_inference_steps),
+        idempotency_key=idempotency_key,
+        cancel_after_s=cancel_after_s,
+        quoted_micros=quote.cost_micros if quote else None,
+        quoted_until=quote.until if quote else math.inf,
+        made_in=asked.made_in,
+        warnings=tuple(warnings),
+    )
+    if idempotency_key is None:
+        return submission
+    return replace(submission, fingerprint=fingerprint(secret, submission))
+
+
+def fingerprint(secret: bytes, submission: Submission) -> str:
+    """A keyed hash of the request, hex; a reader of the store learns nothing of the prompt. The
+    seed counts as sent, so one of -1 is -1.
+    """
+    params = submission.params.as_dict()
+    asked = {n: v for n, v in params.items() if n in ALWAYS_HASHED or v != DEFAULTS[n]}
+    if submission.draft_steps:
+        asked[DRAFT] = submission.draft_steps
+    if submission.made_in:
+        asked["made_in"] = submission.made_in
+    text = json.dumps([submission.model.slug, asked], sort_keys=True)
+    return mac(secret, b"fingerprint:" + text.encode()).hex()
+
+
+def whole(value: Any, low: int, high: int) -> int | None:
+    """A whole number between these, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and low <= value <= high and value == int(value) else None
+
+
+def _params(asked: Asked, model: Model) -> tuple[ImageParams, list[str]]:
+    """Parameters, and warnings about what was ignored or read differently."""
+    knobs = widened(model.knobs) if asked.wide else model.knobs
+    try:
+        params, ignored = read_params(asked.fields, knobs)
+    except BadParameter as problem:
+        theirs = asked.names.get(problem.field, problem.field)
+        text = problem.detail.removeprefix(problem.field).strip()
+        raise BadParameter(theirs, text) from None
+    warnings = [f"unknown field ignored: {name}" for name in ignored if name != DRAFT]
+    scheduler = asked.fields.get("scheduler")
+    if scheduler is not None and scheduler != params.scheduler:
+        warnings.append(f"scheduler was read as {params.scheduler}")
+    if "image/png" in asked.accept and "image/jpeg" not in asked.accept and "*" not in asked.accept:
+        params = replace(params, output_format="png")
+    return params, warnings
+
+
+def _draft(fields: Mapping[str, Any], steps: int) -> int:
+    """The step after which the job rests, of `steps`; 0 without a draft. The field is {"steps": N}
+    or {"fraction": F}. Raises BadParameter.
+    """
+    given = fields.get(DRAFT)
+    if given is None:
+        return 0
+    given = from_form(given)
+    value = given.get("steps") if isinstance(given, Mapping) and len(given) == 1 else None
+    if isinstance(given, Mapping) and set(given) == {"fraction"}:
+        fraction = given["fraction"]
+        if isinstance(fraction, float) and 0 < fraction < 1:
+            value = min(max(1, round(fraction * steps)), steps - 1)
+    if (found := whole(value, 1, steps - 1)) is None:
+        raise BadParameter(
+            DRAFT,
+            f'should be {{"steps": N}} with a whole number between 1 and {steps - 1}, or '
+            '{"fraction": F} with a number between 0 and 1',
+        )
+    return found
+
+
+def _idempotency_key(given: list[str]) -> str | None:
+    if not given:
+        return None
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise BadParameter(
+            IDEMPOTENCY_KEY, "should be given once, as 1 to 255 visible ASCII characters"
+        )
+    return given[0]
+
+
+def _cancel_after_s(given: list[str]) -> float | None:
+    if not given:
+        return None
+    seconds = float(given[0]) if len(given) == 1 and _SECONDS.fullmatch(given[0]) else 0.0
+    if not 0 < seconds <= MAX_CANCEL_S:
+        raise BadParameter(
+            CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {MAX_CANCEL_S}"
+        )
+    return seconds
