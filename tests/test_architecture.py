@@ -91,8 +91,11 @@ ROOMS = {
         "heartbeat": set(),
         "snapshots": set(),
         "checkpoint_cache": {"daemon"},
+        "crash_loops": {"checkpoint_cache"},
         "deliver": {"image_checker", "encode"},
-        "loop": {"checkpoint_cache", "deliver", "heartbeat", "snapshots", "encode"},
+        "loop": {
+            *("checkpoint_cache", "crash_loops", "deliver", "heartbeat", "snapshots", "encode"),
+        },
         "main": {"loop", "deliver", "heartbeat"},
         "supervisor": {"openmp"},
     },

@@ -10,10 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from imaged.catalogue.model import Model, ModelState, Weights
-from imaged.engine.loading.load import Nets, best_device, load, with_dtypes
+from imaged.catalogue.model import Model, ModelState
+from imaged.engine.loading.load import best_device, with_dtypes
 from imaged.engine.outcome import Outcome, Progress
-from imaged.errors import CheckpointRefused
 from imaged.jobs import Job, JobReport
 from imaged.settings import Settings
 from imaged.store import catalogue
@@ -21,6 +20,7 @@ from imaged.store.blobs import Blobs
 from imaged.store.jobs import load_failures, model_demand, queue
 from imaged.store.sql.database import Database, Watch
 from imaged.worker.checkpoint_cache import cache_on_best_device, unavailable
+from imaged.worker.crash_loops import recorded_load, refuse_crashing
 from imaged.worker.deliver import Delivery, Stamp
 from imaged.worker.encode import encode_preview
 from imaged.worker.heartbeat import Heartbeat
@@ -33,7 +33,6 @@ DEFER_S = 2.0  # a job is left so long to workers that have its checkpoint loade
 PREEMPT_RATIO = 4.0  # a job is parked for one of a quarter of its work
 MAX_PREEMPTIONS = 3  # of one job
 UNAVAILABLE, UNLOADED = ModelState.UNAVAILABLE, ModelState.UNLOADED
-CRASHED = "Workers died while they loaded it: is there memory enough for it?"
 
 
 class Worker:
@@ -65,7 +64,7 @@ class Worker:
         self._delivering: dict[Future[None], Job] = {}  # outcomes in the delivery thread
         self._offered: Mapping[str, Model] = {}
         self._crashing: Collection[str] = ()  # weights that crash workers, as text
-        self.checkpoints = cache_on_best_device(settings, self._load)
+        self.checkpoints = cache_on_best_device(settings, recorded_load(db, worker_id))
 
     def run(self) -> None:
         """Run until stopped, then until held jobs are done or the drain time is over."""
@@ -113,18 +112,6 @@ class Worker:
             raise refusal
         if self.checkpoints.engine(model.weights):
             self.heartbeat.checkpoint = model.checkpoint_name
-
-    def _load(self, weights: Weights) -> Nets:
-        """Runs in the loading thread. Records the load first, so that a crash can be traced
-        to it.
-        """
-        with self.db.write() as connection:
-            load_failures.begin(connection, self.id, weights, time.time())
-        try:
-            return load(weights)
-        finally:
-            with self.db.write() as connection:
-                load_failures.end(connection, self.id)
 
     def lost(self) -> set[tuple[str, int]]:
         """(id, epoch) of held jobs that were cancelled, timed out or reclaimed.
@@ -209,11 +196,7 @@ class Worker:
         return not other.loaded or waiting.since < now - DEFER_S
 
     def _refuse_crashing(self, offered: Iterable[Model]) -> None:
-        """Refuse weights that have crashed workers, without loading them."""
-        for weights in [model.weights for model in offered]:
-            known = self.checkpoints.refusal(weights) or self.checkpoints.engine(weights)
-            if known is None and str(weights) in self._crashing:
-                self.checkpoints.refuse(weights, CheckpointRefused(CRASHED))
+        refuse_crashing(self.checkpoints, [model.weights for model in offered], self._crashing)
 
     def _overdue(self, waiting_since: list[float], now: float) -> bool:
         """Whether a job for an unloaded checkpoint has waited longer than patience_s, since it came

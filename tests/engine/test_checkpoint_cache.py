@@ -18,7 +18,7 @@ from imaged.engine.loading.load import load, size, with_dtypes
 from imaged.engine.outcome import Outcome
 from imaged.jobs import RequestOptions, State
 from imaged.store.jobs import load_failures, model_demand, queue
-from imaged.worker import checkpoint_cache, loop
+from imaged.worker import checkpoint_cache, crash_loops, loop
 from tests.engine.test_worker import SMALL as OF_TWENTY_STEPS
 from tests.engine.test_worker import Bench, working
 
@@ -141,7 +141,7 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
         loaded += 1
         return loading(weights)
 
-    monkeypatch.setattr(loop, "load", counted)
+    monkeypatch.setattr(crash_loops, "load", counted)
     [other] = copies(tmp_path, "other")
     with working(tmp_path, other, memory_gb=1.5 * MICRO_GB, patience_s=1.5) as bench:
         jobs = [bench.put(SMALL, model=("other", DEFAULT_SLUG)[n % 2]) for n in range(16)]
