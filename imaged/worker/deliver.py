@@ -1,5 +1,5 @@
-"""An outcome to the store: the image checker, then image files, then one transaction: row,
-charge.
+"""An outcome to the store, in the delivery thread: the image checker, then image files, then one
+transaction: row, charge.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Collection
+from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,6 +179,41 @@ class Delivery:
     def _drop(self, images: list[dict[str, Any]]) -> None:
         for image in images:
             self._blobs.delete(str(image["name"]))
+
+
+class Deliveries:
+    """Outcomes on their way to the store. writing: the delivery thread, so that the worker's loop
+    does not wait for files and commits.
+    """
+
+    def __init__(self, delivery: Delivery, writing: Executor) -> None:
+        self._delivery, self._writing = delivery, writing
+        self._jobs: dict[Future[None], Job] = {}
+
+    @property
+    def jobs(self) -> Collection[Job]:
+        """Those whose outcomes are not delivered yet."""
+        return self._jobs.values()
+
+    def deliver(self, job: Job, outcome: Outcome, stamp: Stamp, weights: Weights) -> None:
+        future = self._writing.submit(self._delivery.deliver, job, outcome, stamp, weights)
+        self._jobs[future] = job
+
+    def tidy(self, job: Job) -> None:
+        self._writing.submit(self._delivery.tidy, job)
+
+    def collect(self, wait_s: float = 0.0) -> bool:
+        """Forget what was delivered; true if there was something. Raises what delivery raised.
+
+        wait_s: seconds to wait for all that is under way.
+        """
+        if wait_s:
+            wait(self._jobs, wait_s)
+        done = [future for future in self._jobs if future.done()]
+        for future in done:
+            del self._jobs[future]
+            future.result()
+        return bool(done)
 
 
 def _storage_failure(error: OSError) -> JobFailed:

@@ -70,7 +70,7 @@ def _stop_on_signal(worker: Worker) -> None:
     """The first signal asks to finish what is held, the second to leave now."""
 
     def stop(*_: object) -> None:
-        if worker.stopping:
+        if worker.stopping.is_set():
             raise SystemExit(1)
         _stop(worker)
 
@@ -85,7 +85,7 @@ def _watch(worker: Worker, parent: int | None) -> None:
     silent_s = 2 * worker.settings.lease_s + worker.settings.leave_s
 
     def look() -> None:
-        while parent in (None, os.getppid()) and not worker.stopping:
+        while parent in (None, os.getppid()) and not worker.stopping.is_set():
             _leave_after(silent_s)  # restarts the timer
             time.sleep(POLL_S)
         _stop(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 
 from imaged.catalogue.model import DEFAULT_SLUG, MICRO, Model, Weights
+from imaged.engine.engine import Engine
 from imaged.engine.loading.load import load, size, with_dtypes
 from imaged.engine.outcome import Outcome
 from imaged.jobs import State
 from imaged.store.jobs import load_failures, model_demand, queue
-from imaged.worker import checkpoint_cache, loop
+from imaged.worker import checkpoint_cache, crash_loops, loop
+from imaged.worker.jobs import claiming
+from imaged.worker.loop import tick
 from tests.engine.test_worker import SMALL as OF_TWENTY_STEPS
 from tests.engine.test_worker import Bench, working
 
@@ -38,7 +41,7 @@ def copies(folder: Path, *slugs: str) -> list[Model]:
 
 
 def states(bench: Bench) -> dict[str, str]:
-    offered = bench.worker._offered
+    offered = bench.worker.claims.offered
     return {slug: bench.worker.checkpoints.state(model.weights) for slug, model in offered.items()}
 
 
@@ -66,18 +69,17 @@ def test_the_size_is_known_before_loading() -> None:
     assert size(Weights(MICRO, dtype="bf16"), CPU) * 2 == measured
 
 
-def test_two_checkpoints_run_side_by_side(tmp_path: Path) -> None:
+def test_two_checkpoints_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither's pictures change by the other's company, and both are under way at once."""
     [other] = copies(tmp_path, "other")
     seen: list[dict[str, str]] = []
     with working(tmp_path, other, memory_gb=3 * MICRO_GB) as bench:
-        tick = bench.worker.tick
 
-        def noted() -> list[Outcome]:
+        def noted(engines: Iterable[Engine]) -> list[Outcome]:
             seen.append(states(bench))
-            return tick()
+            return tick(engines)
 
-        bench.worker.tick = noted  # type: ignore[method-assign]
+        monkeypatch.setattr(loop, "tick", noted)
         alone, there = bench.put(SMALL), bench.put(SMALL, model="other")
         bench.wait(lambda: done(bench, alone) and done(bench, there))
         first, second = bench.put(LONG), bench.put(LONG, model="other")
@@ -141,7 +143,7 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
         loaded += 1
         return loading(weights)
 
-    monkeypatch.setattr(loop, "load", counted)
+    monkeypatch.setattr(crash_loops, "load", counted)
     [other] = copies(tmp_path, "other")
     with working(tmp_path, other, memory_gb=1.5 * MICRO_GB, patience_s=1.5) as bench:
         jobs = [bench.put(SMALL, model=("other", DEFAULT_SLUG)[n % 2]) for n in range(16)]
@@ -150,17 +152,18 @@ def test_two_long_queues_do_not_change_the_checkpoint_for_every_job(
 
 
 @pytest.mark.parametrize("patience_s", [0.1, 60.0])
-def test_the_types_of_a_receipt_take_their_turn(tmp_path: Path, patience_s: float) -> None:
+def test_the_types_of_a_receipt_take_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
     """They are loaded only once there is room; patience ends the stream for the others."""
     held: list[int] = []
     with working(tmp_path, memory_gb=1.1 * MICRO_GB, patience_s=patience_s) as bench:
-        tick = bench.worker.tick
 
-        def noted() -> list[Outcome]:
+        def noted(engines: Iterable[Engine]) -> list[Outcome]:
             held.append(sum(one.size for one in bench.worker.checkpoints._residents.values()))
-            return tick()
+            return tick(engines)
 
-        bench.worker.tick = noted  # type: ignore[method-assign]
+        monkeypatch.setattr(loop, "tick", noted)
         stream = [bench.put(LONG)]
         bench.wait(lambda: bench.job(stream[0]).state is State.PROCESSING)
         again = bench.put(SMALL, made_in=IN_BF16)
@@ -280,7 +283,7 @@ def test_a_job_whose_checkpoint_is_coming_can_be_cancelled(tmp_path: Path) -> No
         bench.wait(lambda: bench.job(job).state is State.PROCESSING)
         with bench.db.write() as c:
             queue.cancel(c, job, time.time(), 60.0)
-        bench.wait(lambda: not bench.worker._held)
+        bench.wait(lambda: not bench.worker.held)
         after = bench.put(SMALL, model="other")
         bench.wait(lambda: done(bench, after))
 
@@ -288,7 +291,7 @@ def test_a_job_whose_checkpoint_is_coming_can_be_cancelled(tmp_path: Path) -> No
 def test_a_job_is_left_for_a_while_to_who_holds_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "DEFER_S", 1.0)
+    monkeypatch.setattr(claiming, "DEFER_S", 1.0)
     [other] = copies(tmp_path, "other")
     with working(tmp_path, other) as bench:
         elsewhere(bench, "other", "READY")

@@ -240,7 +240,7 @@ def test_no_more_jobs_are_taken_than_pictures_can_be_written(
     monkeypatch.setattr(delivery, "deliver", slow)
     quick = replace(SMALL, num_inference_steps=2)
     ids = [bench.put(quick) for _ in range(3 * slots)]
-    bench.wait(lambda: len(bench.worker._delivering) >= slots and engine_of(bench).idle)
+    bench.wait(lambda: len(bench.worker.deliveries.jobs) >= slots and engine_of(bench).idle)
     time.sleep(0.3)
     waiting = sum(bench.job(job_id).state is State.QUEUED for job_id in ids)
     assert waiting >= slots
