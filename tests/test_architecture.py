@@ -49,7 +49,7 @@ ROOMS = {
         "api": _BELOW_API,
         "compat": _BELOW_API,
         "operations": _BELOW_API,
-        "openapi": {"api", "compat", *_BELOW_API},
+        "openapi": {"api", "compat", "operations", *_BELOW_API},
         "app": {"api", "compat", "operations", "openapi", *_BELOW_API},
         "serve": {"app", "context", "transport"},
     },

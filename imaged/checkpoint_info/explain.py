@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from imaged.catalogue.model import Weights
 from imaged.checkpoint_info.metadata import scheduler_config, text_widths, tokenizers
@@ -14,7 +14,7 @@ from imaged.errors import CheckpointRefused
 from imaged.params.image_params import ImageParams, plain
 from imaged.params.knobs import Knob
 from imaged.prompt.embeddings import Embeddings
-from imaged.prompt.report import Reader, problems
+from imaged.prompt.report import Reader, Reports, problems
 from imaged.sampling.schedulers import (
     ALIASES,
     CLASSES,
@@ -28,6 +28,24 @@ from imaged.sampling.schedulers import (
 #: Below so many steps DPM Multi leaves artefacts with SDXL: without Karras's spacing its last steps
 #: are too long for its order.
 DPM_STEPS = 50
+
+
+Scheduler = TypedDict(
+    "Scheduler",
+    {
+        "name": str,
+        "aliases": list[str],
+        "class": str,
+        "profile": str,
+        "settings": dict[str, Any],
+        "steps": int,
+        "unet_calls": int,
+        "timesteps": list[float],
+        "sigmas": list[float],
+        "parity": float,
+    },
+)
+Taken = TypedDict("Taken", {"field": str, "sent": Any, "as": str, "value": Any})
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +62,7 @@ class Explainer:
         """
         return _explainer(weights, embeddings, _changed(weights.checkpoint))
 
-    def scheduler(self, name: str, profile: str, steps: int) -> dict[str, Any]:
+    def scheduler(self, name: str, profile: str, steps: int) -> Scheduler:
         """Settings, timesteps (N,) and sigmas (N + 1,) of one scheduler; raises
         CheckpointRefused.
         """
@@ -65,7 +83,7 @@ class Explainer:
             "parity": PARITY[profile],
         }
 
-    def schedulers(self, profile: str, steps: int) -> list[dict[str, Any]]:
+    def schedulers(self, profile: str, steps: int) -> list[Scheduler]:
         """All schedulers of a profile, but those that need more training timesteps."""
         found = []
         for name in IN_A1111 if profile == "a1111" else SCHEDULERS:
@@ -76,7 +94,7 @@ class Explainer:
         return found
 
 
-def reports(reader: Reader, params: ImageParams) -> dict[str, Any]:
+def reports(reader: Reader, params: ImageParams) -> Reports:
     """Reports of prompt and negative prompt; see Reader.report."""
     prompt, negative = params.prompts
     return {
@@ -109,7 +127,7 @@ def _changed(checkpoint: Path) -> int:
         return 0
 
 
-def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
+def warnings(params: ImageParams, told: Reports | None) -> list[str]:
     """Warnings about a valid request that may surprise its caller."""
     found = []
     steps = params.num_inference_steps
@@ -120,18 +138,18 @@ def warnings(params: ImageParams, told: Mapping[str, Any] | None) -> list[str]:
         )
     if params.negative_prompt and params.guidance_scale == 1:
         found.append("negative_prompt does nothing at guidance_scale 1")
-    for name, report in (told or {}).items():
-        found += problems(name, report) if report else []
+    if told is not None:
+        found += problems("prompt", told["prompt"])
+        negative = told["negative_prompt"]
+        found += problems("negative_prompt", negative) if negative else []
     return found
 
 
-def taken(
-    body: Mapping[str, Any], params: ImageParams, knobs: Sequence[Knob]
-) -> list[dict[str, Any]]:
+def taken(body: Mapping[str, Any], params: ImageParams, knobs: Sequence[Knob]) -> list[Taken]:
     """Fields that were read differently than sent: by an alias, a number as text, a
     scheduler's alias.
     """
-    found = []
+    found = list[Taken]()
     for knob in knobs:
         if knob.name in ("prompt", "negative_prompt", "loras"):
             continue

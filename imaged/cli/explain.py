@@ -51,9 +51,9 @@ def explain(prompt: str, model: str, as_json: bool, data: Path | None, **given: 
         click.echo(json.dumps(found, ensure_ascii=False, indent=1))
         return
     click.echo(f"checkpoint {chosen.checkpoint_name}, ${price_micros(chosen, params) / 1e6:.6f}")
-    for name, report in told.items():
-        if report is not None:
-            click.echo("\n".join(["", *_prompt(name, report)]))
+    click.echo("\n".join(["", *_prompt("prompt", told["prompt"])]))
+    if told["negative_prompt"] is not None:
+        click.echo("\n".join(["", *_prompt("negative_prompt", told["negative_prompt"])]))
     click.echo("\n".join(["", *_schedule(scheduler, params)]))
     for warning in said:
         click.secho(f"warning: {warning}", fg="yellow")

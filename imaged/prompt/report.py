@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from imaged.prompt import Prompt, compel
 from imaged.prompt.a1111 import BREAK
@@ -20,6 +20,67 @@ MAX_UNUSUAL_CHARACTERS = 100  # unusual ones that are told of
 SYNTAX = "()[]:|\\"
 
 
+Piece = TypedDict("Piece", {"text": str, "weight": float, "break": bool}, total=False)
+
+
+class Window(TypedDict):
+    tokens: list[str]
+    weights: list[float]
+
+
+class Encoder(TypedDict):
+    """What one text encoder gets; tokens: how many."""
+
+    tokens: int
+    windows: list[Window]
+
+
+class Text(TypedDict):
+    """One text of a prompt; steps: as [first, last]. The last three: of the dialect compel."""
+
+    steps: list[list[int]]
+    pieces: list[Piece]
+    windows: int
+    encoders: list[Encoder]
+    kind: NotRequired[str]
+    weights: NotRequired[list[float]]
+    passes: NotRequired[int]
+
+
+class Inversions(TypedDict):
+    """Textual inversions: vectors of those that are there, and words that look like one."""
+
+    found: dict[str, int]
+    missing: list[str]
+
+
+class Character(TypedDict):
+    character: str
+    code_point: str
+    name: str
+    count: int
+    read_as: str
+
+
+class Report(TypedDict):
+    """How one prompt is read; left_out: texts that are not told."""
+
+    dialect: str
+    emphasis: str
+    windows: int
+    texts: list[Text]
+    left_out: int
+    embeddings: Inversions
+    characters: list[Character]
+
+
+class Reports(TypedDict):
+    """Of both prompts of a request."""
+
+    prompt: Report
+    negative_prompt: Report | None
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads texts as one checkpoint's two text encoders do."""
@@ -27,7 +88,7 @@ class Reader:
     tokenizers: tuple[Tokenizer, Tokenizer]
     embeddings: Embeddings
 
-    def report(self, prompt: Prompt) -> dict[str, Any]:
+    def report(self, prompt: Prompt) -> Report:
         """What a prompt says at which steps, in what tokens with what weights; the names of
         textual inversions that were found, and those that look like one and are none; and what
         became of characters that are not plain ASCII. Takes time: use a thread.
@@ -55,7 +116,7 @@ class Reader:
             "characters": self._characters(prompt.text),
         }
 
-    def _text(self, prompt: Prompt, text: str, steps: list[int]) -> dict[str, Any]:
+    def _text(self, prompt: Prompt, text: str, steps: list[int]) -> Text:
         spans = prompt.spans[text]
         bodies = [cut(spans, tokenizer, self.embeddings) for tokenizer in self.tokenizers]
         return {
@@ -71,12 +132,12 @@ class Reader:
             ],
         }
 
-    def _by_compel(self, prompt: Prompt, _: str, steps: list[int]) -> dict[str, Any]:
+    def _by_compel(self, prompt: Prompt, _: str, steps: list[int]) -> Text:
         """The same in its dialect: `weights` of the parts, which a "blend" mixes and an "and" puts
         side by side, and `passes` through a text encoder.
         """
         structure = prompt.structure
-        pieces, sides = list[dict[str, Any]](), [list[list[Token]](), list[list[Token]]()]
+        pieces, sides = list[Piece](), [list[list[Token]](), list[list[Token]]()]
         passes = 0
         for part in structure.parts:
             pieces += [{"break": True}] if pieces else []
@@ -98,7 +159,7 @@ class Reader:
             "passes": passes,
         }
 
-    def _characters(self, prompt: str) -> list[dict[str, Any]]:
+    def _characters(self, prompt: str) -> list[Character]:
         """Characters that are not plain ASCII, the most frequent first."""
         unusual = Counter(c for c in prompt if not " " <= c <= "~")
         return [
@@ -113,7 +174,7 @@ class Reader:
         ]
 
 
-def problems(name: str, report: dict[str, Any]) -> list[str]:
+def problems(name: str, report: Report) -> list[str]:
     """Warnings about how the field `name` was read."""
     found = []
     windows, missing = report["windows"], report["embeddings"]["missing"]
@@ -141,7 +202,7 @@ def problems(name: str, report: dict[str, Any]) -> list[str]:
     return found
 
 
-def _encoder(windows: Sequence[Sequence[Token]], tokenizer: Tokenizer) -> dict[str, Any]:
+def _encoder(windows: Sequence[Sequence[Token]], tokenizer: Tokenizer) -> Encoder:
     return {
         "tokens": sum(map(len, windows)),
         "windows": [

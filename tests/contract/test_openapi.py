@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from imaged.gateway.app import ROUTES
 from imaged.gateway.openapi.document import STATUS, document
+from imaged.gateway.openapi.examples import EXAMPLES
 from imaged.params.image_params import read_params
 from imaged.params.knobs import KNOBS
 from tests.conftest import SLUG
@@ -24,7 +27,7 @@ from tests.contract.test_drafts import parked
 
 DOCUMENT = document(ROUTES)
 OPERATIONS = [(verb, path) for path, found in DOCUMENT["paths"].items() for verb in found]
-EXAMPLES = [4, pytest.param(18, marks=pytest.mark.slow)]  # for each operation
+ASKED = [4, pytest.param(18, marks=pytest.mark.slow)]  # times, of each operation
 PAID = 10  # that may make pictures
 NOWHERE = "http://localhost/"  # a name that may stand in a webhook, and is then not sent to
 UNSHAPED = ("/docs", "/files/{name}", "/v2/requests/{job_id}/events")  # no JSON
@@ -57,6 +60,67 @@ def test_every_knob_is_in_it_and_its_bounds_are_the_servers() -> None:
                 read_params({"prompt": "x", knob.name: schema[bound]})
 
 
+def test_examples_of_requests_are_taken(gate: Gate) -> None:
+    """Each is what its schema allows, and where it asks for pictures they are made."""
+    shown = {path: body for path, body in bodies("requestBody") if "example" in body}
+    assert set(shown) == set(EXAMPLES)
+    for body in shown.values():
+        validator(body["schema"]).validate(body["example"])
+    with gate.client() as client:
+        job_id = parked(gate)
+        for path, example in EXAMPLES.items():
+            if not path.startswith("/webhook/"):  # theirs has an address beyond this machine
+                asked = path.format(slug=SLUG, job_id=job_id)
+                answer = client.post(asked, json=example)
+                assert answer.status_code == 200, (path, answer.text)
+
+
+def test_errors_are_of_the_dialect_and_their_examples_are_what_is_answered(gate: Gate) -> None:
+    shown = {}
+    for path, body in bodies("responses"):
+        for code, example in body.get("examples", {}).items():
+            validator(body["schema"]).validate(example["value"])
+            shown[path, code] = example["value"]
+    assert len(shown) > 200
+    for path, headers in (
+        ("/v2/{slug}", {}),
+        ("/openai/v1/images/generations", {"authorization": "Bearer wrong"}),
+        ("/sdapi/v1/txt2img", {"x-api-key": "wrong"}),
+    ):
+        answer = httpx.post(gate.url + path.format(slug=SLUG), json={}, headers=headers)
+        code = "key_invalid" if headers else "key_missing"
+        assert answer.status_code == 401 and answer.json() == shown[path, code]
+    poor = gate.make_key(credits=0.0)
+    with gate.client(poor) as client:
+        answer = client.post("/openai/v1/images/generations", json={"prompt": "x"})
+    example = shown["/openai/v1/images/generations", "no_credits"]
+    assert answer.status_code == 429
+    assert {**answer.json()["error"], "message": ""} == {**example["error"], "message": ""}
+
+
+def test_every_answer_is_said_by_its_handler() -> None:
+    """An answer without a structure would be in the document as anything."""
+    for verb, path in OPERATIONS:
+        if path in UNSHAPED or path in ("/metrics", "/openapi.json"):
+            continue
+        content = DOCUMENT["paths"][path][verb]["responses"]["200"]["content"]
+        assert content["application/json"]["schema"], (verb, path)
+
+
+def bodies(part: str) -> Iterator[tuple[str, Any]]:
+    """The JSON bodies of requests or of answers, by path."""
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            found = operation.get(part, {})
+            for one in found.values() if part == "responses" else [found]:
+                if body := one.get("content", {}).get("application/json"):
+                    yield path, body
+
+
+def validator(schema: Any) -> Any:
+    return jsonschema_rs.validator_for({**schema, "components": DOCUMENT["components"]})
+
+
 def test_every_operation_has_a_name_of_its_own() -> None:
     names = [op["operationId"] for found in DOCUMENT["paths"].values() for op in found.values()]
     assert len(set(names)) == len(names)
@@ -73,7 +137,7 @@ def schema(gate: Gate) -> Any:
     return schemathesis.openapi.from_url(f"{gate.url}/openapi.json")
 
 
-@pytest.mark.parametrize("examples", EXAMPLES)
+@pytest.mark.parametrize("examples", ASKED)
 @pytest.mark.parametrize(("verb", "path"), OPERATIONS)
 def test_whatever_it_allows_is_answered(
     schema: Any, poor: str, verb: str, path: str, examples: int

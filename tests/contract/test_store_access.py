@@ -123,7 +123,10 @@ def _reads_nothing(name: str) -> bool:
 
 
 def _past(nodes: list[ast.AST]) -> set[str]:
-    words = {getattr(n, "attr", None) or getattr(n, "id", None) for n in nodes}
+    declared = {id(n.target) for n in nodes if isinstance(n, ast.AnnAssign)}  # as fields are
+    words = {
+        getattr(n, "attr", None) or getattr(n, "id", None) for n in nodes if id(n) not in declared
+    }
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             words |= {part for a in node.names for part in a.name.split(".")}

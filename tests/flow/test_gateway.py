@@ -137,7 +137,7 @@ def test_progress_counts_the_callers_steps(
         job.params, scheduler=scheduler, samples=samples, num_inference_steps=20
     )
     shown = bodies.steps_done(dataclasses.replace(job, params=params, calls_done=made))
-    assert (shown["step"], shown["steps"], shown["unet_calls_done"]) == (step, 20, made)
+    assert (shown.step, shown.steps, shown.unet_calls_done) == (step, 20, made)
 
 
 def test_the_secret_is_made_once_and_never_taken_short(tmp_path: Path) -> None:

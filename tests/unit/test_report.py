@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from imaged.params.image_params import read_params
 from imaged.params.knobs import KNOBS
 from imaged.prompt import Prompt, Reading
 from imaged.prompt.embeddings import Embeddings
-from imaged.prompt.report import Reader, problems
+from imaged.prompt.report import Reader, Report, problems
 from imaged.prompt.windows import MAX_WINDOWS, read_windows
 from imaged.sampling.schedulers import IN_A1111, SCHEDULERS
 
@@ -35,7 +34,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return Reader(tokenizers(MICRO), Embeddings(folder, widths))
 
 
-def tokens(report: dict[str, Any], text: int = 0, encoder: int = 0) -> list[tuple[str, float]]:
+def tokens(report: Report, text: int = 0, encoder: int = 0) -> list[tuple[str, float]]:
     windows = report["texts"][text]["encoders"][encoder]["windows"]
     return [pair for w in windows for pair in zip(w["tokens"], w["weights"], strict=True)]
 
@@ -168,7 +167,8 @@ def test_loras_are_no_words() -> None:
     params, _ = read_params({"prompt": "a house <lora:x:0.5>", "negative_prompt": "rain"})
     told = reports(Explainer.of(Weights(MICRO)).reader, params)
     assert [token for token, _ in tokens(told["prompt"])] == ["a</w>", "house</w>"]
-    assert [token for token, _ in tokens(told["negative_prompt"])] == ["rain</w>"]
+    negative = told["negative_prompt"]
+    assert negative and [token for token, _ in tokens(negative)] == ["rain</w>"]
 
 
 def test_profiles_have_their_schedulers() -> None:

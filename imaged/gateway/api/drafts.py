@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue.aliases import widened
 from imaged.errors import BadParameter, NotParked, UnknownModel
 from imaged.gateway.auth import own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import Answer
+from imaged.gateway.present.bodies import JobStatus
 from imaged.gateway.submit import request_body
 from imaged.gateway.submit.submission import whole
 from imaged.jobs import Job, State
@@ -28,7 +29,7 @@ CHANGES = ("prompt", "guidance_scale")
 
 
 @owned
-async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
+async def finish(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
     """POST /v2/requests/{id}/finish: the chosen pictures of a parked draft go on to their end."""
     sent = await request_body.read(request)
     unknown = sorted(set(sent) - {"samples", *CHANGES})
@@ -45,7 +46,7 @@ async def finish(request: Request, gateway: Gateway, job: Job) -> Response:
     if not await resumed:
         raise NotParked()
     after = await own_job(request, gateway)
-    return JSONResponse(bodies.status(after, gateway.links(request))[1])
+    return Answer(bodies.status(after, gateway.links(request))[1])
 
 
 def _samples(given: Any, count: int) -> Sequence[int]:

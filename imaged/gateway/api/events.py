@@ -12,15 +12,14 @@ Every event's id says what has been seen up to it, so that a client that comes b
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -29,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from imaged.gateway.auth import owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import Body
 from imaged.gateway.present.links import Links
 from imaged.gateway.read.job_reader import read_wait
 from imaged.jobs import Job, Preview, State
@@ -71,10 +71,11 @@ class Seen:
 class Event:
     kind: str
     seen: Seen  # after it
-    data: dict[str, Any]
+    data: Body
 
     def encode(self) -> str:
-        return f"event: {self.kind}\nid: {self.seen}\ndata: {json.dumps(self.data)}\n\n"
+        data = msgspec.json.encode(self.data).decode()
+        return f"event: {self.kind}\nid: {self.seen}\ndata: {data}\n\n"
 
 
 @owned
@@ -143,7 +144,7 @@ def news(job: Job, preview: Preview | None, seen: Seen, links: Links) -> Iterato
         yield Event("state", seen, bodies.status(job, links)[1])
     if job.state in (State.PROCESSING, State.COMPLETED) and job.calls_done != seen.calls:
         seen = replace(seen, calls=job.calls_done)
-        yield Event("progress", seen, dict(bodies.steps_done(job)))
+        yield Event("progress", seen, bodies.steps_done(job))
     if preview is not None and preview.call != seen.preview:
         seen = replace(seen, preview=preview.call)
         yield Event("preview", seen, bodies.preview(preview))

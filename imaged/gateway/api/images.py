@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from imaged.gateway.auth import keyed, own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import Answer
+from imaged.gateway.present.bodies import JobStatus, PicturesInBase64, Result, Submitted
 from imaged.gateway.present.errors import error_response
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import safety_header, with_rate_headers
@@ -26,7 +27,7 @@ FORM = Form(bodies.picture, error_response, bodies.failed)
 
 
 @keyed
-async def submit(request: Request, gateway: Gateway, key: Key) -> Response:
+async def submit(request: Request, gateway: Gateway, key: Key) -> Answer[Submitted]:
     """POST /v2/{slug}: queue a job and answer at once."""
     submission = await _read(request, gateway, key, DRAFT, QUOTE_ID)
     placed = await gateway.admission.admit(submission)
@@ -35,27 +36,34 @@ async def submit(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 @keyed
-async def create(request: Request, gateway: Gateway, key: Key) -> Response:
+async def create(
+    request: Request, gateway: Gateway, key: Key
+) -> Answer[PicturesInBase64] | Response:
     """POST /v1/{slug}: queue a job and answer with its picture."""
     return await gateway.run(request, key, await _read(request, gateway, key, QUOTE_ID), FORM)
 
 
 @owned
-async def result(request: Request, gateway: Gateway, job: Job) -> Response:
+async def result(
+    request: Request, gateway: Gateway, job: Job
+) -> Answer[Result] | Answer[JobStatus]:
     """GET /v2/requests/{id}: the result body, complete once the job is COMPLETED."""
     encoded = await gateway.files(job) if job.params.base64 else []
     links = gateway.links(request)
-    return await asyncio.to_thread(lambda: _json(job, *bodies.result(job, links, encoded)))
+    if not bodies.is_completed(job):
+        return _status(job, *bodies.status(job, links))
+    body = await asyncio.to_thread(bodies.completed, job, links, encoded)
+    return await asyncio.to_thread(Answer, body, 200, safety_header(job))
 
 
 @owned
-async def poll(request: Request, gateway: Gateway, job: Job) -> Response:
+async def poll(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
     """GET /v1/requests/{id}: the older poll_url, status and output in one."""
-    return _json(job, *bodies.polled(job, gateway.links(request)))
+    return _status(job, *bodies.polled(job, gateway.links(request)))
 
 
 @owned
-async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
+async def cancel(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
     """DELETE /v2/requests/{id}: end the job, wherever it is, and give its credits back.
 
     A draft that was shown is charged.
@@ -63,7 +71,7 @@ async def cancel(request: Request, gateway: Gateway, job: Job) -> Response:
     retention_s = gateway.settings.retention_s
     await gateway.writer.write(lambda c: queue.cancel(c, job.id, time.time(), retention_s))
     after = await own_job(request, gateway)
-    return _json(after, 200, bodies.status(after, gateway.links(request))[1])
+    return _status(after, 200, bodies.status(after, gateway.links(request))[1])
 
 
 class OwnRequest(HTTPEndpoint):
@@ -78,5 +86,5 @@ async def _read(request: Request, gateway: Gateway, key: Key, *also: str) -> Sub
     return await gateway.admission.submission(key, request.headers, asked)
 
 
-def _json(job: Job, code: int, body: dict[str, Any]) -> Response:
-    return JSONResponse(body, code, headers=safety_header(job))
+def _status(job: Job, code: int, body: JobStatus) -> Answer[JobStatus]:
+    return Answer(body, code, safety_header(job))

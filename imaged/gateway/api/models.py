@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from functools import lru_cache
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue.model import DEFAULT_SLUG, MICRO, ModelState
-from imaged.checkpoint_info.explain import Explainer
+from imaged.checkpoint_info.explain import Explainer, Scheduler
 from imaged.errors import BadParameter, CheckpointRefused, UnknownModel
 from imaged.gateway.auth import public
 from imaged.gateway.context import Gateway
+from imaged.gateway.present.answer import Answer, Body
 from imaged.gateway.present.units import dollars
 from imaged.params.image_params import plain
 from imaged.params.knobs import WIDEST, Knob
@@ -23,8 +22,49 @@ from imaged.sampling.schedulers import STEPS
 from imaged.store.jobs import model_demand
 
 
+class Parameter(Body):
+    """A parameter that a model takes; allowed: in words."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    allowed: str
+    description: str
+
+
+class ModelCard(Body):
+    """A model on offer; price in dollars. stand_in: its checkpoint is the small one that is
+    shipped.
+    """
+
+    slug: str
+    aliases: list[str]
+    title: str
+    description: str
+    licence: str
+    state: ModelState
+    checkpoint: str
+    stand_in: bool
+    price_1024px_25_steps: float
+    parameters: list[Parameter]
+    sample: dict[str, Any]
+
+
+class ModelCards(Body):
+    models: list[ModelCard]
+
+
+class Schedulers(Body):
+    """Where each scheduler steps."""
+
+    profile: str
+    steps: int
+    schedulers: list[Scheduler]
+
+
 @public
-async def list_models(request: Request) -> Response:
+async def list_models(request: Request) -> Answer[ModelCards]:
     """GET /v1/models: what can be asked for, by whose weights, at what price.
 
     `state`: BUSY, READY, STARTING, UNAVAILABLE or UNLOADED, the best that a worker says of it.
@@ -34,41 +74,35 @@ async def list_models(request: Request) -> Response:
     oldest = time.time() - gateway.settings.lease_s
     offered = await admission.catalogue()
     found = await gateway.db.query(lambda c: model_demand.states(c, oldest))
-    return JSONResponse(
-        {
-            "models": [
-                {
-                    "slug": m.slug,
-                    "aliases": admission.aliases_of(m.slug),
-                    "title": m.title,
-                    "description": m.description,
-                    "licence": m.licence,
-                    "state": found.get(m.slug, ModelState.UNLOADED),
-                    "checkpoint": m.checkpoint_name,
-                    "stand_in": m.checkpoint == MICRO and m.slug != "micro",
-                    "price_1024px_25_steps": dollars(m.price_micros),
-                    "parameters": [_parameter(knob) for knob in m.knobs],
-                    "sample": dict(m.sample),
-                }
+    return Answer(
+        ModelCards(
+            [
+                ModelCard(
+                    slug=m.slug,
+                    aliases=admission.aliases_of(m.slug),
+                    title=m.title,
+                    description=m.description,
+                    licence=m.licence,
+                    state=found.get(m.slug, ModelState.UNLOADED),
+                    checkpoint=m.checkpoint_name,
+                    stand_in=m.checkpoint == MICRO and m.slug != "micro",
+                    price_1024px_25_steps=dollars(m.price_micros),
+                    parameters=[_parameter(knob) for knob in m.knobs],
+                    sample=dict(m.sample),
+                )
                 for m in offered.values()
             ]
-        }
+        )
     )
 
 
-def _parameter(knob: Knob) -> dict[str, Any]:
-    return {
-        "name": knob.name,
-        "type": knob.kind,
-        "default": plain(knob.default),
-        "required": knob.required,
-        "allowed": knob.allowed,
-        "description": knob.text,
-    }
+def _parameter(knob: Knob) -> Parameter:
+    default = plain(knob.default)
+    return Parameter(knob.name, knob.kind, default, knob.required, knob.allowed, knob.text)
 
 
 @public
-async def list_schedulers(request: Request) -> Response:
+async def list_schedulers(request: Request) -> Answer[Schedulers]:
     """GET /v1/schedulers: where each steps with a model, its settings, its other names."""
     gateway, query = Gateway.of(request), request.query_params
     offered = await gateway.admission.catalogue()
@@ -85,11 +119,9 @@ async def list_schedulers(request: Request) -> Response:
         explainer = await asyncio.to_thread(Explainer.of, model.weights)
     except CheckpointRefused as error:
         raise UnknownModel(f"This gateway cannot tell of the model's schedulers: {error}") from None
-    content = await asyncio.to_thread(_schedulers, explainer, profile, int(steps))
-    return Response(content, media_type="application/json")
+    return Answer(await asyncio.to_thread(_schedulers, explainer, profile, int(steps)))
 
 
 @lru_cache(maxsize=64)  # the route needs no key
-def _schedulers(explainer: Explainer, profile: str, steps: int) -> bytes:
-    found = explainer.schedulers(profile, steps)
-    return json.dumps({"profile": profile, "steps": steps, "schedulers": found}).encode()
+def _schedulers(explainer: Explainer, profile: str, steps: int) -> Schedulers:
+    return Schedulers(profile, steps, explainer.schedulers(profile, steps))

@@ -5,32 +5,76 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from imaged.catalogue.model import Model, ModelState
-from imaged.checkpoint_info.explain import Explainer, reports, taken, warnings
+from imaged.checkpoint_info.explain import Explainer, Scheduler, Taken, reports, taken, warnings
 from imaged.errors import CheckpointRefused
 from imaged.gateway.auth import keyed
 from imaged.gateway.context import Gateway
+from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import UNSET, Answer, Body, UnsetType
 from imaged.gateway.present.units import dollars, utc
 from imaged.gateway.read.forecast import Forecast, forecast
 from imaged.gateway.submit.quotes import LIFE_S, Quote
 from imaged.gateway.submit.submission import DRAFT, read_asked
 from imaged.jobs import price_of_calls
 from imaged.params.image_params import ImageParams, plain
+from imaged.prompt.report import Reports
 from imaged.sampling.schedulers import calls_before
 from imaged.store.accounts.keys import Key
 from imaged.store.jobs import model_demand
 from imaged.store.jobs.workload import pace
 
 
+class Seconds(Body):
+    """The expectation, and the 10th and 90th percentiles."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class Expected(Body):
+    """When a job would be done; jobs: how many completed ones are behind it."""
+
+    jobs: int
+    wait_s: Seconds
+    run_s: Seconds
+
+
+class DraftCost(Body):
+    """What a draft takes that is not finished; dollars."""
+
+    steps: int
+    unet_calls: int
+    cost: float
+
+
+class Preflight(Body, kw_only=True):
+    """How a request would be understood, and a quote for it."""
+
+    quote_id: str
+    expires_at: str
+    model: str
+    checkpoint: str
+    determinism: str
+    cost: float
+    unet_calls: int
+    draft: DraftCost | UnsetType = UNSET
+    expected: Expected | None
+    parameters: bodies.Parameters
+    taken: list[Taken]
+    scheduler: Scheduler | None
+    prompts: Reports | None
+    warnings: list[str]
+
+
 @keyed
-async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
+async def preflight(request: Request, gateway: Gateway, key: Key) -> Answer[Preflight]:
     """POST /v2/{slug}/preflight: how a request would be understood, and a quote for it."""
     asked = await read_asked(request, DRAFT)
     submission = await gateway.admission.submission(key, request.headers, asked)
@@ -39,7 +83,7 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
         raise problem
     said = list(submission.warnings)
 
-    def work() -> tuple[dict[str, Any], Any]:
+    def work() -> tuple[_Told, tuple[Forecast | None, ModelState, int]]:
         if gateway.admission.rules.refuses(params):
             said.append("prompt would be refused by the rules of this server")
         told = _told(model, params, gateway.settings.embeddings_folder)
@@ -48,25 +92,32 @@ async def preflight(request: Request, gateway: Gateway, key: Key) -> Response:
     told, (expected, state, free) = await gateway.cpu_share.run(key.id, work)
     now = time.time()
     quote = Quote(key.id, model.slug, params, cost, now + LIFE_S)
-    answer = {
-        "quote_id": quote.seal(gateway.secret),
-        "expires_at": utc(quote.until),
-        "model": model.slug,
-        "checkpoint": model.checkpoint_name,
-        "determinism": gateway.settings.determinism,
-        "cost": dollars(cost),
-        "unet_calls": params.unet_calls * params.samples,
-        **_drafted(submission.draft_steps, params, cost),
-        "expected": expected and _rounded(expected),
-        "parameters": {name: plain(getattr(params, name)) for name in params.as_dict()},
-        "taken": taken(asked.fields, params, model.knobs),
-        **told,
-        "warnings": [*said, *_of_server(state, cost, free), *told["warnings"]],
-    }
-    return await asyncio.to_thread(JSONResponse, answer)  # it may be long
+    body = Preflight(
+        quote_id=quote.seal(gateway.secret),
+        expires_at=utc(quote.until),
+        model=model.slug,
+        checkpoint=model.checkpoint_name,
+        determinism=gateway.settings.determinism,
+        cost=dollars(cost),
+        unet_calls=params.unet_calls * params.samples,
+        draft=_draft_cost(submission.draft_steps, params, cost),
+        expected=_rounded(expected) if expected else None,
+        parameters={name: plain(getattr(params, name)) for name in params.as_dict()},
+        taken=taken(asked.fields, params, model.knobs),
+        scheduler=told.scheduler,
+        prompts=told.prompts,
+        warnings=[*said, *_of_server(state, cost, free), *told.warnings],
+    )
+    return await asyncio.to_thread(Answer, body)  # it may be long
 
 
-def _told(model: Model, params: ImageParams, embeddings: Path) -> dict[str, Any]:
+class _Told(NamedTuple):
+    scheduler: Scheduler | None
+    prompts: Reports | None
+    warnings: list[str]
+
+
+def _told(model: Model, params: ImageParams, embeddings: Path) -> _Told:
     """Prompt reports and schedule, if the checkpoint's small files are on this machine."""
     try:
         explainer = Explainer.of(model.weights, embeddings)
@@ -76,17 +127,15 @@ def _told(model: Model, params: ImageParams, embeddings: Path) -> dict[str, Any]
         )
     except CheckpointRefused as error:
         unknown = f"tokens and sigmas are not told: {error}"
-        return {"scheduler": None, "prompts": None, "warnings": [unknown, *warnings(params, None)]}
-    return {"scheduler": scheduler, "prompts": told, "warnings": warnings(params, told)}
+        return _Told(None, None, [unknown, *warnings(params, None)])
+    return _Told(scheduler, told, warnings(params, told))
 
 
-def _drafted(steps: int, params: ImageParams, cost: int) -> dict[str, Any]:
-    """UNet calls and price of a draft that is not finished."""
+def _draft_cost(steps: int, params: ImageParams, cost: int) -> DraftCost | UnsetType:
     if not steps:
-        return {}
+        return UNSET
     calls = calls_before(params.scheduler, steps) * params.samples
-    owed = dollars(price_of_calls(cost, calls, params))
-    return {"draft": {"steps": steps, "unet_calls": calls, "cost": owed}}
+    return DraftCost(steps, calls, dollars(price_of_calls(cost, calls, params)))
 
 
 def _expected(
@@ -102,12 +151,12 @@ def _expected(
     return forecast(model.slug, cost, known, settings.slots), state, known.free_micros
 
 
-def _rounded(found: Forecast) -> dict[str, Any]:
-    """The forecast with rounded seconds."""
-    told = asdict(found)
-    for name in ("wait", "run"):
-        told[f"{name}_s"] = {k: round(v, 2) for k, v in told.pop(name).items()}
-    return told
+def _rounded(found: Forecast) -> Expected:
+    wait, run = (
+        Seconds(round(given.low, 2), round(given.expected, 2), round(given.high, 2))
+        for given in (found.wait, found.run)
+    )
+    return Expected(found.jobs, wait, run)
 
 
 def _of_server(state: ModelState, cost: int, free: int) -> Sequence[str]:

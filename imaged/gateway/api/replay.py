@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from imaged.errors import BadParameter, ReceiptRefused
 from imaged.gateway.auth import keyed, public
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import UNSET, Answer, Body
 from imaged.gateway.present.errors import error_response
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.links import Links
@@ -23,16 +25,54 @@ from imaged.provenance import receipts
 from imaged.store.accounts.keys import Key
 
 RECEIPT = "receipt"
+Pixels = Annotated[
+    dict[str, Any], Meta(extra_json_schema={"required": ["width", "height", "sha256"]})
+]
+
+
+class Signer(Body):
+    """A public key, in base64."""
+
+    algorithm: str
+    key: str
+
+
+class Difference(Body):
+    """A field in which two receipts differ."""
+
+    field: str
+    receipt: Any
+    now: Any
+
+
+class Pictures(Body):
+    """Size and SHA-256 of the pixels, then and now."""
+
+    receipt: Pixels
+    now: Pixels
+
+
+class Compared(Body):
+    """A picture that was made again, beside its receipt."""
+
+    verdict: Literal["identical", "different"]
+    signed_here: bool
+    differences: list[Difference]
+    picture: Pictures
+    receipt: bodies.Receipt
+    request_id: str
+    output: str
+    metrics: bodies.Metrics
 
 
 @public
-async def signer(request: Request) -> Response:
+async def signer(request: Request) -> Answer[Signer]:
     """GET /v1/receipt-key: the public key by which this installation's receipts are known."""
-    return JSONResponse({"algorithm": "Ed25519", "key": Gateway.of(request).signer})
+    return Answer(Signer("Ed25519", Gateway.of(request).signer))
 
 
 @keyed
-async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
+async def replay(request: Request, gateway: Gateway, key: Key) -> Answer[Compared] | Response:
     """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
     receipt = _read((await request_body.read(request)).get(RECEIPT))
     ours = receipt["key"] == gateway.signer
@@ -53,13 +93,23 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Response:
 
 def _answer(
     receipt: Mapping[str, Any], job: Job, links: Links, _: Sequence[bytes], *, signed_here: bool
-) -> Response:
-    found = bodies.result(job, links)[1]
-    if "receipt" not in found["images"][0]:
+) -> Answer[Compared]:
+    """Made here again, beside the receipt."""
+    found = bodies.completed(job, links)
+    now = found.images[0].receipt
+    if now is UNSET:
         raise BadParameter(IDEMPOTENCY_KEY, "is of a job from before there were receipts")
-    answer = _compared(receipt, found["images"][0], signed_here=signed_here)
-    answer |= {"request_id": job.id, "output": found["output"], "metrics": found["metrics"]}
-    return JSONResponse(answer, headers={"x-request-id": job.id})
+    body = Compared(
+        "identical" if receipt["picture"] == now["picture"] else "different",
+        signed_here,
+        [Difference(**one) for one in receipts.differences(receipt, now)],
+        Pictures(receipt["picture"], now["picture"]),
+        now,
+        job.id,
+        found.output,
+        found.metrics,
+    )
+    return Answer(body, headers={"x-request-id": job.id})
 
 
 def _read(given: object) -> dict[str, Any]:
@@ -71,17 +121,3 @@ def _read(given: object) -> dict[str, Any]:
     if receipt["varied"]:
         raise BadParameter(RECEIPT, "is of a picture whose request changed on its way")
     return receipt
-
-
-def _compared(
-    receipt: Mapping[str, Any], image: Mapping[str, Any], *, signed_here: bool
-) -> dict[str, Any]:
-    now = image["receipt"]
-    same = receipt["picture"] == now["picture"]
-    return {
-        "verdict": "identical" if same else "different",
-        "signed_here": signed_here,
-        "differences": receipts.differences(receipt, now),
-        "picture": {"receipt": receipt["picture"], "now": now["picture"]},
-        "receipt": now,
-    }

@@ -6,16 +6,15 @@ come from the response cache (transport/response_cache.py).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 from urllib.parse import parse_qs
 
+import msgspec
 import sqlalchemy as sa
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from imaged.errors import BadParameter, ImagedError, Unavailable, WrongMethod
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
+from imaged.gateway.present.answer import UNSET, Body
 from imaged.gateway.present.errors import error_body, error_response
 from imaged.gateway.present.headers import safety_header
 from imaged.gateway.present.links import Links
@@ -38,7 +38,7 @@ MAX_WAIT_S = 60.0
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
-Answer = tuple[Message, Message]
+Messages = tuple[Message, Message]
 
 
 class Status:
@@ -58,7 +58,7 @@ class Status:
         for message in await self._answer(match[1], scope, receive):
             await send(message)
 
-    async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, job_id: str, scope: Scope, receive: Receive) -> Messages:
         """The answer to a poll, or the error."""
         try:
             return await self._read(job_id, scope, receive)
@@ -71,7 +71,7 @@ class Status:
             log.exception("unexpected")
             return _problem(ImagedError("Internal server error"))
 
-    async def _read(self, job_id: str, scope: Scope, receive: Receive) -> Answer:
+    async def _read(self, job_id: str, scope: Scope, receive: Receive) -> Messages:
         gateway, headers = self._gateway, Headers(scope=scope)
         writes = gateway.cache.writes
         key = await gateway.admission.key(headers.get("x-api-key"))
@@ -81,7 +81,7 @@ class Status:
         code, body = bodies.status(job, Links(self._origin(scope, headers), gateway.secret))
         if with_preview and job.state is State.PROCESSING and job.preview_call:
             made = await gateway.reader.preview(job)
-            body.update({"preview": bodies.preview(made)} if made else {})
+            body.preview = bodies.preview(made) if made else UNSET
         keep = scope.get("extensions", {}).get(EXTENSION)  # only of whole requests, see protocol.py
         if keep and not query and headers.get("host"):
             # Not longer than keys are cached: the key may be revoked since.
@@ -106,12 +106,12 @@ def _wait_s(query: Mapping[str, list[str]]) -> float:
     return read_wait(next(filter(None, query.get("wait", [])), "0"), MAX_WAIT_S)
 
 
-def _problem(problem: ImagedError) -> Answer:
+def _problem(problem: ImagedError) -> Messages:
     return _json(problem.status or 500, error_body(problem))
 
 
-def _json(code: int, body: dict[str, Any], more: Mapping[str, str] = NOTHING) -> Answer:
-    content = json.dumps(body).encode()
+def _json(code: int, body: Body, more: Mapping[str, str] = NOTHING) -> Messages:
+    content = msgspec.json.encode(body)
     headers = [
         *((name.encode(), value.encode()) for name, value in more.items()),
         (b"content-type", b"application/json"),

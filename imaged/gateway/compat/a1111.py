@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from imaged.catalogue.model import DEFAULT_SLUG
 from imaged.errors import BadParameter, ImagedError
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
+from imaged.gateway.present.answer import Answer, Body
+from imaged.gateway.present.bodies import Parameters
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
@@ -74,17 +76,113 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _error(problem: ImagedError) -> Response:
+class A1111Error(Body):
+    """An error in the web UI's form: its clients look in different fields."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+    code: str
+
+
+class Txt2Img(Body):
+    """Pictures in base64; info: JSON, as text."""
+
+    images: list[str]
+    parameters: Parameters
+    info: str
+
+
+class Info(Body):
+    """What the web UI tells of its pictures."""
+
+    prompt: str
+    all_prompts: list[str]
+    negative_prompt: str
+    seed: int
+    all_seeds: list[int]
+    width: int
+    height: int
+    sampler_name: str
+    cfg_scale: float
+    steps: int
+    batch_size: int
+    sd_model_name: str
+    infotexts: list[str]
+    job_timestamp: str
+    request_id: str
+
+
+class Sampler(Body):
+    name: str
+    aliases: list[str]
+    options: dict[str, str]
+
+
+class Schedule(Body):
+    name: str
+    label: str
+
+
+class Scripts(Body):
+    txt2img: list[str]
+    img2img: list[str]
+
+
+class SdModel(Body):
+    title: str
+    model_name: str
+    hash: str | None
+    sha256: str | None
+    filename: str
+    config: str | None
+
+
+class LoraFile(Body):
+    name: str
+    alias: str
+    path: str
+    metadata: dict[str, str]
+
+
+class Options(Body):
+    sd_model_checkpoint: str
+    samples_format: str
+
+
+class JobProgress(Body):
+    skipped: bool
+    interrupted: bool
+    job: str
+    job_count: int
+    job_no: int
+    job_timestamp: str
+    sampling_step: int
+    sampling_steps: int
+
+
+class Progress(Body):
+    """How far the oldest open job is; progress: from 0 to 1."""
+
+    progress: float
+    eta_relative: float
+    state: JobProgress
+    current_image: str | None
+    textinfo: str | None
+
+
+def _error(problem: ImagedError) -> Answer[A1111Error]:
     text = problem.detail
-    body = {"error": text, "detail": text, "body": "", "errors": text, "code": problem.code}
-    return JSONResponse(body, problem.status or 500, headers=error_headers(problem))
+    body = A1111Error(text, text, "", text, problem.code)
+    return Answer(body, problem.status or 500, error_headers(problem))
 
 
 route = shared.dialect(_error)
 
 
 @route
-async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
+async def txt2img(request: Request, gateway: Gateway, key: Key) -> Answer[Txt2Img] | Response:
     """POST /sdapi/v1/txt2img: pictures from a prompt, as PNG with infotext."""
     given = await request_body.read_object(request)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
@@ -96,76 +194,63 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 @route
-async def samplers(_: Request, gateway: Gateway, key: Key) -> Response:
+async def samplers(_: Request, gateway: Gateway, key: Key) -> Answer[list[Sampler]]:
     """GET /sdapi/v1/samplers: A1111's names of the samplers that are the same here."""
-    return JSONResponse([{"name": name, "aliases": [], "options": {}} for name in OFFERED])
+    return Answer([Sampler(name, [], {}) for name in OFFERED])
 
 
 @route
-async def schedulers(_: Request, gateway: Gateway, key: Key) -> Response:
+async def schedulers(_: Request, gateway: Gateway, key: Key) -> Answer[list[Schedule]]:
     """GET /sdapi/v1/schedulers: the named schedules."""
-    return JSONResponse(
-        [{"name": n, "label": n.title()} for n in ("automatic", "karras", "uniform")]
-    )
+    return Answer([Schedule(name, name.title()) for name in ("automatic", "karras", "uniform")])
 
 
 @route
-async def scripts(_: Request, gateway: Gateway, key: Key) -> Response:
+async def scripts(_: Request, gateway: Gateway, key: Key) -> Answer[Scripts]:
     """GET /sdapi/v1/scripts: there are none."""
-    return JSONResponse({"txt2img": [], "img2img": []})
+    return Answer(Scripts([], []))
 
 
 @route
-async def sd_models(_: Request, gateway: Gateway, key: Key) -> Response:
+async def sd_models(_: Request, gateway: Gateway, key: Key) -> Answer[list[SdModel]]:
     """GET /sdapi/v1/sd-models: what this key may ask for; a title chooses by override_settings."""
     mine = await gateway.admission.models(key)
-    return JSONResponse(
-        [
-            {
-                "title": slug,
-                "model_name": slug,
-                "hash": None,
-                "sha256": None,
-                "filename": model.checkpoint_name,
-                "config": None,
-            }
-            for slug, model in mine.items()
-        ]
+    return Answer(
+        [SdModel(slug, slug, None, None, m.checkpoint_name, None) for slug, m in mine.items()]
     )
 
 
 @route
-async def loras(_: Request, gateway: Gateway, __: Key) -> Response:
+async def loras(_: Request, gateway: Gateway, __: Key) -> Answer[list[LoraFile]]:
     """GET /sdapi/v1/loras: the LoRA files that a prompt may name as <lora:NAME:WEIGHT>."""
     names = await asyncio.to_thread(gateway.settings.lora_names)
-    return JSONResponse([{"name": n, "alias": n, "path": "", "metadata": {}} for n in names])
+    return Answer([LoraFile(name, name, "", {}) for name in names])
 
 
 @route
-async def options(_: Request, gateway: Gateway, key: Key) -> Response:
+async def options(_: Request, gateway: Gateway, key: Key) -> Answer[Options]:
     """GET /sdapi/v1/options: what a request gets that names no model."""
-    return JSONResponse({"sd_model_checkpoint": DEFAULT_SLUG, "samples_format": "png"})
+    return Answer(Options(DEFAULT_SLUG, "png"))
 
 
 @route
-async def progress(_: Request, gateway: Gateway, key: Key) -> Response:
+async def progress(_: Request, gateway: Gateway, key: Key) -> Answer[Progress]:
     """GET /sdapi/v1/progress: how far this key's oldest open job is."""
     ids = await gateway.db.query(lambda c: queue.open_of(c, key.id))
     job = await gateway.reader.job(key, ids[0]) if ids else None
     steps = job.params.num_inference_steps if job else 0
     share = job.calls_done / job.unet_calls if job else 0.0
-    state = {
-        "skipped": False,
-        "interrupted": False,
-        "job": job.id if job else "",
-        "job_count": len(ids),
-        "job_no": 0,
-        "job_timestamp": _stamp(job.created_at) if job else "0",
-        "sampling_step": int(share * steps),
-        "sampling_steps": steps,
-    }
-    body = {"progress": share, "eta_relative": 0.0, "state": state}
-    return JSONResponse({**body, "current_image": None, "textinfo": None})
+    state = JobProgress(
+        skipped=False,
+        interrupted=False,
+        job=job.id if job else "",
+        job_count=len(ids),
+        job_no=0,
+        job_timestamp=_stamp(job.created_at) if job else "0",
+        sampling_step=int(share * steps),
+        sampling_steps=steps,
+    )
+    return Answer(Progress(share, 0.0, state, None, None))
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,35 +318,33 @@ def _slug(given: Mapping[str, Any]) -> str:
     return shared.text(settings, "sd_model_checkpoint") or DEFAULT_SLUG
 
 
-def _answer(shown: bool, job: Job, _: Links, files: Sequence[bytes]) -> Response:
+def _answer(shown: bool, job: Job, _: Links, files: Sequence[bytes]) -> Answer[Txt2Img]:
     images = [base64.b64encode(content).decode() for content in files] if shown else []
-    return JSONResponse(
-        {"images": images, "parameters": job.params.as_dict(), "info": json.dumps(_info(job))},
-        headers=safety_header(job),
-    )
+    body = Txt2Img(images, job.params.as_dict(), msgspec.json.encode(_info(job)).decode())
+    return Answer(body, headers=safety_header(job))
 
 
-def _info(job: Job) -> dict[str, Any]:
+def _info(job: Job) -> Info:
     assert job.result is not None
     images, params = job.result["images"], job.params
     checkpoint = job.result["checkpoint"]
-    return {
-        "prompt": params.prompt,
-        "all_prompts": [params.prompt] * len(images),
-        "negative_prompt": params.negative_prompt or "",
-        "seed": images[0]["seed"],
-        "all_seeds": [image["seed"] for image in images],
-        "width": params.img_width,
-        "height": params.img_height,
-        "sampler_name": A1111_NAMES.get(params.scheduler, params.scheduler),
-        "cfg_scale": params.guidance_scale,
-        "steps": params.num_inference_steps,
-        "batch_size": len(images),
-        "sd_model_name": checkpoint,
-        "infotexts": [infotext(params, image["seed"], checkpoint) for image in images],
-        "job_timestamp": _stamp(job.created_at),
-        "request_id": job.id,
-    }
+    return Info(
+        prompt=params.prompt,
+        all_prompts=[params.prompt] * len(images),
+        negative_prompt=params.negative_prompt or "",
+        seed=images[0]["seed"],
+        all_seeds=[image["seed"] for image in images],
+        width=params.img_width,
+        height=params.img_height,
+        sampler_name=A1111_NAMES.get(params.scheduler, params.scheduler),
+        cfg_scale=params.guidance_scale,
+        steps=params.num_inference_steps,
+        batch_size=len(images),
+        sd_model_name=checkpoint,
+        infotexts=[infotext(params, image["seed"], checkpoint) for image in images],
+        job_timestamp=_stamp(job.created_at),
+        request_id=job.id,
+    )
 
 
 def _stamp(at: float) -> str:

@@ -6,10 +6,11 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from imaged.catalogue.model import DEFAULT_SLUG, Model
 from imaged.errors import (
@@ -22,6 +23,7 @@ from imaged.errors import (
 )
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
+from imaged.gateway.present.answer import UNSET, Answer, Body, UnsetType
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
@@ -44,7 +46,57 @@ QUALITIES = ("auto", "standard", "hd", "low", "medium", "high")
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def _error(problem: ImagedError) -> Response:
+class Problem(Body):
+    """What went wrong; param: the field that is to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(Body):
+    """An error in OpenAI's form."""
+
+    error: Problem
+
+
+EITHER = {"anyOf": [{"required": ["url"]}, {"required": ["b64_json"]}]}
+
+
+class Generated(Body):
+    """One picture: a link, or its file in base64."""
+
+    url: str | UnsetType = UNSET
+    b64_json: str | UnsetType = UNSET
+
+
+class Generations(Body):
+    """Pictures; created: seconds since 1970."""
+
+    created: int
+    data: list[Annotated[Generated, Meta(extra_json_schema=EITHER)]]
+    output_format: str
+    size: str
+    request_id: str
+    seed: int
+
+
+class OpenAIModel(Body):
+    """A slug that may be asked for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class OpenAIModels(Body):
+    object: Literal["list"]
+    data: list[OpenAIModel]
+
+
+def _error(problem: ImagedError) -> Answer[OpenAIError]:
     """In OpenAI's form; x-should-retry: false where a retry cannot help."""
     status = problem.status or 500
     kind, code = TYPES.get(status, "invalid_request_error"), problem.code
@@ -54,13 +106,9 @@ def _error(problem: ImagedError) -> Response:
         code = "model_not_found"
     elif status >= 500:
         kind = "server_error"
-    body = {
-        "message": problem.detail,
-        "type": kind,
-        "param": problem.field if isinstance(problem, BadParameter) else None,
-        "code": code,
-    }
-    answer = JSONResponse({"error": body}, status, headers=error_headers(problem))
+    field = problem.field if isinstance(problem, BadParameter) else None
+    body = OpenAIError(Problem(problem.detail, kind, field, code))
+    answer = Answer(body, status, error_headers(problem))
     if isinstance(problem, StillRunning | NoCredits | IdempotencyMismatch):
         answer.headers["x-should-retry"] = "false"
     return answer
@@ -70,7 +118,9 @@ route = shared.dialect(_error)
 
 
 @route
-async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
+async def generations(
+    request: Request, gateway: Gateway, key: Key
+) -> Answer[Generations] | Response:
     """POST /openai/v1/images/generations: pictures from a prompt."""
     given = await request_body.read_object(request)
     answer_with = _one_of(given, "response_format", ("url", "b64_json"))
@@ -84,17 +134,17 @@ async def generations(request: Request, gateway: Gateway, key: Key) -> Response:
 
 
 @route
-async def list_models(_: Request, gateway: Gateway, key: Key) -> Response:
+async def list_models(_: Request, gateway: Gateway, key: Key) -> Answer[OpenAIModels]:
     """GET /openai/v1/models: the slugs that this key may ask for."""
     mine = [_model(*pair) for pair in (await gateway.admission.models(key)).items()]
-    return JSONResponse({"object": "list", "data": mine})
+    return Answer(OpenAIModels("list", mine))
 
 
 @route
-async def one_model(request: Request, gateway: Gateway, key: Key) -> Response:
+async def one_model(request: Request, gateway: Gateway, key: Key) -> Answer[OpenAIModel]:
     """GET /openai/v1/models/{slug}: one of them."""
     slug = request.path_params["slug"]
-    return JSONResponse(_model(slug, await gateway.admission.model(slug, key)))
+    return Answer(_model(slug, await gateway.admission.model(slug, key)))
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,26 +161,28 @@ def _params(given: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _answer(answer_with: str, job: Job, links: Links, files: Sequence[bytes]) -> Response:
+def _answer(
+    answer_with: str, job: Job, links: Links, files: Sequence[bytes]
+) -> Answer[Generations]:
     assert job.result is not None and job.finished_at is not None
     images = job.result["images"]
     if answer_with == "b64_json":
-        data = [{"b64_json": base64.b64encode(content).decode()} for content in files]
+        data = [Generated(b64_json=base64.b64encode(content).decode()) for content in files]
     else:
-        data = [{"url": links.file(job, image["name"])} for image in images]
-    body = {
-        "created": int(job.finished_at),
-        "data": data,
-        "output_format": job.params.output_format,
-        "size": f"{job.params.img_width}x{job.params.img_height}",
-        "request_id": job.id,
-        "seed": images[0]["seed"],
-    }
-    return JSONResponse(body, headers=safety_header(job))
+        data = [Generated(url=links.file(job, image["name"])) for image in images]
+    body = Generations(
+        int(job.finished_at),
+        data,
+        job.params.output_format,
+        f"{job.params.img_width}x{job.params.img_height}",
+        job.id,
+        images[0]["seed"],
+    )
+    return Answer(body, headers=safety_header(job))
 
 
-def _model(slug: str, model: Model) -> dict[str, Any]:
-    return {"id": slug, "object": "model", "created": 0, "owned_by": model.checkpoint_name}
+def _model(slug: str, model: Model) -> OpenAIModel:
+    return OpenAIModel(slug, "model", 0, model.checkpoint_name)
 
 
 def _one_of(given: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:

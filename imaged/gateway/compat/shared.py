@@ -27,6 +27,7 @@ def dialect(answer: Callable[[ImagedError], Response]) -> Callable[[Handler], En
             except ImagedError as problem:
                 return answer(problem)
 
+        endpoint.error = answer  # type: ignore[attr-defined]  # for the OpenAPI document
         return endpoint
 
     return decorate

@@ -5,32 +5,101 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 import imaged
-from imaged.errors import ImagedError, Refused, StillRunning, Unavailable
+from imaged.errors import (
+    BadParameter,
+    BodyTooLarge,
+    BodyTooSlow,
+    IdempotencyMismatch,
+    ImagedError,
+    KeyInvalid,
+    KeyMissing,
+    MalformedBody,
+    ModelForbidden,
+    ModelRetired,
+    NoCredits,
+    NotParked,
+    StillRunning,
+    TooFast,
+    TooManyWebhooks,
+    Unavailable,
+    UnknownModel,
+    UnknownRequest,
+    UnknownWebhook,
+    WrongContentType,
+)
 from imaged.gateway.api.events import LIFE_S
 from imaged.gateway.api.status import MAX_WAIT_S
-from imaged.gateway.auth import VERBS, marks, public
+from imaged.gateway.auth import VERBS, marks, owned, public
 from imaged.gateway.compat import segmind
 from imaged.gateway.openapi import schemas
+from imaged.gateway.openapi.examples import EXAMPLES
+from imaged.gateway.operations.health import Ready
+from imaged.gateway.present.answer import Answer
+from imaged.gateway.present.bodies import JobStatus
+from imaged.gateway.present.errors import Error, error_response
 from imaged.gateway.submit.submission import CANCEL_AFTER, IDEMPOTENCY_KEY, MAX_CANCEL_S
 from imaged.params.knobs import KNOBS, WIDEST
 from imaged.sampling.schedulers import STEPS
 
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
+SUBMITS = ("/v1/{slug}", "/v2/{slug}", "/v2/replay", schemas.OPENAI, schemas.SDAPI)
+ENDS_AS_JOB = ("/v1/{slug}", "/v2/replay")
 WORKS = ("/v1/{slug}", "/v2/{slug}", "/v2/{slug}/preflight")
 DIALECTS = (schemas.OPENAI, schemas.SDAPI)
 MIN_STEPS, MAX_STEPS = WIDEST["num_inference_steps"]
 #: Media types of answers that are neither JSON nor a file.
 TEXTS = {EVENTS: "text/event-stream", "/metrics": "text/plain", "/docs": "text/html"}
+#: Errors that are answered before a dialect has the request, in our own form.
+BEFORE = (BodyTooSlow, BodyTooLarge, Unavailable)
+_REF = "#/components/schemas/{name}"
+ERROR = {"$ref": _REF.format(name=Error.__name__)}
+PREFLIGHT, FINISH = "/v2/{slug}/preflight", "/v2/requests/{job_id}/finish"
+ASK_FOR_A_MODEL = (*SUBMITS, PREFLIGHT, "/openai/v1/models/{slug}")
+#: One of each error that a request can be answered with, as an example.
+PROBLEMS: tuple[ImagedError, ...] = (
+    MalformedBody(),
+    BadParameter("num_inference_steps", "should be an integer between 20 and 100"),
+    KeyMissing(),
+    KeyInvalid(),
+    ModelForbidden(),
+    UnknownModel(),
+    UnknownRequest(),
+    UnknownWebhook(),
+    WrongContentType(),
+    NoCredits("Not enough credits: this job costs 0.008000 and 0.001000 are left"),
+    BodyTooSlow(),
+    IdempotencyMismatch(),
+    NotParked(),
+    TooManyWebhooks(),
+    ModelRetired(),
+    BodyTooLarge(),
+    TooFast(2.5, 0.0),
+    Unavailable(),
+    StillRunning("0123456789abcdef0123456789abcdef"),
+)
+#: Errors that only these paths answer with.
+ONLY: Mapping[tuple[type[ImagedError], ...], tuple[str, ...]] = {
+    (UnknownModel,): (*ASK_FOR_A_MODEL, FINISH, "/v1/schedulers"),
+    (ModelForbidden, ModelRetired): ASK_FOR_A_MODEL,
+    (UnknownWebhook,): ("/webhook/update", "/webhook/inactive", "/webhook/dispatch-logs"),
+    (TooManyWebhooks,): ("/webhook/add",),
+    (NotParked,): (FINISH,),
+    (NoCredits, IdempotencyMismatch): SUBMITS,
+    (TooFast,): (*SUBMITS, PREFLIGHT, FINISH),
+    (StillRunning,): tuple(path for path in SUBMITS if path != "/v2/{slug}"),
+}
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
 #: Query parameters by path.
@@ -129,18 +198,26 @@ def _page(made: Mapping[str, Any]) -> str:
 
 def document(routes: Iterable[Any]) -> dict[str, Any]:
     """OpenAPI 3.1 of these routes and of the status poll, which is middleware."""
+    found = [
+        (route.path, verb, handler)
+        for route in routes
+        for verb, handler in _handlers(route)
+        if _summary(handler)
+    ]
+    found.append((STATUS, "get", poll))
+    handlers = [handler for _, _, handler in found]
+    answered = dict.fromkeys(
+        kind for one in (*handlers, *map(_error_of, handlers)) for kind in _bodies(one)
+    )
+    made, components = msgspec.json.schema_components(answered, ref_template=_REF)
+    said = dict(zip(answered, made, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        for verb, handler in _handlers(route):
-            if summary := _summary(handler):
-                mark = getattr(handler, "access", "public")
-                paths.setdefault(route.path, {})[verb] = _operation(route.path, verb, mark, summary)
-    paths[STATUS] = {
-        "get": _operation(STATUS, "get", "owner", "How far a job is; with `wait`, once it ended.")
-    }
+    for path, verb, handler in found:
+        paths.setdefault(path, {})[verb] = _operation(path, verb, handler, said)
     return {
         "openapi": "3.1.0",
         "info": {"title": "imaged", "version": imaged.__version__},
+        "servers": [{"url": "./", "description": "where this document is"}],
         "paths": paths,
         "components": {
             "securitySchemes": {
@@ -149,15 +226,35 @@ def document(routes: Iterable[Any]) -> dict[str, Any]:
                 "basic": {"type": "http", "scheme": "basic"},
             },
             "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {"error": {}, "code": {"type": "string"}},
-                },
+                **{name: _closed(kind) for name, kind in components.items()},
                 "Picture": schemas.PICTURE,
             },
         },
     }
+
+
+@owned
+async def poll(*_: Any) -> Answer[JobStatus]:
+    """GET /v2/requests/{job_id}/status: How far a job is; with `wait`, once it ended."""
+    raise NotImplementedError  # api.status answers before any route does
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without other fields, so that one that is not described fails a test."""
+    return {"additionalProperties": False, **schema} if "properties" in schema else schema
+
+
+def _bodies(handler: Any) -> list[Any]:
+    """The bodies of what a handler returns; see present.answer."""
+    returned = get_type_hints(handler)["return"]
+    kinds = get_args(returned) if get_origin(returned) in (Union, UnionType) else (returned,)
+    return [get_args(kind)[0] for kind in kinds if get_origin(kind) is Answer]
+
+
+def _error_of(handler: Any) -> Callable[[ImagedError], Response]:
+    """What gives an error the form of the handler's dialect."""
+    found: Callable[[ImagedError], Response] = getattr(handler, "error", error_response)
+    return found
 
 
 def _handlers(route: Route) -> Iterator[tuple[str, Any]]:
@@ -177,21 +274,23 @@ def _summary(handler: Any) -> str:
     return match[1] if match else ""
 
 
-def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
+def _operation(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> dict[str, Any]:
+    """One verb of one path; said: the schemas of bodies."""
+    mark = getattr(handler, "access", "public")
     dialect = {"openai": "bearer", "sdapi": "basic"}.get(path.split("/")[1])
     schemes = ["key", *([dialect] if dialect else [])]
     named = [(name, "path", {"type": "string"}) for name in re.findall(r"{(\w+)}", path)]
     named += [(name, "query", kind) for name, kind in QUERIES.get(path, {}).items()]
     named += [(name, "header", kind) for name, kind in HEADERS.get(path, {}).items()]
     operation: dict[str, Any] = {
-        "summary": summary,
+        "summary": _summary(handler),
         "operationId": f"{verb}{re.sub(r'[^a-z0-9]+', '_', path.lower()).rstrip('_')}",
         "security": [] if mark == "public" else [{name: []} for name in schemes],
         "parameters": [
             {"name": name, "in": place, "required": place == "path", "schema": kind}
             for name, place, kind in named
         ],
-        "responses": _responses(path, verb, mark),
+        "responses": _responses(path, verb, handler, said),
     }
     if verb == "post":
         picture = {"$ref": "#/components/schemas/Picture"}
@@ -201,56 +300,78 @@ def _operation(path: str, verb: str, mark: str, summary: str) -> dict[str, Any]:
         body = {"allOf": [body, schemas.DRAFTED]} if path in WORKS[1:] else body
         body = body if path in WORKS else schemas.REQUESTS.get(path, {"type": "object"})
         kinds = FORMS if path in WORKS else FORMS[:1]
+        example = {"example": EXAMPLES[path]} if path in EXAMPLES else {}
         operation["requestBody"] = {
             "required": True,
-            "content": {kind: {"schema": body} for kind in kinds},
+            "content": {kind: {"schema": body, **example} for kind in kinds},
         }
     return operation
 
 
-def _responses(path: str, verb: str, mark: str) -> dict[str, Any]:
-    binary = {"schema": {"type": "string", "contentEncoding": "binary"}}
-    content: dict[str, Any] = {
-        "application/json": {"schema": schemas.ANSWERS.get((verb, path), {})}
+def _responses(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "200": {"description": "It worked.", "content": _content(path, handler, said)}
     }
-    if path in (WORKS[0], "/files/{name}"):
-        content |= {"image/jpeg": binary, "image/png": binary}
-    if path in TEXTS:
-        content = {TEXTS[path]: {"schema": schemas.TEXT}}
-    refusals = [kind for kind in _refusals(Refused) if _may(kind, verb, mark)]
-    found: dict[str, Any] = {"200": {"description": "It worked.", "content": content}}
-    for kind in sorted(refusals, key=lambda kind: kind.status or 0):
-        text = (kind.__doc__ or "").strip().split("\n")[0]
-        before = found.get(str(kind.status), {}).get("description", "")
-        found[str(kind.status)] = _refusal(f"{before} {text}".strip())
+    form, mark = _error_of(handler), getattr(handler, "access", "public")
+    error, job = said[_bodies(form)[0]], said[JobStatus]
+    for problem in PROBLEMS:
+        if not _may(problem, path, verb, mark):
+            continue
+        answer = (error_response if isinstance(problem, BEFORE) else form)(problem)
+        text = (type(problem).__doc__ or "").strip().split("\n")[0]
+        schema = ERROR if isinstance(problem, BEFORE) else error
+        _add(found, answer, text, schema, problem.code)
     if path == EVENTS:
         found["204"] = {"description": "Last-Event-ID is the stream's last: there is no more."}
-    if mark == "owner":
-        found["422"] = _refusal("The job ran and FAILED; the body is the job's.")
-    found["default"] = _refusal("Refused, with the reason.")
-    return found
+    if mark == "owner" or path in ENDS_AS_JOB:
+        found["422"] = _json("The job ran and FAILED; the body is the job's.", job)
+    elif path in DIALECTS:
+        found["422"] = _json("The job ran and FAILED.", error)
+    if path == "/readyz":
+        found["503"] = _json("No worker holds a checkpoint.", said[Ready])
+    found["default"] = _json("Refused, with the reason.", error)
+    return dict(sorted(found.items()))
 
 
-def _refusals(kind: type[ImagedError]) -> Iterator[type[ImagedError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _refusals(child)
+def _content(path: str, handler: Any, said: Mapping[Any, Any]) -> dict[str, Any]:
+    """What is answered with 200, by media type."""
+    if path in TEXTS:
+        return {TEXTS[path]: {"schema": schemas.TEXT}}
+    kinds = [said[kind] for kind in _bodies(handler)]
+    schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
+    if path == "/openapi.json":
+        schema = {"type": "object", "required": ["openapi", "paths"]}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if path in (WORKS[0], "/files/{name}"):
+        binary = {"schema": {"type": "string", "contentEncoding": "binary"}}
+        content |= {"image/jpeg": binary, "image/png": binary}
+    return content
 
 
-def _may(kind: type[ImagedError], verb: str, mark: str) -> bool:
-    """Whether an operation can answer with this error, by its verb and who may call it."""
-    if kind.status == 401:
+def _add(found: dict[str, Any], answer: Response, text: str, schema: Any, code: str) -> None:
+    """One more error under its status, with the body that it has as an example."""
+    entry = found.setdefault(str(answer.status_code), _json("", schema))
+    entry["description"] = f"{entry['description']} {text.rstrip('.')}.".strip()
+    content = entry["content"]["application/json"]
+    if content["schema"] != schema:
+        content["schema"] = {"anyOf": [content["schema"], schema]}
+    example = {"value": json.loads(bytes(answer.body))}
+    content.setdefault("examples", {})[code] = example
+
+
+def _json(text: str, schema: Any) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _may(problem: ImagedError, path: str, verb: str, mark: str) -> bool:
+    """Whether an operation can answer with this error."""
+    for kinds, paths in ONLY.items():
+        if isinstance(problem, kinds):
+            return path in paths
+    if isinstance(problem, KeyMissing | KeyInvalid):
         return mark != "public"
-    if verb == "post":
-        return kind.status not in (404, 405, 431) or kind.code in (
-            "unknown_model",
-            "unknown_webhook",
-        )
-    return kind.code == ("unknown_request" if mark == "owner" else "") or (
-        issubclass(kind, Unavailable) and kind is not StillRunning
-    )
-
-
-def _refusal(text: str) -> dict[str, Any]:
-    body = {"schema": {"$ref": "#/components/schemas/Error"}}
-    return {"description": text, "content": {"application/json": body}}
+    if isinstance(problem, UnknownRequest):
+        return mark == "owner" or "{request_id}" in path or path.startswith("/files/")
+    if isinstance(problem, BadParameter):
+        return verb == "post" or path in QUERIES
+    return verb == "post" or isinstance(problem, Unavailable)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from starlette.responses import JSONResponse, Response
 
 from imaged.errors import ImagedError
+from imaged.gateway.present.answer import Answer, Body
 from imaged.gateway.present.headers import error_headers
 
 
-def error_response(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"error": text, "code": word}` under the error's status."""
+class Error(Body):
+    """What went wrong, for people and for machines."""
+
+    error: str
+    code: str
+
+
+def error_response(problem: ImagedError, headers: Mapping[str, str] | None = None) -> Answer[Error]:
+    """Error under the problem's status."""
     extra = {**(headers or {}), **error_headers(problem)}
-    return JSONResponse(error_body(problem), problem.status or 500, headers=extra)
+    return Answer(error_body(problem), problem.status or 500, extra)
 
 
-def error_body(problem: ImagedError) -> dict[str, Any]:
-    return {"error": problem.detail, "code": problem.code}
+def error_body(problem: ImagedError) -> Error:
+    return Error(problem.detail, problem.code)

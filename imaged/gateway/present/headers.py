@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 from starlette.responses import Response
 
@@ -11,6 +12,7 @@ from imaged.gateway.present.units import utc
 from imaged.jobs import Job, State
 from imaged.store.accounts.rate_limits import RateLimit
 
+R = TypeVar("R", bound=Response)
 #: x-safety of a started job that failed for this reason (worker/image_checker.py).
 CHECKS = {"content_policy": "on", "checker_unavailable": "unavailable"}
 
@@ -36,7 +38,7 @@ def error_headers(problem: ImagedError) -> dict[str, str]:
     return {"x-request-id": problem.request_id} if isinstance(problem, StillRunning) else {}
 
 
-def with_rate_headers(answer: Response, rate: RateLimit, replayed: bool) -> Response:
+def with_rate_headers(answer: R, rate: RateLimit, replayed: bool) -> R:
     """Add the rate limit, and whether an earlier job was returned."""
     answer.headers.update(rate_headers(rate))
     if replayed:

@@ -5,10 +5,10 @@ limits and a cache of polls. uvicorn itself waits for ever for a request that ne
 from __future__ import annotations
 
 import asyncio
-import json
 from functools import partial
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from imaged.errors import HeadersTooLarge, ImagedError
@@ -227,7 +227,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     def _refuse(self, problem: ImagedError) -> None:
         """Answer an error without the app; further data is discarded until the deadline."""
         self._refused = True
-        content = json.dumps(error_body(problem)).encode()
+        content = msgspec.json.encode(error_body(problem))
         headers = [
             *self.server_state.default_headers,  # as uvicorn puts them on every other answer
             (b"content-type", b"application/json"),
