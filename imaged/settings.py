@@ -138,7 +138,7 @@ class Settings:
         settings = cls()
         for variable, text in environ.items():
             if variable.startswith(PREFIX) and (name := setting_of(variable, text)):
-                settings = replace(settings, **{name: read(name, text)})
+                settings = replace(settings, **{name: known()[name].read(text, variable)})
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
         if os.path.isfile(settings.data):  # not Path.is_file, which raises where it may not look
             raise CommandError(
@@ -196,6 +196,7 @@ class Setting:
     default: Any
     text: str
     kind: Any  # int, float, str, Path, or a Literal
+    hint: Any  # kind with its bounds
     low: float | None = None
     high: float | None = None
     above: bool = False
@@ -219,6 +220,17 @@ class Setting:
             return f"{noun} above {self.low:,.0f} and up to {self.high:,.0f}"
         return f"{noun} between {self.low:,.0f} and {self.high:,.0f}"
 
+    def read(self, text: str, called: str) -> Any:
+        """The value from text; raises CommandError, `called` naming what was set."""
+        if self.kind is Path:
+            return Path(text)
+        try:
+            given = text if self.kind is str else text.strip()
+            return msgspec.convert(given, self.hint, strict=False)
+        except msgspec.ValidationError:
+            found = json.dumps(text[:40], ensure_ascii=False)
+            raise CommandError(f"{called} should be {self.allowed}, not {found}") from None
+
 
 @cache
 def known() -> Mapping[str, Setting]:
@@ -241,7 +253,15 @@ def _setting(name: str, default: Any, hint: Any) -> Setting:
     low = facts.get("ge", facts.get("gt", facts.get("min_length")))
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     return Setting(
-        name, default, facts["description"], kind, low, facts.get("le"), "gt" in facts, choices
+        name,
+        default,
+        facts["description"],
+        kind,
+        hint,
+        low,
+        facts.get("le"),
+        "gt" in facts,
+        choices,
     )
 
 
@@ -269,19 +289,6 @@ def setting_of(variable: str, text: str) -> str | None:
 def _ignored(variable: str) -> None:
     """Say it once."""
     log.warning("%s was set by the cluster for a service of this name: it is ignored", variable)
-
-
-def read(name: str, text: str) -> Any:
-    """The value of a setting from text; raises CommandError."""
-    setting = known()[name]
-    hint = get_type_hints(Settings, include_extras=True)[name]
-    if setting.kind is Path:
-        return Path(text)
-    try:
-        return msgspec.convert(text if setting.kind is str else text.strip(), hint, strict=False)
-    except msgspec.ValidationError:
-        found = json.dumps(text[:40], ensure_ascii=False)
-        raise CommandError(f"{setting.variable} should be {setting.allowed}, not {found}") from None
 
 
 def shown(value: Any) -> str:

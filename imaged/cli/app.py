@@ -17,7 +17,7 @@ import click
 from imaged.catalogue import toml
 from imaged.catalogue.model import Model
 from imaged.errors import CommandError, ImagedError
-from imaged.settings import Settings
+from imaged.settings import Setting, Settings, known, shown
 
 if TYPE_CHECKING:
     from imaged.store.sql.database import Database
@@ -59,12 +59,28 @@ class Dollars(click.FloatRange):
 ROW_ID = click.IntRange(1, 2**63 - 1)
 
 
-def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        help="Folder of the database, the pictures and the first key  [default: ./data]",
-    )(command)
+class _Value(click.ParamType[Any]):
+    """The value of a setting."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self.name = {int: "integer", float: "number", Path: "path"}.get(setting.kind, "text")
+
+    def convert(self, value: Any, param: click.Parameter | None, context: Any) -> Any:
+        try:
+            return self._setting.read(str(value), f"--{self._setting.name}")
+        except CommandError as error:
+            self.fail(error.detail, param, context)
+
+
+def setting_option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A setting as an option; None, and so the setting's own value, without it."""
+    setting = known()[name]
+    text = f"{setting.text.rstrip('.')}  [default: {shown(setting.default)}]"
+    return click.option(f"--{name}", type=_Value(setting), help=text)
+
+
+data_option = setting_option("data")
 
 
 @click.group(cls=Commands)

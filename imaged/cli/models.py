@@ -12,7 +12,15 @@ from typing import Any
 import click
 
 from imaged.catalogue import toml
-from imaged.catalogue.model import DTYPES, MICRO, MICROS, PREDICTIONS, Model, ModelState
+from imaged.catalogue.model import (
+    DTYPES,
+    MICRO,
+    MICROS,
+    PREDICTIONS,
+    STANDARD_PRICE,
+    Model,
+    ModelState,
+)
 from imaged.cli.app import Dollars, data_option, find_model, main, make_folder, store, store_exists
 from imaged.errors import CommandError
 from imaged.settings import Settings
@@ -115,7 +123,8 @@ def _details(model: Model) -> str:
 @click.option(
     "--price",
     type=Dollars(0, 1000, min_open=True),
-    help="US dollars for one picture of 1024 x 1024 at 25 UNet calls  [default: 0.008]",
+    help="US dollars for one picture of 1024 x 1024 at 25 UNet calls  "
+    f"[default: {STANDARD_PRICE / MICROS}]",
 )
 @data_option
 def models_add(

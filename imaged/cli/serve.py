@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import click
 
 from imaged.catalogue.model import DEFAULT_SLUG, MICROS
-from imaged.cli.app import data_option, main, make_files_folder, make_folder, store
+from imaged.cli.app import data_option, main, make_files_folder, make_folder, setting_option, store
 from imaged.errors import CommandError
-from imaged.settings import MAX_WORKERS, Settings
+from imaged.settings import Settings
 
 if TYPE_CHECKING:
     from imaged.store.sql.database import Database
@@ -30,15 +30,9 @@ FIRST_CREDITS_USD = 100.0
 
 
 @main.command()
-@click.option(
-    "--host", help="Address to listen on; 0.0.0.0 lets other machines in  [default: 127.0.0.1]"
-)
-@click.option("--port", type=click.IntRange(1, 65535), help="Port  [default: 8000]")
-@click.option(
-    "--workers",
-    type=click.IntRange(0, MAX_WORKERS),
-    help="Worker processes; 0 for a gateway alone  [default: 1]",
-)
+@setting_option("host")
+@setting_option("port")
+@setting_option("workers")
 @data_option
 def serve(host: str | None, port: int | None, workers: int | None, data: Path | None) -> None:
     """Run the API and its workers until Ctrl-C. Ready when GET /readyz answers 200.

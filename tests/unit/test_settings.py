@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from imaged.cli import main
 from imaged.errors import CommandError
-from imaged.settings import Settings, _ignored, known, read, shown
+from imaged.settings import Settings, _ignored, known, shown
 
 ROOT = Path(__file__).parents[2]
 #: The names that were there before a setting could be refused: all of them keep working.
@@ -31,7 +31,8 @@ def test_every_setting_has_a_text_and_a_default_within_its_bounds() -> None:
     assert set(NAMES) <= set(known())
     for name, setting in known().items():
         assert setting.text.endswith(".") and setting.allowed
-        assert read(name, str(setting.default)) == setting.default  # as workers are handed it
+        # As workers are handed it.
+        assert setting.read(str(setting.default), name) == setting.default
 
 
 def test_what_a_worker_is_handed_is_what_the_supervisor_has() -> None:

@@ -16,7 +16,7 @@ from imaged.gateway.auth import public
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.answer import Answer, Body
 from imaged.gateway.present.units import dollars
-from imaged.params.image_params import plain
+from imaged.params.image_params import DEFAULTS, plain
 from imaged.params.knobs import WIDEST, Knob
 from imaged.sampling.schedulers import STEPS
 from imaged.store.jobs import model_demand
@@ -109,7 +109,8 @@ async def list_schedulers(request: Request) -> Answer[Schedulers]:
     model = offered.get(query.get("model", DEFAULT_SLUG))
     if model is None:
         raise UnknownModel()
-    profile, steps = query.get("profile", "diffusers"), query.get("steps", "25")
+    profile = query.get("profile", DEFAULTS["scheduler_profile"])
+    steps = query.get("steps", str(DEFAULTS["num_inference_steps"]))
     if profile not in STEPS:
         raise BadParameter("profile", "should be one of " + ", ".join(STEPS))
     least, most = WIDEST["num_inference_steps"]
