@@ -7,6 +7,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load(own: Path | None) -> Aliases:
     return Aliases(ranges, retired)
 
 
+@cache
 def widened(knobs: tuple[Knob, ...] = KNOBS) -> tuple[Knob, ...]:
     """Parameters with the engine's widest bounds, where the operator has set none."""
     return tuple(

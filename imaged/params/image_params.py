@@ -11,8 +11,7 @@ from typing import Any
 
 from imaged.errors import BadParameter, MalformedBody
 from imaged.params.knobs import KNOBS, Knob, safe_name
-from imaged.prompt import Prompt, Reading
-from imaged.prompt.loras import MAX_LORA_WEIGHT, MAX_LORAS, Lora
+from imaged.prompt import MAX_LORA_WEIGHT, MAX_LORAS, Lora, Prompt, Reading
 from imaged.sampling.schedulers import IN_A1111, unet_calls
 
 DEFAULTS = {knob.name: knob.default for knob in KNOBS}

@@ -14,8 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from imaged.errors import BadParameter
-from imaged.prompt import A1111, DIALECTS, EMPHASES
-from imaged.prompt.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS, Lora
+from imaged.prompt import A1111, DIALECTS, EMPHASES, LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS, Lora
 from imaged.sampling.schedulers import ALIASES, SCHEDULERS, normalized
 
 MAX_PROMPT = 20_000

@@ -1,21 +1,34 @@
 """From a prompt to weighted tokens in windows, without tensors: what it says at each step and with
-what weights (a1111, compel; LoRA tags in loras), in what tokens (tokenizer, embeddings, windows),
+what weights (a1111, compel), in what tokens (tokenizer, embeddings, windows),
 and a report of all that.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
 from imaged.errors import BadParameter
-from imaged.prompt import a1111, compel, loras
+from imaged.prompt import a1111, compel
 from imaged.prompt.a1111 import BREAK, Span
-from imaged.prompt.loras import Lora
 
 DIALECTS = ("a1111", "plain", "compel")
 EMPHASES = ("no norm", "original", "none")
+MAX_LORAS, MAX_LORA_WEIGHT = 8, 10.0
+LORA_NAME = re.compile(r"[^/\\:<>.\x00-\x1f][^/\\:<>\x00-\x1f]{0,99}")  # of a file in one folder
+_WEIGHT = r"(?::([+-]?(?:\d{1,4}\.?\d{0,9}|\.\d{1,9})))?"
+_TAG = re.compile(f"<lora:({LORA_NAME.pattern}){_WEIGHT}{_WEIGHT}>")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA by file name without ending, and its weights for UNet and text encoders."""
+
+    name: str
+    unet: float = 1.0
+    text: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,13 +61,16 @@ class Prompt:
 
     @cached_property
     def loras(self) -> tuple[Lora, ...]:
-        """The LoRAs that its tags name."""
-        return loras.tagged(self.sent)
+        """The LoRAs that its tags name, as A1111 has it: <lora:NAME:TEXT WEIGHT:UNET WEIGHT>; one
+        weight is for both.
+        """
+        tags = _TAG.findall(self.sent)
+        return tuple(Lora(n, float(u or t or 1), float(t or 1)) for n, t, u in tags)
 
     @cached_property
     def text(self) -> str:
         """What is to be drawn: the prompt without LoRA tags."""
-        return loras.without_tags(self.sent)
+        return _TAG.sub("", self.sent)
 
     @cached_property
     def by_step(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from imaged.errors import ImagedError
 from imaged.gateway.app import HISTORY, build_app
 from imaged.gateway.compat import a1111, openai
 from imaged.gateway.context import Gateway
-from imaged.gateway.submit import request_body
+from imaged.gateway.submit.submission import read_body
 from imaged.jobs import State
 from imaged.moderation.rules import HARD, Rules, _read_rule
 from imaged.params import knobs
@@ -228,7 +228,7 @@ async def read_all(contents: list[bytes], kind: bytes) -> tuple[int, int]:
     for content in contents:
         try:
             asked = request(content, kind)
-            found, _ = read_params(await request_body.read(asked))
+            found, _ = read_params(await read_body(asked))
             json.dumps(found.as_dict(), allow_nan=False).encode()  # what the store and answers do
             read += 1
         except ImagedError as problem:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imaged.prompt.loras import Lora
+from imaged.prompt import Lora
 from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 

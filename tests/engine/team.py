@@ -25,7 +25,7 @@ from imaged.engine import engine
 from imaged.engine.loading.load import set_threads
 from imaged.jobs import State
 from imaged.params.image_params import ImageParams
-from imaged.prompt.loras import Lora
+from imaged.prompt import Lora
 from imaged.worker import checkpoint_cache, image_checker
 from tests.conftest import until
 from tests.engine.test_worker import Bench, opened

@@ -27,7 +27,7 @@ from imaged.engine.loading.single_file import diffusers_name
 from imaged.engine.nets.layers import Conv2d, Layer
 from imaged.errors import CheckpointRefused, JobFailed
 from imaged.params.image_params import ImageParams
-from imaged.prompt.loras import Lora, without_tags
+from imaged.prompt import Lora, Prompt
 from tests.golden.test_checkpoints import CPU
 from tests.golden.test_parity import our_latents
 from tests.mutants import red
@@ -311,7 +311,7 @@ def test_a_tag_in_the_prompt_is_the_field(nets: Nets, loras: Path) -> None:
     ],
 )
 def test_tags(prompt: str, left: str, found: list[Lora]) -> None:
-    assert without_tags(prompt) == left
+    assert Prompt(prompt).text == left
     assert list(ImageParams(prompt).all_loras) == found
 
 

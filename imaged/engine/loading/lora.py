@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from imaged.engine.loading.single_file import diffusers_name
 from imaged.engine.nets.layers import Layer, LowRank
 from imaged.errors import CheckpointRefused, JobFailed
-from imaged.prompt.loras import Lora
+from imaged.prompt import Lora
 from imaged.weight_files import Header, digest
 
 CACHED_SETS = 4  # of LoRAs, on the device

@@ -16,8 +16,7 @@ from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.present.answer import Answer
 from imaged.gateway.present.bodies import JobStatus
-from imaged.gateway.submit import request_body
-from imaged.gateway.submit.submission import whole
+from imaged.gateway.submit.submission import read_body, whole
 from imaged.jobs import Job, State
 from imaged.moderation.rules import REFUSAL
 from imaged.params.image_params import ImageParams
@@ -31,7 +30,7 @@ CHANGES = ("prompt", "guidance_scale")
 @owned
 async def finish(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
     """POST /v2/requests/{id}/finish: the chosen pictures of a parked draft go on to their end."""
-    sent = await request_body.read(request)
+    sent = await read_body(request)
     unknown = sorted(set(sent) - {"samples", *CHANGES})
     if unknown:
         raise BadParameter(

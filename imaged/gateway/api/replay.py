@@ -18,8 +18,7 @@ from imaged.gateway.present.answer import UNSET, Answer, Body
 from imaged.gateway.present.errors import error_response
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit import request_body
-from imaged.gateway.submit.submission import IDEMPOTENCY_KEY, Asked
+from imaged.gateway.submit.submission import IDEMPOTENCY_KEY, Asked, read_body
 from imaged.jobs import Job
 from imaged.provenance import receipts
 from imaged.store.accounts.keys import Key
@@ -74,7 +73,7 @@ async def signer(request: Request) -> Answer[Signer]:
 @keyed
 async def replay(request: Request, gateway: Gateway, key: Key) -> Answer[Compared] | Response:
     """POST /v2/replay: make a receipt's picture again, as a job like any other, and compare."""
-    receipt = _read((await request_body.read(request)).get(RECEIPT))
+    receipt = _read((await read_body(request)).get(RECEIPT))
     ours = receipt["key"] == gateway.signer
     asked = Asked(
         receipt["model"],

@@ -16,7 +16,7 @@ from imaged.gateway.auth import keyed
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.answer import Answer, Body
 from imaged.gateway.present.units import utc
-from imaged.gateway.submit import request_body
+from imaged.gateway.submit.submission import read_object
 from imaged.store.accounts.keys import Key
 from imaged.store.webhooks import subscriptions
 from imaged.store.webhooks.subscriptions import TYPES, Event, Webhook
@@ -152,7 +152,7 @@ async def _subscription(
     request: Request, gateway: Gateway
 ) -> tuple[str, list[str], dict[str, Any]]:
     """URL, event types and the whole body; raises BadParameter."""
-    body = await request_body.read_object(request)
+    body = await read_object(request)
     url = str(gateway.url_guard.check(body.get("webhook_url")))
     event = body.get("event")
     types = event.get("types") if isinstance(event, dict) else None

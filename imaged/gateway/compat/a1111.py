@@ -26,8 +26,7 @@ from imaged.gateway.present.bodies import Parameters
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit import request_body
-from imaged.gateway.submit.submission import Asked
+from imaged.gateway.submit.submission import Asked, read_object
 from imaged.jobs import Job
 from imaged.provenance.infotext import A1111_NAMES, infotext
 from imaged.sampling.schedulers import SCHEDULERS
@@ -184,7 +183,7 @@ route = shared.dialect(_error)
 @route
 async def txt2img(request: Request, gateway: Gateway, key: Key) -> Answer[Txt2Img] | Response:
     """POST /sdapi/v1/txt2img: pictures from a prompt, as PNG with infotext."""
-    given = await request_body.read_object(request)
+    given = await read_object(request)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     _no_scripts(given)
     asked = Asked(_slug(given), _params(given), names={"guidance": "cfg_scale"}, wide=True)

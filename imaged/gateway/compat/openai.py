@@ -27,8 +27,7 @@ from imaged.gateway.present.answer import UNSET, Answer, Body, UnsetType
 from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit import request_body
-from imaged.gateway.submit.submission import Asked
+from imaged.gateway.submit.submission import Asked, read_object
 from imaged.jobs import Job
 from imaged.store.accounts.keys import Key
 
@@ -122,7 +121,7 @@ async def generations(
     request: Request, gateway: Gateway, key: Key
 ) -> Answer[Generations] | Response:
     """POST /openai/v1/images/generations: pictures from a prompt."""
-    given = await request_body.read_object(request)
+    given = await read_object(request)
     answer_with = _one_of(given, "response_format", ("url", "b64_json"))
     _one_of(given, "quality", QUALITIES)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)

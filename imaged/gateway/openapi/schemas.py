@@ -13,7 +13,7 @@ from imaged.gateway.api import drafts
 from imaged.gateway.compat import a1111, openai
 from imaged.gateway.submit import quotes
 from imaged.params.knobs import KNOBS, Knob
-from imaged.prompt.loras import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS
+from imaged.prompt import LORA_NAME, MAX_LORA_WEIGHT, MAX_LORAS
 from imaged.provenance.receipts import FACTS
 from imaged.store.webhooks.subscriptions import TYPES
 

@@ -1,8 +1,11 @@
-"""From a request, in whatever dialect, to one Submission: headers, parameters, quote, draft."""
+"""From a request, in whatever dialect, to one Submission: body, headers, parameters, quote,
+draft.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -10,20 +13,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from imaged.catalogue.aliases import widened
 from imaged.catalogue.model import Model
-from imaged.errors import BadParameter
-from imaged.gateway.submit import request_body
+from imaged.errors import BadParameter, MalformedBody, WrongContentType
 from imaged.gateway.submit.quotes import QUOTE_ID, redeem
 from imaged.jobs import Submission
 from imaged.params.image_params import DEFAULTS, ImageParams, read_params
-from imaged.params.knobs import from_form
+from imaged.params.knobs import KNOBS, from_form
 from imaged.store.signing import mac
 
 IDEMPOTENCY_KEY, CANCEL_AFTER, DRAFT = "Idempotency-Key", "Cancel-After", "draft"
 MAX_CANCEL_S = 86_400
+MAX_FORM_FIELDS = 100
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 #: Fields that are always part of a fingerprint. Later ones are only where they differ from their
@@ -34,6 +39,7 @@ ALWAYS_HASHED = frozenset(
         *("guidance_scale", "img_width", "img_height", "base64", "output_format"),
     }
 )
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Asked:
 
 async def read_asked(request: Request, *also: str) -> Asked:
     """What the body of a request to our own API asks for."""
-    sent, accept = await request_body.read(request), request.headers.get("accept", "")
+    sent, accept = await read_body(request), request.headers.get("accept", "")
     return Asked(request.path_params["slug"], sent, frozenset(also), accept)
 
 
@@ -174,3 +180,70 @@ def _cancel_after_s(given: list[str]) -> float | None:
             CANCEL_AFTER, f"should be given once, as seconds above 0 and up to {MAX_CANCEL_S}"
         )
     return seconds
+
+
+# -- bodies -----------------------------------------------------------------------------------
+
+
+async def read_body(request: Request) -> Mapping[str, Any]:
+    """The body by its content type; raises WrongContentType, MalformedBody or BadParameter."""
+    kind = _content_type(request)
+    if kind == "multipart/form-data":
+        return await _read_form(request)
+    if kind != "application/json":
+        raise WrongContentType()
+    return read_json(await request.body())
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body where only JSON is taken; raises WrongContentType, MalformedBody or BadParameter."""
+    if _content_type(request) != "application/json":
+        raise WrongContentType("Invalid content type: send application/json")
+    return read_json(await request.body())
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def read_json(content: bytes) -> dict[str, Any]:
+    """A JSON object. NaN and huge numbers become infinity, which is refused under its field
+    later.
+    """
+    try:
+        body = json.loads(content, parse_float=_float, parse_int=_int, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        raise MalformedBody() from None
+    if not isinstance(body, dict):
+        raise MalformedBody()
+    return body
+
+
+async def _read_form(request: Request) -> dict[str, Any]:
+    """The text fields of a form; raises MalformedBody if it has files."""
+    try:
+        async with request.form(max_files=0, max_fields=MAX_FORM_FIELDS) as form:
+            pairs = list(form.multi_items())
+    except (HTTPException, MultiPartException, ValueError, LookupError):
+        raise MalformedBody("The body must be a form with text fields only.") from None
+    return _object(pairs)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else math.inf
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= 400 else math.inf  # refused later, under its field's name
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object; raises BadParameter for a parameter that is given twice."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in (n for knob in KNOBS for n in (knob.name, *knob.aliases)):
+            if names.count(name) > 1:
+                raise BadParameter(name, "should be given once, not twice")
+    return body
