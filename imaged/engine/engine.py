@@ -204,9 +204,8 @@ class Engine:
             if not is_full(error):
                 raise
             return False  # it goes alone, and its own call says that it does not fit
-        example = (run.history[0], run.times[-1], run.keys_values[-1])
         guided = run.rows == GUIDED_ROWS and rows % GUIDED_ROWS == 0  # every image of the batch
-        return self._batch_sizes.allow(unet, run.kind, rows, example, guided)
+        return self._batch_sizes.allow(unet, run.kind, rows, run.example, guided)
 
     def _unet(self, run: Run) -> Unet:
         """The UNet that makes this picture, with the picture's LoRAs in use and no others."""
@@ -313,7 +312,7 @@ class Engine:
         if not self._rgb or not self._rgb.done():
             return
         with self._previews_off_if_full():
-            make = partial(self._rgb.result(), run.estimate(), run.call)
+            make = partial(self._rgb.result(), run.result, run.call)
             if isinstance(self._decoder, StepExecutor):
                 job.preview = make()
             else:

@@ -27,7 +27,7 @@ from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.outcome import Outcome, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
-from imaged.engine.run import Run
+from imaged.engine.run import History, Run
 from imaged.engine.scheduling.batching import Cost
 from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes
 from imaged.engine.snapshot import RunPlan
@@ -516,16 +516,14 @@ def test_the_estimate_is_the_clean_latent(scheduler: str, prediction: str) -> No
     twenty = replace(SMALL, scheduler=scheduler, num_inference_steps=20)
     [plan] = plan_images(twenty, config, 4, 8)
     run = Run("x", plan, (), key_id=0)
-    run.rows_of_table, run.generator = plan.table.rows, torch.Generator().manual_seed(1)
-    run.history = torch.zeros(plan.table.rows.shape[1], *plan.latent_shape)
-    run.history[0] = torch.randn(plan.latent_shape, generator=run.generator)
-    clean = torch.rand(plan.latent_shape, generator=run.generator)
+    run.history = History(plan, torch.device("cpu"))
+    clean = torch.rand(plan.latent_shape, generator=torch.Generator().manual_seed(1))
     for call in range(10):
         x, (signal, noise) = run.combine(), plan.levels(call)
         roundings = 16 * 2.0**-24 * float(x.abs().max()) / signal  # which it is divided by
         eps = (x - signal * clean) / noise
         run.advance(eps if prediction == "epsilon" else signal * eps - noise * clean)
-        torch.testing.assert_close(run.estimate(), clean, atol=roundings, rtol=0)
+        torch.testing.assert_close(run.result, clean, atol=roundings, rtol=0)
 
 
 def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
@@ -561,9 +559,6 @@ def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
             pixels=side * side,
             float32_retry=False,
             loras=NO_LORAS,
-            history=[0],
-            times=torch.zeros(1, 1),
-            keys_values=[0],
         )
         assert [rows for rows in range(1, 30) if engine._fits(picture, rows)][-1] == most
 
@@ -578,9 +573,7 @@ def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
         loras=NO_LORAS,
         shape="x",
         kind="x",
-        history=[0],
-        times=torch.zeros(1, 1),
-        keys_values=[0],
+        example=(),
     )
     assert engine._fits(picture, 4) and not engine._fits(picture, 6)  # six are padded to eight
 

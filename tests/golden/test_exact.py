@@ -30,7 +30,7 @@ from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
-from imaged.engine.run import Run
+from imaged.engine.run import History, Run
 from imaged.engine.scheduling.batching import Cost
 from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes, agrees
 from imaged.params.image_params import ImageParams
@@ -269,13 +269,14 @@ def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, start = torch.Generator("cpu"), Run.start
+    one, begin = torch.Generator("cpu"), History.__init__
 
-    def started(run: Run, *given: Any) -> None:
-        run.generator = one
-        start(run, *given)
+    def begun(history: History, *given: Any) -> None:
+        begin(history, *given)
+        one.set_state(history.generator.get_state())
+        history.generator = one
 
-    monkeypatch.setattr(Run, "start", started)
+    monkeypatch.setattr(History, "__init__", begun)
 
 
 def wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:

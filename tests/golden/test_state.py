@@ -112,7 +112,7 @@ def off_by_one(run: Run, saved: Any) -> None:
 
 def noise_forgotten(run: Run, saved: Any) -> None:
     snapshot.resume(run, saved)
-    run.generator.manual_seed(run.plan.seed)
+    run.history.generator.manual_seed(run.plan.seed)
 
 
 @pytest.mark.slow
