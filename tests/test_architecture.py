@@ -72,15 +72,16 @@ ROOMS = {
         "scheduling": {"nets", "out_of_memory"},
         "plan": {"sampling"},
         "run": {"plan", "prompt", "nets", "loading"},
+        "net_variants": {"run", "nets", "loading"},
         "denoise": {"run", "nets"},
-        "decode": {"nets"},
-        "float32_retry": {"nets", "loading"},
-        "preview": {"decode", "nets"},
+        "decode": {"run", "nets"},
+        "preview": {"run", "decode", "nets", "out_of_memory"},
         "snapshot": {"run", "loading"},
-        "outcome": {"decode", "preview", "snapshot", "out_of_memory"},
+        "outcome": {"run", "decode", "preview", "snapshot", "out_of_memory"},
+        "intake": {"plan", "run", "net_variants", "snapshot", "outcome", "prompt", "loading"},
         "engine": {
-            *("cpu", "plan", "run", "denoise", "decode", "float32_retry", "preview", "snapshot"),
-            *("outcome", "out_of_memory", *_ENGINE_BELOW),
+            *("cpu", "run", "net_variants", "denoise", "decode", "preview", "snapshot"),
+            *("outcome", "intake", "out_of_memory", *_ENGINE_BELOW),
         },
     },
     "worker": {
@@ -110,6 +111,11 @@ READERS = {
 }
 REFERENCES = {"diffusers", "transformers", "scipy"}  # of the tests, not of the product
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MODULES = 420, 45, 12
+MAX_CLASS_LINES, MAX_METHODS = 200, 15
+#: Classes that are larger, and why.
+LARGE_CLASSES = {
+    "imaged.gateway.transport.protocol.DeadlineProtocol": "has the methods that uvicorn calls",
+}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: All that holds code but the tests; what is under one top imports no circle of files.
 TOPS = ("imaged", "training", "bench", "demo")
@@ -184,6 +190,8 @@ def test_imports(path: Path) -> None:
         ("imaged.store.sql.database", "from imaged.store.blobs import Blobs"),
         ("imaged.engine.nets.unet", "from imaged.engine.engine import Engine"),
         ("imaged.engine.scheduling.batching", "from imaged.engine.loading import load"),
+        ("imaged.engine.scheduling.device_time", "from imaged.engine.run import Run"),
+        ("imaged.engine.net_variants", "from imaged.engine.intake import Intake"),
         ("imaged.worker.heartbeat", "from imaged.worker.loop import Worker"),
     ],
 )
@@ -299,6 +307,41 @@ def test_what_is_too_long_is_seen() -> None:
     assert too_long(f"def long():\n{lines}    y = 2\n") == ["long"]
     assert too_long("x = 1\n" * MAX_FILE_LINES) == []
     assert too_long("x = 1\n" * (MAX_FILE_LINES + 1)) == ["the file"]
+
+
+def large_classes(module: str, source: str) -> list[str]:
+    """Classes of more lines or methods than a reader holds in mind; properties are methods."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            methods = [
+                n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
+            if lines > MAX_CLASS_LINES or len(methods) > MAX_METHODS:
+                found.append(f"{module}.{node.name}")
+    return found
+
+
+def test_no_class_is_too_large() -> None:
+    """And none is excused that is small enough."""
+    found = [name for path in SOURCES for name in large_classes(module_of(path), path.read_text())]
+    assert sorted(found) == sorted(LARGE_CLASSES)
+
+
+def test_a_class_that_is_too_large_is_seen() -> None:
+    source = (PACKAGE / "engine" / "run.py").read_text()
+    methods = "".join(f"    async def m{n}(self): ...\n" for n in range(MAX_METHODS))
+    nested = "    def outer(self):\n        def inner(): ...\n"
+    fields = "    x = 1\n" * (MAX_CLASS_LINES - 1)
+    for right, planted in (
+        (methods, "    @property\n    def more(self): ...\n"),
+        (methods[methods.index("\n") + 1 :] + nested, "    def more(self): ...\n"),
+        (fields, "    y = 2\n"),
+    ):
+        assert large_classes("m", f"{source}\nclass Right:\n{right}") == []
+        assert large_classes("m", f"{source}\nclass Large:\n{right}{planted}") == ["m.Large"]
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

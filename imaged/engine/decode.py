@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from imaged.engine.nets.vae import VAE
+from imaged.engine.run import Run
 from imaged.errors import JobFailed
 
 REASONS = ("not a number", "flat latents", "not a number", "one flat colour")
@@ -60,6 +61,64 @@ class StepExecutor(Executor):
 def decoder(device: torch.device) -> StepExecutor | ThreadPoolExecutor:
     """The executor of decodes: a thread on a GPU, the loop itself on the CPU."""
     return StepExecutor() if device.type == "cpu" else ThreadPoolExecutor(1, "decoder")
+
+
+class Decoding:
+    """The decodes under way in an executor. One may have to be awaited: it had too little memory
+    beside UNet calls, or they beside it.
+    """
+
+    def __init__(self, executor: StepExecutor | ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self._under_way: list[tuple[Run, Future[Picture]]] = []
+        self._awaited: Future[Picture] | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether no UNet call may be made until a decode has ended."""
+        return self._awaited is not None and not self._awaited.done()
+
+    def add(self, run: Run, vae: VAE) -> None:
+        """Decode a finished image, by and by."""
+        self._under_way.append((run, self._executor.submit(finished, vae, run)))
+
+    def await_last(self) -> bool:
+        """Have the decode that was added last awaited; False if none is under way."""
+        if self._under_way:
+            self._awaited = self._under_way[-1][1]
+        return bool(self._under_way)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job's decodes, but one that runs."""
+        self._under_way = [
+            (run, future)
+            for run, future in self._under_way
+            if run.job_id != job_id or not future.cancel()
+        ]
+
+    def ended(self, wait_s: float) -> list[tuple[Run, Future[Picture]]]:
+        """The decodes that have ended, with a picture or an error, after a wait of at most `wait_s`
+        seconds for the first; in the caller's thread, one is made.
+        """
+        if isinstance(self._executor, StepExecutor):
+            self._executor.step()
+        if wait_s and self._under_way:
+            wait([future for _, future in self._under_way], wait_s, "FIRST_COMPLETED")
+        before, self._under_way, ended = self._under_way, [], list[tuple[Run, Future[Picture]]]()
+        for run, future in before:
+            if not future.done():
+                self._under_way.append((run, future))
+            elif not future.cancelled():
+                ended.append((run, future))
+        return ended
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+
+def finished(vae: VAE, run: Run) -> Picture:
+    """Decode the final latent, or of a draft the estimate of it."""
+    return decode(vae, run.result, run.plan.seed)
 
 
 @torch.inference_mode()

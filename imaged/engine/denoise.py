@@ -18,17 +18,19 @@ def denoise(unet: Unet, runs: Sequence[Run], bucket: int) -> list[torch.Tensor]:
     The batch is padded to `bucket` rows with copies of the first; their results are dropped.
     """
     inputs = [run.combine() for run in runs]
-    owners = [n for n, run in enumerate(runs) for _ in run.keys_values]
+    rows = [run.rows for run in runs]
+    owners = [n for n, own in enumerate(rows) for _ in range(own)]
     padding = [owners[0]] * (bucket - len(owners))
     x = torch.stack([inputs[n] for n in (*owners, *padding)])
-    times = torch.cat([run.times for run in runs])
-    texts = [text for run in runs for text in run.keys_values]
+    conditioning = [run.row_conditioning for run in runs]
+    times = torch.cat([own for own, _ in conditioning])
+    texts = [text for _, own in conditioning for text in own]
     if padding:
         times = torch.cat([times, times[:1].expand(len(padding), -1)])
         texts += [texts[0]] * len(padding)
     out = unet(x, times, unet.stack_texts(texts)).float()
-    ends = list(accumulate(run.rows for run in runs))
-    return [_guided(run, out[end - run.rows : end]) for run, end in zip(runs, ends, strict=True)]
+    split = zip(runs, rows, accumulate(rows), strict=True)
+    return [_guided(run, out[end - own : end]) for run, own, end in split]
 
 
 def _guided(run: Run, rows: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,19 @@
-"""What the engine returns of a job: progress while it runs, then its outcome."""
+"""A job in the engine, and what the engine returns of it: progress, then its outcome."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from imaged.engine.decode import Picture
 from imaged.engine.out_of_memory import is_full
 from imaged.engine.preview import Preview
-from imaged.engine.snapshot import Provenance
+from imaged.engine.run import Run
+from imaged.engine.snapshot import Provenance, RunPlan, pack
 from imaged.errors import ImagedError, JobFailed
+from imaged.params.image_params import ImageParams
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,48 @@ class Progress:
     calls: int
     total: int
     preview: Preview | None
+
+
+@dataclass
+class Job:
+    """A job from submit to outcome.
+
+    key_id:   its API key. started: monotonic seconds.
+    runs:     its images under way, none before it has started.
+    pictures: those of its images that are decoded, by seed.
+    """
+
+    job_id: str
+    params: ImageParams
+    key_id: int
+    resume_plan: RunPlan
+    started: float = 0.0
+    runs: list[Run] = field(default_factory=list)
+    pictures: dict[int, Picture] = field(default_factory=dict)
+
+    def progress(self, preview: Preview | None) -> Progress:
+        calls, total = (r.call for r in self.runs), (r.calls_to_make for r in self.runs)
+        return Progress(sum(calls), sum(total), preview)
+
+    def take(self, run: Run, picture: Picture) -> bool:
+        """Take in a decoded image; True with the last one."""
+        self.pictures[run.plan.seed] = picture
+        if not self.resume_plan.draft:
+            run.finish(run.result)
+        return len(self.pictures) == len(self.runs)
+
+    def completed(self, provenance: Provenance, seconds: float) -> Outcome:
+        """The outcome with all images."""
+        drafts = self.runs if self.resume_plan.draft else []
+        return Outcome(
+            self.job_id,
+            tuple(picture for _, picture in sorted(self.pictures.items())),
+            None,
+            seconds,
+            tuple(pack(run, provenance) for run in drafts),
+            sum(run.call for run in self.runs),
+            provenance,
+        )
 
 
 def as_failure(error: BaseException | None, device: str) -> ImagedError | None:

@@ -85,7 +85,7 @@ def pack(run: Run, provenance: Provenance) -> bytes:
     if run.latent is not None:
         tensors = {"latent": run.latent}
     else:
-        tensors = {"outputs": run.history[1 : 1 + run.call]}
+        tensors = {"outputs": run.history.columns[1 : 1 + run.call]}
     said = {**asdict(provenance), "format": FORMAT, "seed": str(run.plan.seed)}
     said["precise"] = "yes" if run.float32_retry else "no"
     packed: bytes = save({n: value.cpu().contiguous() for n, value in tensors.items()}, said)

@@ -22,13 +22,13 @@ from PIL import Image
 from imaged.catalogue.model import MICRO
 from imaged.engine.decode import StepExecutor, decode
 from imaged.engine.engine import Engine
-from imaged.engine.loading.lora import NO_LORAS
 from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.outcome import Outcome, as_failure
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
-from imaged.engine.run import Run
+from imaged.engine.run import History, Run
 from imaged.engine.scheduling.batching import Cost
+from imaged.engine.scheduling.call_budget import PIXELS_A_CALL, CallBudget
 from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes
 from imaged.engine.snapshot import RunPlan
 from imaged.errors import JobFailed
@@ -57,7 +57,9 @@ class Counting:
 def engine_of(nets: Any, **given: Any) -> Engine:
     """An engine for which calls cost the same whatever they hold, so that all share them."""
     engine: Any = Engine(nets, **given)
-    engine._cost_model = SimpleNamespace(cost=Cost(1.0, 0.0), add=lambda work, seconds: None)
+    engine.device_time.cost_model = SimpleNamespace(
+        cost=Cost(1.0, 0.0), add=lambda work, seconds: None
+    )
     return cast(Engine, engine)
 
 
@@ -66,7 +68,7 @@ Double = TypeVar("Double", bound=Counting)
 
 def put_in(engine: Any, kind: type[Double]) -> Double:
     """The engine's UNet from now on: one of this kind around what it was."""
-    engine.unet = unet = kind(engine.unet)
+    engine.variants.unet = unet = kind(engine.variants.unet)
     return unet
 
 
@@ -94,7 +96,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert seed != 1 or opened.wait(60)
         return decode(vae, latent, seed)
 
-    monkeypatch.setattr("imaged.engine.engine.decode", slow)
+    monkeypatch.setattr("imaged.engine.decode.decode", slow)
     return opened
 
 
@@ -131,14 +133,14 @@ def test_no_more_than_one_call_is_ahead_of_a_device_that_lags(nets: Any, beside:
         return 0.5
 
     engine: Any = Engine(nets)
-    engine._clock = SimpleNamespace(ahead=1, mark=lambda: next(marks), seconds=seconds)
+    engine.device_time.clock = SimpleNamespace(ahead=1, mark=lambda: next(marks), seconds=seconds)
     engine.submit("x", replace(SMALL, num_inference_steps=3), key_id=7)
     for made in range(3):
         engine.tick()
         assert waited == [(2 * n, 2 * n + 1) for n in range(made)]
     run(engine)
     assert waited == [(0, 1), (2, 3), (4, 5)]
-    assert engine._used_s == {7: 1.5}
+    assert engine.device_time.used_s == {7: 1.5}
 
 
 def test_guidance_one_has_no_unconditional_half(counted: tuple[Engine, list[int]]) -> None:
@@ -222,23 +224,25 @@ def test_larger_calls_are_tried_again_later(nets: Any, monkeypatch: pytest.Monke
         engine.tick()
     assert unet.rows == [4, 4]  # the first did not fit
     unet.most = 8  # somebody else has given memory back
-    monkeypatch.setattr(engine, "_grow_at", 0.0)
+    monkeypatch.setattr(engine.budget, "grow_at", 0.0)
     outcomes = run(engine)
     assert len(outcomes) == 4 and all(o.error is None for o in outcomes)
-    assert 8 in unet.rows and math.isfinite(engine._grow_at)  # and larger ones later
-    engine._pixels_a_call, engine._grow_at = engine._most_pixels // 2, 0.0
-    assert engine._choose(1.0) == []
-    assert (engine._pixels_a_call, engine._grow_at) == (engine._most_pixels, math.inf)
+    budget = engine.budget
+    assert 8 in unet.rows and math.isfinite(budget.grow_at)  # and larger ones later
+    budget.pixels_a_call, budget.grow_at = budget.most_pixels // 2, 0.0
+    budget.renew(1.0)
+    assert (budget.pixels_a_call, budget.grow_at) == (budget.most_pixels, math.inf)
 
 
 @pytest.mark.parametrize("where", [StepExecutor, partial(ThreadPoolExecutor, 1)])
 @pytest.mark.parametrize("tries", [1, 9])
 def test_a_decoding_that_does_not_fit_has_the_device_for_itself(
-    counted: tuple[Engine, list[int]], monkeypatch: pytest.MonkeyPatch, tries: int, where: Any
+    nets: Any, monkeypatch: pytest.MonkeyPatch, tries: int, where: Any
 ) -> None:
     """After `tries` failures it would fit; the first is beside other pictures, the second not."""
-    engine, rows = counted
-    engine._decoder = where()
+    monkeypatch.setattr("imaged.engine.engine.decoder", lambda _: where())
+    engine = engine_of(nets, exact=False)
+    rows = put_in(engine, Counting).rows
     made: list[int] = []  # UNet calls before each try
 
     def full(vae: Any, latent: torch.Tensor, seed: int) -> Any:
@@ -248,7 +252,7 @@ def test_a_decoding_that_does_not_fit_has_the_device_for_itself(
                 raise torch.OutOfMemoryError("the device is full")
         return decode(vae, latent, seed)
 
-    monkeypatch.setattr("imaged.engine.engine.decode", full)
+    monkeypatch.setattr("imaged.engine.decode.decode", full)
     engine.submit("large", replace(SMALL, num_inference_steps=2))
     engine.submit("other", replace(SMALL, seed=9))
     ends = {o.job_id: o.error and o.error.code for o in run(engine)}
@@ -257,12 +261,10 @@ def test_a_decoding_that_does_not_fit_has_the_device_for_itself(
 
 
 def test_a_failing_sample_fails_its_job_once(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from imaged.engine import engine as module
-
     def broken(vae: Any, latent: torch.Tensor, seed: int) -> Any:
         return decode(vae, latent * float("nan") if seed == 2 else latent, seed)
 
-    monkeypatch.setattr(module, "decode", broken)
+    monkeypatch.setattr("imaged.engine.decode.decode", broken)
     engine = Engine(nets)
     engine.submit("x", replace(SMALL, samples=3))
     engine.submit("y", replace(SMALL, seed=50))
@@ -329,7 +331,7 @@ def test_what_overflows_is_made_again_in_float32(nets: Any) -> None:
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
         [outcome] = run(engine)
         assert outcome.error is None
-        assert engine._float32 is None  # not kept: it is as large as the checkpoint
+        assert engine.variants.copies is None  # not kept: it is as large as the checkpoint
         pictures.append([p.rgb for p in outcome.pictures])
     assert pictures[0] == pictures[1]
 
@@ -339,7 +341,7 @@ def second_try(nets: Any) -> tuple[Engine, dict[int, bytes]]:
     engine = engine_of(nets, previews=False)
     engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4))
     engine.tick()
-    [job] = engine._jobs.values()
+    [job] = engine.jobs.values()
     while not all(r.float32_retry and r.call >= 2 for r in job.runs):
         assert engine.tick() == []
     assert not any(r.done for r in job.runs)
@@ -369,12 +371,12 @@ def test_a_second_try_without_memory_fails_alone(
 
     halves = overflowing(nets)
     engine, states = second_try(halves)
-    monkeypatch.setattr("imaged.engine.engine.in_float32", full)
+    monkeypatch.setattr("imaged.engine.net_variants.float32_copies", full)
     if when == "it is resumed":
         engine = engine_of(halves, previews=False)
         resume_plan = RunPlan(snapshots=states)
         engine.submit("x", replace(SMALL, samples=2, num_inference_steps=4), 0, resume_plan)
-    engine._float32 = None
+    engine.variants.copies = None
     halves.unet.conv_out = halves.unet.conv_out.net  # the other one's
     engine.submit("y", replace(SMALL, num_inference_steps=4))
     ends = {o.job_id: o.error and o.error.code for o in run(engine)}
@@ -388,17 +390,17 @@ def test_without_memory_for_a_second_try_or_a_look_only_that_is_lost(
         raise torch.OutOfMemoryError("the device is full")
 
     engine = Engine(overflowing(nets))
-    monkeypatch.setattr(engine, "_in_float32", full)
-    engine._rgb = Future()
-    engine._rgb.set_exception(torch.OutOfMemoryError("the device is full"))
+    monkeypatch.setattr("imaged.engine.net_variants.float32_copies", full)
+    engine.previews.rgb = Future()
+    engine.previews.rgb.set_exception(torch.OutOfMemoryError("the device is full"))
     engine.submit("x", replace(SMALL, num_inference_steps=6))
     [outcome] = run(engine)
     assert outcome.error is not None and outcome.error.code == "out_of_memory"
     plain = Engine(nets)
-    plain._rgb = engine._rgb
+    plain.previews.rgb = engine.previews.rgb
     plain.submit("y", replace(SMALL, num_inference_steps=6))
     [outcome] = run(plain)
-    assert outcome.error is None and not plain.previews
+    assert outcome.error is None and not plain.previews.on
 
 
 def test_what_is_broken_in_float32_too_fails_after_one_more_try(
@@ -411,7 +413,7 @@ def test_what_is_broken_in_float32_too_fails_after_one_more_try(
         tries.append(bool(torch.isfinite(latent).all()))
         return decode(vae, latent * float("nan"), seed)
 
-    monkeypatch.setattr("imaged.engine.engine.decode", broken)
+    monkeypatch.setattr("imaged.engine.decode.decode", broken)
     engine.submit("x", replace(SMALL, num_inference_steps=4))
     [outcome] = run(engine)
     assert outcome.error is not None and outcome.error.code == "nan_output"
@@ -424,9 +426,9 @@ def test_other_device_errors_end_the_process(nets: Any, monkeypatch: pytest.Monk
     def fault(*_: Any) -> Any:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    for name in ("denoise", "decode"):
+    for name in ("engine.denoise", "decode.decode"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"imaged.engine.engine.{name}", fault)
+            patch.setattr(f"imaged.engine.{name}", fault)
             engine = Engine(nets)
             engine.submit("x", replace(SMALL, num_inference_steps=2))
             with pytest.raises(torch.AcceleratorError):
@@ -471,7 +473,7 @@ def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
         decoded.append((seed, threading.get_ident()))
         return decode(vae, latent, seed)
 
-    monkeypatch.setattr("imaged.engine.engine.decode", noted)
+    monkeypatch.setattr("imaged.engine.decode.decode", noted)
     engine = engine_of(nets, exact=False)
     engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
     engine.submit("longer", replace(SMALL, seed=9, num_inference_steps=5))
@@ -484,11 +486,13 @@ def test_on_the_cpu_one_picture_is_decoded_a_tick_in_the_loop(
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["in turn", "beside the loop, as on a GPU"])
-def test_previews_look_like_the_picture(nets: Any, beside: bool) -> None:
-    engine = Engine(nets)
-    assert engine._rgb is not None and engine._rgb.result(60)
+def test_previews_look_like_the_picture(
+    nets: Any, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
     if beside:
-        engine._decoder = ThreadPoolExecutor(1)
+        monkeypatch.setattr("imaged.engine.engine.decoder", lambda _: ThreadPoolExecutor(1))
+    engine = Engine(nets)
+    assert engine.previews.rgb is not None and engine.previews.rgb.result(60)
     wide: dict[str, Any] = {"img_width": 256, "img_height": 256, "num_inference_steps": 20}
     engine.submit("x", replace(SMALL, prompt="a red house, noon", **wide))
     looks: dict[int, Any] = {}
@@ -516,16 +520,14 @@ def test_the_estimate_is_the_clean_latent(scheduler: str, prediction: str) -> No
     twenty = replace(SMALL, scheduler=scheduler, num_inference_steps=20)
     [plan] = plan_images(twenty, config, 4, 8)
     run = Run("x", plan, (), key_id=0)
-    run.rows_of_table, run.generator = plan.table.rows, torch.Generator().manual_seed(1)
-    run.history = torch.zeros(plan.table.rows.shape[1], *plan.latent_shape)
-    run.history[0] = torch.randn(plan.latent_shape, generator=run.generator)
-    clean = torch.rand(plan.latent_shape, generator=run.generator)
+    run.history = History(plan, torch.device("cpu"))
+    clean = torch.rand(plan.latent_shape, generator=torch.Generator().manual_seed(1))
     for call in range(10):
         x, (signal, noise) = run.combine(), plan.levels(call)
         roundings = 16 * 2.0**-24 * float(x.abs().max()) / signal  # which it is divided by
         eps = (x - signal * clean) / noise
         run.advance(eps if prediction == "epsilon" else signal * eps - noise * clean)
-        torch.testing.assert_close(run.estimate(), clean, atol=roundings, rtol=0)
+        torch.testing.assert_close(run.result, clean, atol=roundings, rtol=0)
 
 
 def test_a_key_that_floods_does_not_keep_others_waiting(nets: Any) -> None:
@@ -554,35 +556,22 @@ def test_a_key_that_comes_back_between_its_jobs_owes_what_it_used(nets: Any) -> 
     assert sent <= 6  # turn by turn: four are as much work; without the debt there is no end
 
 
-def test_the_cap_on_a_call_is_one_of_pixels(nets: Any) -> None:
-    engine = Engine(nets, exact=False)
+def allows(budget: CallBudget, pixels: int, rows: int) -> bool:
+    picture: Any = SimpleNamespace(pixels=pixels, rows=2, kind="x", example=())
+    return budget.allows(lambda _: cast(Unet, None), picture, rows)
+
+
+def test_the_cap_on_a_call_is_one_of_pixels() -> None:
+    budget = CallBudget(PIXELS_A_CALL, exact=False)
     for side, most in ((512, 16), (1024, 8), (1536, 3), (2048, 2)):
-        picture: Any = SimpleNamespace(
-            pixels=side * side,
-            float32_retry=False,
-            loras=NO_LORAS,
-            history=[0],
-            times=torch.zeros(1, 1),
-            keys_values=[0],
-        )
-        assert [rows for rows in range(1, 30) if engine._fits(picture, rows)][-1] == most
+        assert [rows for rows in range(1, 30) if allows(budget, side * side, rows)][-1] == most
 
 
-def test_padding_counts_where_the_device_was_full(nets: Any) -> None:
-    engine = Engine(nets, pixels_a_call=7 * 128 * 128)
-    engine._batch_sizes.allow = lambda *_: True  # type: ignore[method-assign]
-    picture: Any = SimpleNamespace(
-        pixels=128 * 128,
-        rows=2,
-        float32_retry=False,
-        loras=NO_LORAS,
-        shape="x",
-        kind="x",
-        history=[0],
-        times=torch.zeros(1, 1),
-        keys_values=[0],
-    )
-    assert engine._fits(picture, 4) and not engine._fits(picture, 6)  # six are padded to eight
+def test_padding_counts_where_the_device_was_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = CallBudget(7 * 128 * 128, exact=True)
+    monkeypatch.setattr(budget.batch_sizes, "allow", lambda *_: True)
+    assert allows(budget, 128 * 128, 4)
+    assert not allows(budget, 128 * 128, 6)  # six are padded to eight
 
 
 def test_a_call_of_one_picture_is_tried_again_without_a_decoding_beside_it(
@@ -649,7 +638,7 @@ def test_what_is_cancelled_is_not_decoded(nets: Any, monkeypatch: pytest.MonkeyP
         decoded.append(seed)
         return decode(vae, latent, seed)
 
-    monkeypatch.setattr("imaged.engine.engine.decode", noted)
+    monkeypatch.setattr("imaged.engine.decode.decode", noted)
     engine = engine_of(nets, exact=False)
     engine.submit("pair", replace(SMALL, num_inference_steps=2, samples=2))
     for _ in range(2):

@@ -72,14 +72,14 @@ class Bench:
     def at_call(self, number: int, act: Callable[[], object]) -> None:
         """Have the loop itself do something as it makes this call of the one UNet at hand."""
         [engine] = self.worker.checkpoints
-        denoise, made = engine._denoise, count(1)
+        add, made = engine.device_time.add, count(1)
 
-        def counted(chosen: Any) -> Any:
+        def counted(images: Any, work: int, began: Any) -> None:
             if next(made) == number:
                 act()
-            return denoise(chosen)
+            add(images, work, began)
 
-        engine._denoise = counted  # type: ignore[method-assign]
+        engine.device_time.add = counted  # type: ignore[method-assign]
 
     def kinds(self, job_id: str) -> list[str]:
         """What happened to the job's money."""
@@ -148,17 +148,17 @@ def engine_of(bench: Bench) -> Any:
 def calls_after_a_cancel(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> int:
     """UNet calls that are made once another process has cancelled the job."""
     engine = engine_of(bench)
-    denoise, made = engine._denoise, 0
+    add, made = engine.device_time.add, 0
 
-    def counted(chosen: Any) -> Any:
+    def counted(chosen: Any, *given: Any) -> None:
         nonlocal made
         made += 1
         if made == 5:
             with bench.db.write() as c:
                 queue.cancel(c, chosen[0].job_id, time.time(), 60.0)
-        return denoise(chosen)
+        add(chosen, *given)
 
-    monkeypatch.setattr(engine, "_denoise", counted)
+    monkeypatch.setattr(engine.device_time, "add", counted)
     job_id = bench.put(SMALL)
     bench.wait(lambda: bench.job(job_id).state is State.CANCELLED and engine.idle)
     time.sleep(0.3)
@@ -178,14 +178,14 @@ def test_the_heartbeat_alone_would_hear_of_it_later(
     monkeypatch.setattr(queue, "lost", lambda *_: set())
     monkeypatch.setattr(queue, "beat", lambda *_: set())
     engine = engine_of(bench)
-    denoise, made, cancelled = engine._denoise, 0, threading.Event()
+    add, made, cancelled = engine.device_time.add, 0, threading.Event()
 
-    def counted(chosen: Any) -> Any:
+    def counted(*given: Any) -> None:
         nonlocal made
         made += cancelled.is_set()
-        return denoise(chosen)
+        add(*given)
 
-    monkeypatch.setattr(engine, "_denoise", counted)
+    monkeypatch.setattr(engine.device_time, "add", counted)
     job_id = bench.put(SMALL)
     bench.wait(lambda: job_id in engine.progress())
     with bench.db.write() as c:

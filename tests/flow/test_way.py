@@ -34,8 +34,7 @@ from tests.mutants import red
 
 PACKAGE = Path(imaged.__file__).parent
 TOUR = PACKAGE.parent / "docs/follow-one-image.md"
-#: From the route to the row: in all dialects what the vendor's takes, and a dialect's own two.
-MOST = 21
+MOST = 21  # modules from the route to the row
 BODY = {"prompt": "a [red|blue] house", "width": 512, "height": 512, "steps": 20}
 DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
     f"/v1/{SLUG}": ("gateway/api/images.py:create", BODY),
@@ -148,15 +147,14 @@ def readings(folder: Path) -> int:
 
 def test_a_prompt_is_read_once(tmp_path: Path) -> None:
     assert readings(tmp_path) == 1
-    with red(
-        Prompt, "by_step", property(lambda prompt: tuple(a1111.texts(prompt.text, prompt.steps)))
-    ):
+    again = property(lambda prompt: tuple(a1111.texts(prompt.text, prompt.steps)))
+    with red(Prompt, "by_step", again):
         assert readings(tmp_path) == 1
 
 
 def test_the_tour_is_the_way(tmp_path: Path) -> None:
-    """Each stop of docs/follow-one-image.md names one file that this request passes, in its order;
-    a reader changes folder eight times at most.
+    """Each stop of docs/follow-one-image.md is a file that a request passes, the last one with its
+    answer; a reader changes folder eight times at most.
     """
     table = re.findall(r"^\| (\d+) \| \[`([\w/.]+)`\]", TOUR.read_text(), re.MULTILINE)
     assert [int(number) for number, _ in table] == list(range(1, len(table) + 1))
@@ -171,5 +169,5 @@ def test_the_tour_is_the_way(tmp_path: Path) -> None:
         job_id = bench.put(replace(SMALL, num_inference_steps=4))
         bench.wait(lambda: bench.job(job_id).state is State.COMPLETED)
     assert WRITTEN in made.calls
-    passed = submitted.modules | made.modules
-    assert [file for file in stops[:-1] if file not in passed] == []
+    passed = submitted.modules | made.modules | {"gateway/present/bodies.py"}
+    assert [file for file in stops if file not in passed] == []

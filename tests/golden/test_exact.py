@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,8 @@ from imaged.engine.nets.cached_unet import Unet
 from imaged.engine.nets.unet import UNetConfig, UNetModel
 from imaged.engine.outcome import Outcome
 from imaged.engine.prompt.encode import PromptEncoder
-from imaged.engine.run import Run
+from imaged.engine.run import History, Run
+from imaged.engine.scheduling import call_budget
 from imaged.engine.scheduling.batching import Cost
 from imaged.engine.scheduling.row_buckets import VerifiedBatchSizes, agrees
 from imaged.params.image_params import ImageParams
@@ -88,7 +89,7 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def latent(_: Any, run: Run) -> Picture:
         return Picture(run.combine().cpu().numpy().tobytes(), 0, 0, run.plan.seed)
 
-    monkeypatch.setattr(engine_module, "_finished", latent)
+    monkeypatch.setattr("imaged.engine.decode.finished", latent)
 
 
 class Sharing:
@@ -102,7 +103,7 @@ class Sharing:
 
 def engine_of(nets: Any) -> Engine:
     engine = Engine(nets)
-    engine._cost_model = Sharing()  # type: ignore[assignment]
+    engine.device_time.cost_model = Sharing()  # type: ignore[assignment]
     return engine
 
 
@@ -132,14 +133,14 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
     """
     engine, rng = engine_of(nets), random.Random(2)
     reference = [alone(engine, params) for params in jobs]
-    shared, tick = 0, engine._denoise
+    shared, add = 0, engine.device_time.add
 
-    def counted(chosen: list[Run]) -> list[torch.Tensor]:
+    def counted(images: Sequence[Run], work: int, began: Any) -> None:
         nonlocal shared
-        shared += len(chosen) > 1
-        return tick(chosen)
+        shared += len(images) > 1
+        add(images, work, began)
 
-    engine._denoise = counted  # type: ignore[method-assign]
+    engine.device_time.add = counted  # type: ignore[method-assign]
     different = compared = 0
     for _ in range(crowds):
         picked = [rng.randrange(len(jobs)) for _ in range(rng.randint(2, 3))]
@@ -156,7 +157,7 @@ def differing(nets: Any, crowds: int, jobs: list[ImageParams]) -> tuple[int, int
         different,
         compared,
         shared,
-        any(any(found.values()) for found in engine._batch_sizes._agree.values()),
+        any(any(found.values()) for found in engine.budget.batch_sizes.agree.values()),
     )
 
 
@@ -265,17 +266,18 @@ def test_sample_k_is_the_single_job_with_seed_plus_k(nets: Any) -> None:
 
 
 def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "fit", lambda rows: rows)
+    monkeypatch.setattr(call_budget, "fit", lambda rows: rows)
 
 
 def shared_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, start = torch.Generator("cpu"), Run.start
+    one, begin = torch.Generator("cpu"), History.__init__
 
-    def started(run: Run, *given: Any) -> None:
-        run.generator = one
-        start(run, *given)
+    def begun(history: History, *given: Any) -> None:
+        begin(history, *given)
+        one.set_state(history.generator.get_state())
+        history.generator = one
 
-    monkeypatch.setattr(Run, "start", started)
+    monkeypatch.setattr(History, "__init__", begun)
 
 
 def wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,13 +260,13 @@ def test_nothing_of_it_stays(nets: Nets, loras: Path) -> None:
     [before] = pictures(engine, JOB)
     alone = [pictures(engine, job)[0] for job in (strong, weak)]
     shapes = []
-    denoise = engine._denoise
+    add = engine.device_time.add
 
-    def seen(chosen: Any) -> Any:
-        shapes.append({run.loras for run in chosen})
-        return denoise(chosen)
+    def seen(images: Any, work: int, began: Any) -> None:
+        shapes.append({run.loras for run in images})
+        add(images, work, began)
 
-    engine._denoise = seen  # type: ignore[method-assign]
+    engine.device_time.add = seen  # type: ignore[method-assign]
     beside, *others = pictures(engine, JOB, strong, weak, replace(strong, seed=4))
     [after] = pictures(engine, JOB)
     assert before == beside == after
@@ -284,7 +284,7 @@ def test_a_leak_would_be_seen(nets: Nets, loras: Path) -> None:
     with red(Loras, "use", lambda self, asked: asked != NO_LORAS and use(self, asked)):
         pictures(engine, replace(JOB, loras=(Lora("kohya"),)))
         assert pictures(engine, JOB)[0] == before
-    engine._loras.use(NO_LORAS)
+    engine.variants.loras.use(NO_LORAS)
     assert pictures(engine, JOB)[0] == before
     engine.close()
 
@@ -319,16 +319,16 @@ def test_a_second_try_in_float32_keeps_its_loras(nets: Nets, loras: Path) -> Non
     """And takes none of another's: the copy is made of the plain net."""
     engine = Engine(nets, loras=loras)
     asked = replace(JOB, loras=(Lora("kohya"),))
-    engine._loras.use(engine._loras.find(asked.loras))
-    unet, _, _ = engine._in_float32()
+    variants = engine.variants
+    variants.loras.use(variants.loras.find(asked.loras))
+    unet, _, _ = variants.in_float32()
     assert not any(layer.changes for layer in unet.net.modules() if isinstance(layer, Layer))
     engine.submit("x", asked)
-    engine._start_newcomers()
-    [run] = engine._jobs["x"].runs
+    engine.tick()
+    [run] = engine.jobs["x"].runs
     run.float32_retry = True
-    assert any(
-        layer.changes for layer in engine._unet(run).net.modules() if isinstance(layer, Layer)
-    )
+    again = variants.unet_of(run)
+    assert any(layer.changes for layer in again.net.modules() if isinstance(layer, Layer))
     engine.close()
 
 

@@ -32,7 +32,7 @@ large = {"img_width": 2048, "img_height": 2048}
 job = ImageParams("a red house", samples=4, seed=1, **steps, **large)
 engine.submit("x", job)
 engine.tick()
-made = engine._jobs["x"].pictures
+made = engine.jobs["x"].pictures
 while len(made) < int(sys.argv[1]):
     engine.tick()
 sizes = [(p.width, p.height, len(p.rgb)) for p in made.values()]

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from imaged.catalogue.model import MICRO
-from imaged.engine import engine as engine_module
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.plan import Plan
@@ -39,7 +38,7 @@ def our_latents(
         latents[seed] = latent
         return Picture(b"", 0, 0, seed)
 
-    monkeypatch.setattr(engine_module, "decode", keep)
+    monkeypatch.setattr("imaged.engine.decode.decode", keep)
     engine = Engine(nets)
     for n, params in enumerate(jobs):
         engine.submit(f"job {n}", params)

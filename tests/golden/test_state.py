@@ -18,8 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from imaged.engine import engine as engine_module
-from imaged.engine import snapshot
+from imaged.engine import intake, snapshot
 from imaged.engine.decode import Picture
 from imaged.engine.engine import Engine
 from imaged.engine.run import Run
@@ -38,7 +37,7 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def latent(_: Any, run: Run) -> Picture:
         return Picture(run.result.numpy().tobytes(), 0, 0, run.plan.seed)
 
-    monkeypatch.setattr(engine_module, "_finished", latent)
+    monkeypatch.setattr("imaged.engine.decode.finished", latent)
 
 
 def job(scheduler: str, rng: random.Random) -> ImageParams:
@@ -112,13 +111,13 @@ def off_by_one(run: Run, saved: Any) -> None:
 
 def noise_forgotten(run: Run, saved: Any) -> None:
     snapshot.resume(run, saved)
-    run.generator.manual_seed(run.plan.seed)
+    run.history.generator.manual_seed(run.plan.seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", [off_by_one, noise_forgotten], ids=lambda m: m.__name__)
 def test_mutants_are_seen(nets: Any, mutant: Callable[..., None]) -> None:
-    with red(engine_module, "resume", mutant):
+    with red(intake, "resume", mutant):
         assert differing(nets, ["Euler a", "DPM++ 2M Karras"] * 3) == 0
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-import torch
-
 from imaged.engine.scheduling.batching import Cost
 
 FORGET = 0.98  # weight of what was known when a call is added
@@ -42,27 +37,3 @@ class CostModel:
         slope = (self._xy / self._n - mean_x * mean_y) / spread
         slope = min(max(slope, 0.0), mean_y / mean_x)
         return Cost(mean_y - slope * mean_x, slope)
-
-
-class Clock:
-    """Time stamps on the device. A GPU runs behind the host: at most `ahead` calls wait in its
-    queue, so that a batch is chosen shortly before it runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._gpu = device.type == "cuda"
-        self.ahead = 1 if self._gpu else 0  # calls that may wait on the device for the last one
-
-    def mark(self) -> Any:
-        if not self._gpu:
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def seconds(self, began: Any, ended: Any) -> float:
-        """Between two marks; waits until the device has reached the second."""
-        if not self._gpu:
-            return float(ended - began)
-        ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1000

@@ -41,8 +41,8 @@ class VerifiedBatchSizes:
 
     def __init__(self) -> None:
         #: By shape and rows; under GUIDED_ROWS: whether the two places of a pair agree.
-        self._agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
-        self._agree = WeakKeyDictionary()
+        self.agree: WeakKeyDictionary[Unet, dict[tuple[Hashable, int], bool]]
+        self.agree = WeakKeyDictionary()
         #: When a trial that had no memory or time may be repeated (monotonic seconds).
         self._put_off: dict[tuple[Hashable, int], float] = {}
         self.tried = False  # at most one trial between two calls
@@ -68,7 +68,7 @@ class VerifiedBatchSizes:
     def _agrees(
         self, unet: Unet, shape: Hashable, bucket: int, example: tuple[torch.Tensor, ...]
     ) -> bool:
-        found = self._agree.setdefault(unet, {})
+        found = self.agree.setdefault(unet, {})
         if (shape, bucket) not in found and not self.tried:
             self._try(unet, shape, bucket, example)
         return found.get((shape, bucket), False)
@@ -87,7 +87,7 @@ class VerifiedBatchSizes:
             if found is None:
                 self._put_off[shape, bucket] = _later(now)
             else:
-                self._agree[unet][shape, bucket] = found
+                self.agree[unet][shape, bucket] = found
         except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
