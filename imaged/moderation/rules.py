@@ -83,7 +83,8 @@ class Rules:
         if minors.involves_minors_sexually(variants):
             return HARD
         deadline = time.monotonic() + PATTERNS_S
-        return next((r.name for r in self.listed if _matches(r, folded, variants, deadline)), None)
+        seen = prompt, folded
+        return next((r.name for r in self.listed if _matches(r, seen, variants, deadline)), None)
 
 
 def texts_to_judge(params: ImageParams) -> list[str]:
@@ -141,12 +142,15 @@ def _compile(text: str, name: str) -> regex.Pattern[str]:
     return pattern
 
 
-def _matches(rule: Rule, folded: str, variants: list[str], deadline: float) -> bool:
+def _matches(rule: Rule, texts: tuple[str, str], variants: list[str], deadline: float) -> bool:
+    """texts: the prompt as it stands, for patterns with accents or other alphabets, and folded."""
     if rule.pattern is None:
-        return rule.text in folded or any(rule.text in variant for variant in variants)
+        return any(rule.text in text for text in (texts[1], *variants))
     try:
-        left_s = max(0.001, deadline - time.monotonic())
-        return rule.pattern.search(folded, timeout=left_s) is not None
+        return any(
+            rule.pattern.search(text, timeout=max(0.001, deadline - time.monotonic()))
+            for text in texts
+        )
     except TimeoutError:
         log.warning("%s: the expression took too long on a prompt, which is refused", rule.name)
         return True

@@ -17,13 +17,15 @@ from imaged.errors import CommandError
 from imaged.gateway.submit.admission import Admission
 from imaged.jobs import State
 from imaged.moderation import minors
-from imaged.moderation.rules import HARD, REASON, Rules, statement, texts_to_judge
+from imaged.moderation import rules as rules_module
+from imaged.moderation.rules import HARD, REASON, Rule, Rules, statement, texts_to_judge
 from imaged.params.image_params import ImageParams
 from imaged.settings import Settings
 from imaged.store.jobs import queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
 from tests.in_store import SECRET, asking, audit, free, get, make_key
+from tests.mutants import red
 
 REFUSED = [
     "naked child",
@@ -192,6 +194,37 @@ def test_an_operators_rules_add_to_the_hard_class(tmp_path: Path) -> None:
     for prompt in ("a corporation", "voldemorts", "a blue carpet", "ours, not this"):
         assert rules.judge(prompt) is None, prompt
     assert rules.judge("naked child") == HARD
+
+
+def patterns_of_other_alphabets_match(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, "/красн\\w+/\n/ё[лн]ка/\n/\\bcafé\\b/\n/كلب|σπίτι/\n/^secret$/\n")
+    for prompt, line in (
+        ("КРАСНАЯ площадь", 1),
+        ("Ёлка у озера", 2),
+        ("a Café in Paris", 3),
+        ("كلب صغير", 4),
+        ("ένα ΣΠΊΤΙ", 4),
+        ("ѕесrеt", 5),  # and disguised Latin ones are still read folded
+    ):
+        name = rules.judge(prompt)
+        assert name is not None and name.endswith(f"rules.txt:{line}"), prompt
+    for prompt in ("чёрный дом", "cafés", "cafeteria", "secrets"):
+        assert rules.judge(prompt) is None, prompt
+
+
+def test_patterns_of_other_alphabets_match(tmp_path: Path) -> None:
+    patterns_of_other_alphabets_match(tmp_path)
+
+
+@pytest.mark.parametrize("text", [0, 1])
+def test_mutant_whose_patterns_read_one_text_is_seen(tmp_path: Path, text: int) -> None:
+    whole = rules_module._matches
+
+    def reads_one(rule: Rule, texts: tuple[str, str], *more: Any) -> bool:
+        return whole(rule, (texts[text],) * 2, *more)
+
+    with red(rules_module, "_matches", reads_one):
+        patterns_of_other_alphabets_match(tmp_path)
 
 
 @pytest.mark.parametrize(
