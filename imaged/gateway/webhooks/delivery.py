@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -136,22 +137,18 @@ class WebhookDelivery:
             url.copy_with(host=address),
             headers=headers,
             content=body.encode(),
-            extensions={
-                "sni_hostname": host_of(url),
-                "timeout": httpx.Timeout(TIMEOUT_S).as_dict(),
-            },
+            extensions={"sni_hostname": host_of(url)},
         )
         # A connection per attempt: one to the same address may be of another host name.
-        async with httpx.AsyncClient(trust_env=False, verify=self._trusted) as client:
-            answer = await client.send(request, stream=True)
-            try:
-                read = 0
-                async for part in answer.aiter_raw():
-                    read += len(part)
-                    if read > MAX_REPLY_BYTES:
-                        break
-            finally:
-                await answer.aclose()
+        async with (
+            httpx.AsyncClient(trust_env=False, verify=self._trusted) as client,
+            aclosing(await client.send(request, stream=True)) as answer,
+        ):
+            read = 0
+            async for part in answer.aiter_raw():
+                read += len(part)
+                if read > MAX_REPLY_BYTES:
+                    break
         return answer.status_code
 
     def _signature(self, event: QueuedEvent, body: str) -> dict[str, str]:
