@@ -6,6 +6,11 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+#: Names of Latin letters in other shapes: small capitals, hooks, strokes, white on black, flags.
+_LATIN = re.compile(
+    r"(?:LATIN (?:SMALL |CAPITAL )?LETTER (?:SMALL CAPITAL )?|REGIONAL INDICATOR SYMBOL LETTER "
+    r"|NEGATIVE (?:SQUARED|CIRCLED) LATIN CAPITAL LETTER )([A-Z])(?: WITH .+)?"
+)
 _LOOKALIKES = str.maketrans("асеорхуіјѕԁһӏкмтвαειοκρτυχνıøł", "aceopxyijsdhlkmtbaeiokptuxviol")
 _INVISIBLE = frozenset({"Cf", "Mn", "Me", "Cc"})
 _WORD = re.compile(r"\w+")
@@ -20,7 +25,8 @@ def fold(text: str) -> str:
     """Lower case, without accents, invisible characters and look-alike letters."""
     plain = unicodedata.normalize("NFKD", text).casefold()
     seen = (c if unicodedata.category(c) not in _INVISIBLE else _gap(c) for c in plain)
-    return "".join(seen).translate(_LOOKALIKES)
+    text = "".join(seen)
+    return text.translate({ord(c): _latin(c) for c in set(text) if c > "~"}).translate(_LOOKALIKES)
 
 
 def words(folded: str) -> str:
@@ -40,6 +46,12 @@ def normalized_variants(folded: str) -> list[str]:
         for text in (spelt, _LONG_RUN.sub(r"\1", spelt), apart):
             found[words(text)] = None
     return list(found)
+
+
+def _latin(character: str) -> str:
+    """The plain letter of a Latin one in another shape, by its name in Unicode; others stay."""
+    found = _LATIN.fullmatch(unicodedata.name(character, ""))
+    return found[1].lower() if found else character
 
 
 def _gap(invisible: str) -> str:
