@@ -95,7 +95,7 @@ class Supervisor:
     def _look_after(self, slot: _Slot) -> _Slot:
         now = time.monotonic()
         if slot.process.poll() is None:
-            if self._hangs(slot):
+            if self.hangs(slot):
                 log.error("worker %s hangs; ending it", slot.worker_id)
                 slot.process.kill()
             return slot
@@ -114,7 +114,7 @@ class Supervisor:
                 connection, slot.worker_id, time.time(), self._settings.retention_s, blame=True
             )
 
-    def _hangs(self, slot: _Slot) -> bool:
+    def hangs(self, slot: _Slot) -> bool:
         """Whether it has not beaten for two leases, or its loop has not ticked for hang_s.
 
         An idle loop ticks too. Until its first checkpoint is loaded, a worker without jobs may take

@@ -313,7 +313,7 @@ def test_500_slow_ones_under_the_limits_as_shipped(tmp_path: Path) -> None:
 
             def all_cut_and_200_answered() -> bool:
                 nonlocal beside
-                crowded = shipped.limiter._count >= 0.98 * SLOW  # else some are on their way back
+                crowded = shipped.limiter.count >= 0.98 * SLOW  # else some are on their way back
                 answered.append(works(client, len(answered)))
                 beside += crowded and answered[-1]
                 return beside >= 200 and all(peer.lived for peer in (*silent, *headers))
@@ -370,7 +370,7 @@ def not_reading(gate: Gate, count: int) -> Iterator[None]:
             peer.connect(("127.0.0.1", gate.settings.port))
             peer.send(ASK * 100)
         limiter = gate.limiter
-        until(lambda: limiter._count >= count)
+        until(lambda: limiter.count >= count)
         until(lambda: sum(c._stalled is not None for c in limiter._all()) >= count)
         yield
 
@@ -433,7 +433,7 @@ def test_who_makes_room() -> None:
     assert not limiter.enter(Peer("d", 7))  # nobody who is served makes room
     for peer in busy:
         limiter.leave(peer)
-    assert limiter._count == 0 and limiter._open == {} and limiter.enter(Peer("d", 8))
+    assert limiter.count == 0 and limiter._open == {} and limiter.enter(Peer("d", 8))
 
 
 def test_who_reads_goes_last_and_who_has_stopped_does_not() -> None:

@@ -97,7 +97,7 @@ def cut(gate: Gate, content: bytes, *, reset: bool, after_s: float) -> None:
 
 def let_go(gate: Gate) -> bool:
     """Whether the server has let go of every connection."""
-    return not gate.limiter._count
+    return not gate.limiter.count
 
 
 def complaints(gate: Gate, call: str, caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -22,7 +22,7 @@ def test_a_hang_is_seen_with_and_without_a_job(db: Database, tmp_path: Path) -> 
     def beat(ticked_ago: float, checkpoint: str | None) -> bool:
         with db.write() as c:
             queue.beat(c, "w", now, now - ticked_ago, checkpoint, {})
-        return supervisor._hangs(slot)
+        return supervisor.hangs(slot)
 
     assert not beat(ticked_ago=1000.0, checkpoint=None)  # loads its first checkpoint
     assert not beat(ticked_ago=1.0, checkpoint="micro")

@@ -140,7 +140,7 @@ def test_a_write_costs_those_whom_it_does_not_concern_one_narrow_query(
     run(play)
     assert told == [0]
     monkeypatch.setattr(
-        job_reader, "_rests", lambda status: True
+        job_reader, "at_rest", lambda status: True
     )  # whoever waits reads at every write
     run(play)
     assert told[1] > 0
@@ -179,9 +179,9 @@ def test_a_write_before_the_wait_is_heard(place: Place) -> None:
         other = asyncio.create_task(watcher.wait(first, lambda _: False, 20.0))
         await until(lambda: bool(place.statuses))
         await place.seen(lambda: place.cancel(second, third))
-        assert await watcher.wait(second, job_reader._rests, 20.0)
+        assert await watcher.wait(second, job_reader.at_rest, 20.0)
         watcher._new = Forgetful()
-        assert not await watcher.wait(third, job_reader._rests, 0.3)
+        assert not await watcher.wait(third, job_reader.at_rest, 0.3)
         other.cancel()
 
     run(play)
@@ -225,7 +225,7 @@ def test_who_comes_as_the_last_one_leaves_is_looked_for(place: Place) -> None:
         first.cancel()
         await asyncio.sleep(0)  # it has gone, and its looking may not have ended yet
         place.cancel(place.job_ids[1])
-        assert await watcher.wait(place.job_ids[1], job_reader._rests, 20.0)
+        assert await watcher.wait(place.job_ids[1], job_reader.at_rest, 20.0)
 
     run(play)
 

@@ -177,11 +177,11 @@ def test_slow_receivers_do_not_hold_up_another_key(
         while any(event.state == "WAITING" for event in log_of(db, small, hook)):
             await webhook_delivery.turn()
             await asyncio.sleep(0.02)
-        tasks = webhook_delivery._tasks
+        tasks = webhook_delivery.under_way
         await until_async(lambda: len(tasks) <= 3)  # the last one told has yet to leave
-        under_way = len(webhook_delivery._tasks)
+        under_way = len(webhook_delivery.under_way)
         assert under_way == 3  # the slow ones are still at it
-        for task in webhook_delivery._tasks:
+        for task in webhook_delivery.under_way:
             task.cancel()
 
     asyncio.run(asyncio.wait_for(work(), 60))

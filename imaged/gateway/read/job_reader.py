@@ -74,7 +74,7 @@ class JobReader:
         gone = asyncio.create_task(_hung_up(receive))
         try:
             while not job.state.at_rest and (left_s := deadline - time.monotonic()) > 0:
-                await self._watcher.wait(job_id, _rests, left_s, gone)
+                await self._watcher.wait(job_id, at_rest, left_s, gone)
                 if gone.done():
                     break
                 job = await self.job(key, job_id)
@@ -104,7 +104,7 @@ class JobReader:
             return progress.previews(connection, ids)
 
 
-def _rests(status: JobStatus | None) -> bool:
+def at_rest(status: JobStatus | None) -> bool:
     """Whether a job has ended, rests, or was deleted."""
     return status is None or status.state.at_rest
 

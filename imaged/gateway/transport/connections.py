@@ -52,7 +52,7 @@ class ConnectionLimiter:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._open: dict[str, set[Connection]] = {}
-        self._count = 0
+        self.count = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Connection) -> bool:
@@ -60,10 +60,10 @@ class ConnectionLimiter:
         same = self._open.get(connection.address, set())
         if len(same) >= self.limits.per_address and not self._make_room(same):
             return False
-        if self._count >= self.limits.connections and not self._make_room(self._all()):
+        if self.count >= self.limits.connections and not self._make_room(self._all()):
             return False
         self._open.setdefault(connection.address, set()).add(connection)
-        self._count += 1
+        self.count += 1
         if self._timer is None:
             self._timer = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
         return True
@@ -73,7 +73,7 @@ class ConnectionLimiter:
         same = self._open.get(connection.address)
         if same is not None and connection in same:
             same.discard(connection)
-            self._count -= 1
+            self.count -= 1
             if not same:
                 del self._open[connection.address]
 
@@ -94,4 +94,4 @@ class ConnectionLimiter:
         for connection in self._all():
             if connection.overdue(now):
                 connection.cut()
-        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._count else None
+        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self.count else None

@@ -45,7 +45,7 @@ class WebhookDelivery:
         self._db, self._writer, self._secret, self._url_guard = db, writer, secret, url_guard
         self._origin = public_url.rstrip("/")
         self._trusted = httpx.create_ssl_context()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.under_way: set[asyncio.Task[None]] = set()
         self._busy: Counter[int] = Counter()
         self._swept = 0.0
 
@@ -59,12 +59,12 @@ class WebhookDelivery:
                 except Exception:  # this loop must not end
                     log.exception("the outbox could not be read; trying again")
         finally:
-            for task in self._tasks:
+            for task in self.under_way:
                 task.cancel()
 
     async def turn(self) -> None:
         """Start attempts for due events, up to the limits."""
-        now, room = time.time(), MAX_DELIVERIES - len(self._tasks)
+        now, room = time.time(), MAX_DELIVERIES - len(self.under_way)
         if room > 0 and await self._db.query(lambda c: outbox.any_due(c, now)):
             full = [key_id for key_id, n in self._busy.items() if n >= MAX_DELIVERIES_PER_KEY]
             for event in await self._writer.write(
@@ -77,16 +77,16 @@ class WebhookDelivery:
 
     async def drain(self) -> None:
         """Wait for all attempts under way."""
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self.under_way)
 
     def _start(self, event: QueuedEvent) -> None:
         task = asyncio.create_task(self._tell(event))
         self._busy[event.key_id] += 1
-        self._tasks.add(task)
+        self.under_way.add(task)
         task.add_done_callback(lambda done: self._done(done, event))
 
     def _done(self, task: asyncio.Task[None], event: QueuedEvent) -> None:
-        self._tasks.discard(task)
+        self.under_way.discard(task)
         self._busy -= Counter([event.key_id])
         if not task.cancelled() and (error := task.exception()):
             log.error("%s was not noted; it will be told again", event.id, exc_info=error)
