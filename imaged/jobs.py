@@ -35,7 +35,8 @@ class State(StrEnum):
 FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 OPEN = frozenset(State) - FINAL
 
-#: Allowed transitions. PROCESSING -> QUEUED: the worker gave the job back or was lost.
+#: Allowed transitions, which the statements of store/jobs keep to. PROCESSING -> QUEUED: the worker
+#: gave the job back or was lost.
 MOVES: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.PROCESSING, State.FAILED, State.CANCELLED}),
     State.PROCESSING: frozenset({State.QUEUED, State.PARKED, *FINAL}),

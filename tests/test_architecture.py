@@ -34,7 +34,7 @@ PARTS = {
     **{noun: set(NOUNS[:n]) for n, noun in enumerate(NOUNS)},
 }
 _BELOW_CONTEXT = {"present", "submit", "read", "webhooks", "transport"}
-_BELOW_API = {"auth", "context", *_BELOW_CONTEXT}
+_BELOW_API = {"auth", "context", "submit_and_wait", *_BELOW_CONTEXT}
 _ENGINE_BELOW = {"nets", "prompt", "loading", "sampling", "scheduling"}
 #: The rooms within a part, folders and single files, likewise.
 ROOMS = {
@@ -46,6 +46,7 @@ ROOMS = {
         "read": {"transport"},
         "context": _BELOW_CONTEXT,
         "auth": {"context"},
+        "submit_and_wait": {"context", *_BELOW_CONTEXT},
         "api": _BELOW_API,
         "compat": _BELOW_API,
         "operations": _BELOW_API,

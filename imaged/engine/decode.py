@@ -14,7 +14,11 @@ from imaged.engine.nets.vae import VAE
 from imaged.engine.run import Run
 from imaged.errors import JobFailed
 
-REASONS = ("not a number", "flat latents", "not a number", "one flat colour")
+#: Of a broken image, in the order of the checks in `decode`.
+REASONS = (
+    *("latents that are not numbers", "flat latents"),
+    *("pixels that are not numbers", "one flat colour"),
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from imaged.engine.loading.load import Nets
 from imaged.engine.loading.lora import NO_LORAS
 from imaged.engine.net_variants import NetVariants
 from imaged.engine.out_of_memory import is_full
-from imaged.engine.outcome import Job, Outcome, Progress, as_failure
+from imaged.engine.outcome import EngineJob, Outcome, Progress, as_failure
 from imaged.engine.preview import Previews
 from imaged.engine.run import Run
 from imaged.engine.scheduling.batching import choose
@@ -62,7 +62,7 @@ class Engine:
         self.previews = Previews(executor, nets.vae, nets.channels, on=previews)
         self._provenance = partial(Provenance.of, nets=nets, device=self.device, exact=exact)
         self._intake = Intake(nets, self.variants, embeddings, self._provenance)
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, EngineJob] = {}
 
     @property
     def idle(self) -> bool:
@@ -72,7 +72,7 @@ class Engine:
         self, job_id: str, params: ImageParams, key_id: int = 0, resume_plan: RunPlan = WHOLE
     ) -> None:
         """Take a job in at the next tick. key_id: its API key; keys share the device fairly."""
-        self.jobs[job_id] = Job(job_id, params, key_id, resume_plan)
+        self.jobs[job_id] = EngineJob(job_id, params, key_id, resume_plan)
 
     def snapshots(self, job_id: str) -> dict[int, bytes]:
         """Snapshots of a job's images by sample index; empty for a job that has not started."""
@@ -163,8 +163,8 @@ class Engine:
         return self._end(first.job_id, error)
 
     def _advance(self, chosen: list[Run], outputs: list[torch.Tensor]) -> None:
-        """After a call: decodes of images that are finished, and a job's preview every
-        PREVIEW_CALLS. Waits for calls on the device, so that no more than one is queued.
+        """Take in a call's outputs; begin the decodes of finished images and, every PREVIEW_CALLS,
+        a preview of a job's first image. Waits so that at most one call is queued on the device.
         """
         for run, output in zip(chosen, outputs, strict=True):
             run.advance(output)

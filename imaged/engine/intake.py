@@ -10,7 +10,7 @@ import torch
 
 from imaged.engine.loading.load import Nets
 from imaged.engine.net_variants import NetVariants
-from imaged.engine.outcome import Job
+from imaged.engine.outcome import EngineJob
 from imaged.engine.plan import plan_images
 from imaged.engine.prompt.encode import PromptEncoder
 from imaged.engine.run import Run
@@ -34,7 +34,7 @@ class Intake:
         self._nets, self._variants, self._provenance = nets, variants, provenance
         self._encoder = PromptEncoder(nets, embeddings)
 
-    def start(self, job: Job) -> list[Run]:
+    def start(self, job: EngineJob) -> list[Run]:
         """The job's images, each before its first call or where its snapshot was taken.
 
         Raises JobFailed, SnapshotRefused, out of memory, and whatever a prompt may cause.

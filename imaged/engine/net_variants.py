@@ -56,7 +56,9 @@ class NetVariants:
         return self.in_float32()[1] if run.float32_retry else self._nets.vae
 
     def restart_in_float32(self, run: Run) -> bool:
-        """Restart an image in float32; False if it was in float32 already."""
+        """Restart an image in float32; False if it was in float32 already, or if its request
+        changed at a draft: from the start it would be another image.
+        """
         dtype = self._nets.unet.dtype
         if run.float32_retry or run.varied or dtype == self._nets.vae.dtype == torch.float32:
             return False

@@ -45,7 +45,7 @@ class Progress:
 
 
 @dataclass
-class Job:
+class EngineJob:
     """A job from submit to outcome.
 
     key_id:   its API key. started: monotonic seconds.

@@ -58,7 +58,7 @@ class History:
     """What an image's sampler looks back on, all that its next input is made of.
 
     columns: (K, C, h, w): first noise, model outputs, later noise; see sampling.tables.Table.
-    drawn:   fresh noises drawn, on the CPU, in the reference's order: latents first, then by call.
+    drawn:   later noises drawn so far, after the first; all on the CPU, in the reference's order.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -127,7 +127,7 @@ class Run:
     call: int = 0  # UNet calls made
     conditioning: Conditioning = field(init=False, repr=False)
     history: History = field(init=False, repr=False)
-    latent: torch.Tensor | None = None  # (C, h, w) once all calls are made, kept without a history
+    latent: torch.Tensor | None = None  # (C, h, w): the final one, set by `finish`
 
     def start(self, unet: Unet, shared: dict[int, torch.Tensor] | None = None) -> None:
         """Reset to the first call.

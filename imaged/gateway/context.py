@@ -6,13 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
+from starlette.requests import HTTPConnection
 
 from imaged.catalogue import aliases
-from imaged.errors import StillRunning, UnknownRequest
-from imaged.gateway.present.form import Form
-from imaged.gateway.present.headers import with_rate_headers
+from imaged.errors import UnknownRequest
 from imaged.gateway.present.links import Links
 from imaged.gateway.read.job_reader import JobReader
 from imaged.gateway.submit.admission import Admission
@@ -20,12 +17,11 @@ from imaged.gateway.submit.cpu_share import CpuShare
 from imaged.gateway.transport.response_cache import ResponseCache
 from imaged.gateway.webhooks.delivery import WebhookDelivery
 from imaged.gateway.webhooks.url_guard import UrlGuard
-from imaged.jobs import Job, State, Submission
+from imaged.jobs import Job, State
 from imaged.moderation.rules import Rules
 from imaged.provenance.receipts import public
 from imaged.settings import Settings
 from imaged.store.accounts import keys
-from imaged.store.accounts.keys import Key
 from imaged.store.blobs import Blobs
 from imaged.store.sql.database import Database, Watch
 from imaged.store.sql.group_commit import Writer
@@ -92,21 +88,6 @@ class Gateway:
         """Absolute URLs under IMAGED_PUBLIC_URL, else under the request's own origin."""
         origin = self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
         return Links(origin.rstrip("/"), self.secret)
-
-    async def run(self, request: Request, key: Key, submission: Submission, form: Form) -> Response:
-        """Queue a job, and answer in a dialect's form once it has ended; StillRunning after
-        `wait_s`, when the caller has gone, or when the server stops.
-        """
-        placed = await self.admission.admit(submission)
-        wait_s, links = self.settings.wait_s, self.links(request)
-        job = await self.reader.wait_for_end(key, placed.job_id, wait_s, request.receive)
-        if not job.state.final:
-            answer = form.error(StillRunning(job.id))
-        elif job.state is not State.COMPLETED:
-            answer = form.of_failed(job, links)
-        else:
-            answer = await asyncio.to_thread(form.pictures, job, links, await self.files(job))
-        return with_rate_headers(answer, placed.rate, placed.replayed)
 
     async def files(self, job: Job) -> list[bytes]:
         """The image files of a COMPLETED job, else none; raises UnknownRequest once they

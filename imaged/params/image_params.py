@@ -114,7 +114,13 @@ def read_params(body: Any, knobs: Sequence[Knob] = KNOBS) -> tuple[ImageParams, 
             f'should be "diffusers" with the scheduler {params.scheduler}; "a1111" has '
             + ", ".join(IN_A1111),
         )
-    return params, sorted(safe_name(str(k)) for k in body if k not in names)
+    return params, unknown_fields(body, knobs)
+
+
+def unknown_fields(body: Mapping[str, Any], knobs: Sequence[Knob] = KNOBS) -> list[str]:
+    """The names of a body's fields that are no parameters, made safe to show."""
+    names = {name for knob in knobs for name in (knob.name, *knob.aliases)}
+    return sorted(safe_name(str(name)) for name in body if name not in names)
 
 
 def plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ class Reading:
     dialect:  one of DIALECTS.
     emphasis: what a weight does to a token's vector: it multiplies ("no norm"), it multiplies and
               the window's mean is restored ("original"), or nothing ("none").
-    skip:     layers of the text encoders that are left out beyond the last, which SDXL never uses.
+    skip:     layers of the text encoders to leave out before the last, which SDXL never uses.
     """
 
     dialect: str = "a1111"
@@ -53,6 +53,8 @@ A1111 = Reading()
 class Prompt:
     """A prompt and how it is read. Each part is read when it is first asked for, and kept: rules,
     report and text encoders share one reading. CPU-bound for a long one: use a thread.
+
+    steps: of the image, over which it may change.
     """
 
     sent: str
@@ -96,7 +98,7 @@ class Prompt:
         return [(text, 1.0)] if self.reading.dialect == "plain" else a1111.spans(text)
 
     def check(self, name: str) -> None:
-        """Raises BadParameter for what cannot be read in this dialect; `name`: of the field."""
+        """Raises BadParameter for what cannot be read in this dialect; name: of the parameter."""
         if self.reading.dialect != "compel":
             return
         if find_spec("compel") is None:
@@ -109,7 +111,9 @@ class Prompt:
             raise BadParameter(name, problem.detail.removeprefix("prompt ")) from None
 
     def plain(self, text: str, between: str = "") -> str:
-        """One of the texts as the text encoders read it, without weights."""
+        """One of the texts as the text encoders read it, without weights. between: is put between
+        pieces of different weight.
+        """
         if self.reading.dialect == "compel" and not between:
             return compel.unmarked(text)
         return between.join(" " if piece == BREAK else piece for piece, _ in self.spans[text])

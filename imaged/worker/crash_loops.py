@@ -37,7 +37,9 @@ def recorded_load(db: Database, worker_id: str) -> Callable[[Weights], Nets]:
 def refuse_crashing(
     checkpoints: CheckpointCache, asked: Iterable[Weights], crashing: Collection[str]
 ) -> None:
-    """Refuse weights that have crashed workers, without loading them. crashing: these, as text."""
+    """Refuse weights that have crashed workers, without loading them. crashing: str() of the
+    weights that have.
+    """
     for weights in asked:
         known = checkpoints.refusal(weights) or checkpoints.engine(weights)
         if known is None and str(weights) in crashing:

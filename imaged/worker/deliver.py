@@ -1,5 +1,5 @@
-"""An outcome to the store, in the delivery thread: the image checker, then image files, then one
-transaction: row, charge.
+"""Writes an outcome to the store, in the delivery thread: checks, encodes and keeps the images,
+then completes and charges the job in one transaction.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Delivery:
         receipts = [self._receipt(job, picture, outcome, stamp) for picture in outcome.pictures]
         try:
             files = [
-                self._checked(job, picture, receipt, stamp)
+                self._encoded(job, picture, receipt, stamp)
                 for picture, receipt in zip(outcome.pictures, receipts, strict=True)
             ]
         except JobFailed as refusal:  # of any picture, before one of them is written
@@ -133,14 +133,16 @@ class Delivery:
         self.tidy(job)
 
     def tidy(self, job: Job) -> None:
-        """Delete the snapshots of a job that has ended."""
+        """Delete the snapshots of a job that has ended, or is deleted."""
         with self._db.read() as connection:
-            now = queue.read(connection, [job.id]).get(job.id)
-        if now is None or now.state.final:
+            current = queue.read(connection, [job.id]).get(job.id)
+        if current is None or current.state.final:
             self._blobs.delete_snapshots_of(job.id)
 
-    def _checked(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
-        """The content of an image's file; raises JobFailed if the image checker refuses it."""
+    def _encoded(self, job: Job, picture: Picture, receipt: Receipt, stamp: Stamp) -> bytes:
+        """The content of an image's file, once the image checker has passed it; raises JobFailed if
+        it does not.
+        """
         png = job.params.output_format == "png"
         embedded = written(receipt) if receipt and self._embedded else ""
         if not png or self._check:

@@ -89,7 +89,8 @@ class Worker:
             self.heartbeat.checkpoint = model.checkpoint_name
 
     def lost(self) -> set[tuple[str, int]]:
-        """(id, epoch) of held jobs that were cancelled, timed out or reclaimed.
+        """(id, epoch) of held jobs that were cancelled, timed out or reclaimed; tells the heartbeat
+        how far the others are.
 
         Known from the heartbeat once a second, and at once when the store has changed.
         """

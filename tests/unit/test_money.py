@@ -82,7 +82,7 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             with self.db.write() as c:
                 placed = queue.put(c, asked, now)
-                if refused and not placed.replayed:
+                if refused and not placed.repeated:
                     queue.refuse(c, placed.job_id, "content_policy", "text", now, KEEP_S)
         except NoCredits:
             assert first is None
@@ -91,7 +91,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert first is not None and first[1] != fingerprint
             return
         assert first is None or first == (placed.job_id, fingerprint)
-        assert placed.replayed == (first is not None)
+        assert placed.repeated == (first is not None)
         if key is not None:
             self.under[key] = (placed.job_id, fingerprint)
         self.known.append(placed.job_id)

@@ -68,10 +68,13 @@ class CallBudget:
     def allows(self, unet_of: Callable[[S], Unet], image: S, rows: int) -> bool:
         """Whether a batch of this image's shape may have so many rows.
 
-        unet_of: gives the UNet that makes the image; asked only where a batch size has to be
-        verified. If there is no memory for it the image goes alone, and its own call says so.
+        unet_of: gives the UNet that makes the image, with its LoRAs in use; asked in the exact class
+        alone. If there is no memory for it the image goes alone, and its own call says so.
         """
-        if rows > 2 * MAX_PICTURES or self.padded(rows) * image.pixels > self.pixels_a_call:
+        if (
+            rows > GUIDED_ROWS * MAX_PICTURES
+            or self.padded(rows) * image.pixels > self.pixels_a_call
+        ):
             return False
         if not self.exact:
             return True

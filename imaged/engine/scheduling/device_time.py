@@ -16,13 +16,13 @@ W = TypeVar("W", bound=Candidate)
 
 
 class Clock:
-    """Time stamps on the device. A GPU runs behind the host: at most `ahead` calls wait in its
-    queue, so that a batch is chosen shortly before it runs.
+    """Time stamps on the device. ahead: calls that may still run or queue there when the next batch
+    is chosen: one on a GPU, which runs behind the host.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
-        self.ahead = 1 if self._gpu else 0  # calls that may wait on the device for the last one
+        self.ahead = 1 if self._gpu else 0
 
     def mark(self) -> Any:
         if not self._gpu:

@@ -15,7 +15,7 @@ from imaged.gateway.auth import own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.present.answer import Answer
-from imaged.gateway.present.bodies import JobStatus
+from imaged.gateway.present.bodies import JobBody
 from imaged.gateway.submit.submission import read_body, whole
 from imaged.jobs import Job, State
 from imaged.moderation.rules import REFUSAL
@@ -28,7 +28,7 @@ CHANGES = ("prompt", "guidance_scale")
 
 
 @owned
-async def finish(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
+async def finish(request: Request, gateway: Gateway, job: Job) -> Answer[JobBody]:
     """POST /v2/requests/{id}/finish: the chosen pictures of a parked draft go on to their end."""
     sent = await read_body(request)
     unknown = sorted(set(sent) - {"samples", *CHANGES})

@@ -13,17 +13,18 @@ from imaged.gateway.auth import keyed, own_job, owned
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.present.answer import Answer
-from imaged.gateway.present.bodies import JobStatus, PicturesInBase64, Result, Submitted
+from imaged.gateway.present.answer_format import AnswerFormat
+from imaged.gateway.present.bodies import JobBody, PicturesInBase64, Result, Submitted
 from imaged.gateway.present.errors import error_response
-from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import safety_header, with_rate_headers
 from imaged.gateway.submit.quotes import QUOTE_ID
-from imaged.gateway.submit.submission import DRAFT, read_asked
+from imaged.gateway.submit.submission import DRAFT, read_asked, read_submission
+from imaged.gateway.submit_and_wait import submit_and_wait
 from imaged.jobs import Job, Submission
 from imaged.store.accounts.keys import Key
 from imaged.store.jobs import queue
 
-FORM = Form(bodies.picture, error_response, bodies.failed)
+V1 = AnswerFormat(bodies.picture, error_response, bodies.failed)
 
 
 @keyed
@@ -32,7 +33,7 @@ async def submit(request: Request, gateway: Gateway, key: Key) -> Answer[Submitt
     submission = await _read(request, gateway, key, DRAFT, QUOTE_ID)
     placed = await gateway.admission.admit(submission)
     answer = bodies.submitted(placed.job_id, gateway.links(request), submission.warnings)
-    return with_rate_headers(answer, placed.rate, placed.replayed)
+    return with_rate_headers(answer, placed.rate, placed.repeated)
 
 
 @keyed
@@ -40,13 +41,12 @@ async def create(
     request: Request, gateway: Gateway, key: Key
 ) -> Answer[PicturesInBase64] | Response:
     """POST /v1/{slug}: queue a job and answer with its picture."""
-    return await gateway.run(request, key, await _read(request, gateway, key, QUOTE_ID), FORM)
+    submission = await _read(request, gateway, key, QUOTE_ID)
+    return await submit_and_wait(request, gateway, key, submission, V1)
 
 
 @owned
-async def result(
-    request: Request, gateway: Gateway, job: Job
-) -> Answer[Result] | Answer[JobStatus]:
+async def result(request: Request, gateway: Gateway, job: Job) -> Answer[Result] | Answer[JobBody]:
     """GET /v2/requests/{id}: the result body, complete once the job is COMPLETED."""
     encoded = await gateway.files(job) if job.params.base64 else []
     links = gateway.links(request)
@@ -57,13 +57,13 @@ async def result(
 
 
 @owned
-async def poll(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
+async def poll(request: Request, gateway: Gateway, job: Job) -> Answer[JobBody]:
     """GET /v1/requests/{id}: the older poll_url, status and output in one."""
     return _status(job, *bodies.polled(job, gateway.links(request)))
 
 
 @owned
-async def cancel(request: Request, gateway: Gateway, job: Job) -> Answer[JobStatus]:
+async def cancel(request: Request, gateway: Gateway, job: Job) -> Answer[JobBody]:
     """DELETE /v2/requests/{id}: end the job, wherever it is, and give its credits back.
 
     A draft that was shown is charged.
@@ -83,8 +83,8 @@ class OwnRequest(HTTPEndpoint):
 
 async def _read(request: Request, gateway: Gateway, key: Key, *also: str) -> Submission:
     asked = await read_asked(request, *also)
-    return await gateway.admission.submission(key, request.headers, asked)
+    return await read_submission(gateway.admission, key, request.headers, asked)
 
 
-def _status(job: Job, code: int, body: JobStatus) -> Answer[JobStatus]:
+def _status(job: Job, code: int, body: JobBody) -> Answer[JobBody]:
     return Answer(body, code, safety_header(job))

@@ -20,7 +20,7 @@ from imaged.gateway.present.answer import UNSET, Answer, Body, UnsetType
 from imaged.gateway.present.units import dollars, utc
 from imaged.gateway.read.forecast import Forecast, forecast
 from imaged.gateway.submit.quotes import LIFE_S, Quote
-from imaged.gateway.submit.submission import DRAFT, read_asked
+from imaged.gateway.submit.submission import DRAFT, read_asked, read_submission
 from imaged.jobs import price_of_calls
 from imaged.params.image_params import ImageParams, plain
 from imaged.prompt.report import Reports
@@ -77,7 +77,7 @@ class Preflight(Body, kw_only=True):
 async def preflight(request: Request, gateway: Gateway, key: Key) -> Answer[Preflight]:
     """POST /v2/{slug}/preflight: how a request would be understood, and a quote for it."""
     asked = await read_asked(request, DRAFT)
-    submission = await gateway.admission.submission(key, request.headers, asked)
+    submission = await read_submission(gateway.admission, key, request.headers, asked)
     model, params, cost = submission.model, submission.params, submission.cost_micros
     if problem := await gateway.admission.missing_lora(params):
         raise problem

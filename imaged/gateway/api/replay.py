@@ -15,10 +15,11 @@ from imaged.gateway.auth import keyed, public
 from imaged.gateway.context import Gateway
 from imaged.gateway.present import bodies
 from imaged.gateway.present.answer import UNSET, Answer, Body
+from imaged.gateway.present.answer_format import AnswerFormat
 from imaged.gateway.present.errors import error_response
-from imaged.gateway.present.form import Form
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit.submission import IDEMPOTENCY_KEY, Asked, read_body
+from imaged.gateway.submit.submission import IDEMPOTENCY_KEY, Asked, read_body, read_submission
+from imaged.gateway.submit_and_wait import submit_and_wait
 from imaged.jobs import Job
 from imaged.provenance import receipts
 from imaged.store.accounts.keys import Key
@@ -82,12 +83,12 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Answer[Compare
         # Others' receipts must not choose the dtypes of checkpoints here.
         made_in=receipts.made_in(receipt) if ours else None,
     )
-    submission = await gateway.admission.submission(key, request.headers, asked)
+    submission = await read_submission(gateway.admission, key, request.headers, asked)
     if submission.warnings:
         raise BadParameter(RECEIPT, f"asks for what is not known here: {submission.warnings[0]}")
     answer = partial(_answer, receipt, signed_here=ours)
-    form = Form(answer, error_response, bodies.failed)
-    return await gateway.run(request, key, submission, form)
+    how = AnswerFormat(answer, error_response, bodies.failed)
+    return await submit_and_wait(request, gateway, key, submission, how)
 
 
 def _answer(

@@ -22,11 +22,12 @@ from imaged.errors import BadParameter, ImagedError
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.answer import Answer, Body
+from imaged.gateway.present.answer_format import AnswerFormat
 from imaged.gateway.present.bodies import Parameters
-from imaged.gateway.present.form import Form
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit.submission import Asked, read_object
+from imaged.gateway.submit.submission import Asked, read_object, read_submission
+from imaged.gateway.submit_and_wait import submit_and_wait
 from imaged.jobs import Job
 from imaged.provenance.infotext import A1111_NAMES, infotext
 from imaged.sampling.schedulers import SCHEDULERS
@@ -187,9 +188,10 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Answer[Txt2Im
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     _no_scripts(given)
     asked = Asked(_slug(given), _params(given), names={"guidance": "cfg_scale"}, wide=True)
-    submission = await gateway.admission.submission(key, request.headers, asked)
+    submission = await read_submission(gateway.admission, key, request.headers, asked)
     shown = given.get("send_images", True) is not False
-    return await gateway.run(request, key, submission, Form(partial(_answer, shown), _error))
+    how = AnswerFormat(partial(_answer, shown), _error)
+    return await submit_and_wait(request, gateway, key, submission, how)
 
 
 @route

@@ -24,10 +24,11 @@ from imaged.errors import (
 from imaged.gateway.compat import shared
 from imaged.gateway.context import Gateway
 from imaged.gateway.present.answer import UNSET, Answer, Body, UnsetType
-from imaged.gateway.present.form import Form
+from imaged.gateway.present.answer_format import AnswerFormat
 from imaged.gateway.present.headers import error_headers, safety_header
 from imaged.gateway.present.links import Links
-from imaged.gateway.submit.submission import Asked, read_object
+from imaged.gateway.submit.submission import Asked, read_object, read_submission
+from imaged.gateway.submit_and_wait import submit_and_wait
 from imaged.jobs import Job
 from imaged.store.accounts.keys import Key
 
@@ -127,9 +128,9 @@ async def generations(
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     slug = shared.text(given, "model") or DEFAULT_SLUG
     asked = Asked(slug, _params(given), names=NAMES, wide=True)
-    submission = await gateway.admission.submission(key, request.headers, asked)
-    form = Form(partial(_answer, answer_with), _error)
-    return await gateway.run(request, key, submission, form)
+    submission = await read_submission(gateway.admission, key, request.headers, asked)
+    how = AnswerFormat(partial(_answer, answer_with), _error)
+    return await submit_and_wait(request, gateway, key, submission, how)
 
 
 @route

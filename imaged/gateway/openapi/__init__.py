@@ -1,1 +1,1 @@
-"""The OpenAPI document, made from the routes, the parameters and the schemas of bodies."""
+"""The OpenAPI document, made from the routes, their answers and errors, and the parameters."""

@@ -46,7 +46,7 @@ from imaged.gateway.openapi import schemas
 from imaged.gateway.openapi.examples import EXAMPLES
 from imaged.gateway.operations.health import Ready
 from imaged.gateway.present.answer import Answer
-from imaged.gateway.present.bodies import JobStatus
+from imaged.gateway.present.bodies import JobBody
 from imaged.gateway.present.errors import Error, error_response
 from imaged.gateway.submit.submission import CANCEL_AFTER, IDEMPOTENCY_KEY, MAX_CANCEL_S
 from imaged.params.knobs import KNOBS, WIDEST
@@ -54,18 +54,19 @@ from imaged.sampling.schedulers import STEPS
 
 STATUS = "/v2/requests/{job_id}/status"
 EVENTS = "/v2/requests/{job_id}/events"
-SUBMITS = ("/v1/{slug}", "/v2/{slug}", "/v2/replay", schemas.OPENAI, schemas.SDAPI)
-ENDS_AS_JOB = ("/v1/{slug}", "/v2/replay")
-WORKS = ("/v1/{slug}", "/v2/{slug}", "/v2/{slug}/preflight")
+V1, V2, PREFLIGHT = "/v1/{slug}", "/v2/{slug}", "/v2/{slug}/preflight"
+REPLAY, FINISH = "/v2/replay", "/v2/requests/{job_id}/finish"
+TAKE_PICTURES, TAKE_QUOTES, TAKE_DRAFTS = (V1, V2, PREFLIGHT), (V1, V2), (V2, PREFLIGHT)
+SUBMITS = (V1, V2, REPLAY, schemas.OPENAI, schemas.SDAPI)
+ENDS_AS_JOB = (V1, REPLAY)
 DIALECTS = (schemas.OPENAI, schemas.SDAPI)
 MIN_STEPS, MAX_STEPS = WIDEST["num_inference_steps"]
 #: Media types of answers that are neither JSON nor a file.
-TEXTS = {EVENTS: "text/event-stream", "/metrics": "text/plain", "/docs": "text/html"}
+TEXT_TYPES = {EVENTS: "text/event-stream", "/metrics": "text/plain", "/docs": "text/html"}
 #: Errors that are answered before a dialect has the request, in our own form.
-BEFORE = (BodyTooSlow, BodyTooLarge, Unavailable)
+OWN_FORM = (BodyTooSlow, BodyTooLarge, Unavailable)
 _REF = "#/components/schemas/{name}"
 ERROR = {"$ref": _REF.format(name=Error.__name__)}
-PREFLIGHT, FINISH = "/v2/{slug}/preflight", "/v2/requests/{job_id}/finish"
 ASK_FOR_A_MODEL = (*SUBMITS, PREFLIGHT, "/openai/v1/models/{slug}")
 #: One of each error that a request can be answered with, as an example.
 PROBLEMS: tuple[ImagedError, ...] = (
@@ -90,7 +91,7 @@ PROBLEMS: tuple[ImagedError, ...] = (
     StillRunning("0123456789abcdef0123456789abcdef"),
 )
 #: Errors that only these paths answer with.
-ONLY: Mapping[tuple[type[ImagedError], ...], tuple[str, ...]] = {
+ONLY_ON: Mapping[tuple[type[ImagedError], ...], tuple[str, ...]] = {
     (UnknownModel,): (*ASK_FOR_A_MODEL, FINISH, "/v1/schedulers"),
     (ModelForbidden, ModelRetired): ASK_FOR_A_MODEL,
     (UnknownWebhook,): ("/webhook/update", "/webhook/inactive", "/webhook/dispatch-logs"),
@@ -98,7 +99,7 @@ ONLY: Mapping[tuple[type[ImagedError], ...], tuple[str, ...]] = {
     (NotParked,): (FINISH,),
     (NoCredits, IdempotencyMismatch): SUBMITS,
     (TooFast,): (*SUBMITS, PREFLIGHT, FINISH),
-    (StillRunning,): tuple(path for path in SUBMITS if path != "/v2/{slug}"),
+    (StillRunning,): tuple(path for path in SUBMITS if path != V2),
 }
 FORMS = ("application/json", "multipart/form-data")
 DAY = {"type": "string", "format": "date"}
@@ -144,7 +145,7 @@ HEADERS: dict[str, dict[str, Any]] = {
             IDEMPOTENCY_KEY: {"type": "string", "minLength": 1, "maxLength": 255},
             CANCEL_AFTER: {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CANCEL_S},
         }
-        for path in (*WORKS[:2], *DIALECTS, "/v2/replay")
+        for path in SUBMITS
     },
     EVENTS: {"Last-Event-ID": {"type": "string"}},
 }
@@ -234,7 +235,7 @@ def document(routes: Iterable[Any]) -> dict[str, Any]:
 
 
 @owned
-async def poll(*_: Any) -> Answer[JobStatus]:
+async def poll(*_: Any) -> Answer[JobBody]:
     """GET /v2/requests/{job_id}/status: How far a job is; with `wait`, once it ended."""
     raise NotImplementedError  # api.status answers before any route does
 
@@ -295,11 +296,11 @@ def _operation(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> d
     if verb == "post":
         picture = {"$ref": "#/components/schemas/Picture"}
         body: dict[str, Any] = (
-            {"anyOf": [picture, schemas.QUOTED]} if path in WORKS[:2] else picture
+            {"anyOf": [picture, schemas.QUOTED]} if path in TAKE_QUOTES else picture
         )
-        body = {"allOf": [body, schemas.DRAFTED]} if path in WORKS[1:] else body
-        body = body if path in WORKS else schemas.REQUESTS.get(path, {"type": "object"})
-        kinds = FORMS if path in WORKS else FORMS[:1]
+        body = {"allOf": [body, schemas.DRAFTED]} if path in TAKE_DRAFTS else body
+        body = body if path in TAKE_PICTURES else schemas.REQUESTS.get(path, {"type": "object"})
+        kinds = FORMS if path in TAKE_PICTURES else FORMS[:1]
         example = {"example": EXAMPLES[path]} if path in EXAMPLES else {}
         operation["requestBody"] = {
             "required": True,
@@ -313,13 +314,13 @@ def _responses(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> d
         "200": {"description": "It worked.", "content": _content(path, handler, said)}
     }
     form, mark = _error_of(handler), getattr(handler, "access", "public")
-    error, job = said[_bodies(form)[0]], said[JobStatus]
+    error, job = said[_bodies(form)[0]], said[JobBody]
     for problem in PROBLEMS:
-        if not _may(problem, path, verb, mark):
+        if not _can_answer(problem, path, verb, mark):
             continue
-        answer = (error_response if isinstance(problem, BEFORE) else form)(problem)
+        answer = (error_response if isinstance(problem, OWN_FORM) else form)(problem)
         text = (type(problem).__doc__ or "").strip().split("\n")[0]
-        schema = ERROR if isinstance(problem, BEFORE) else error
+        schema = ERROR if isinstance(problem, OWN_FORM) else error
         _add(found, answer, text, schema, problem.code)
     if path == EVENTS:
         found["204"] = {"description": "Last-Event-ID is the stream's last: there is no more."}
@@ -335,14 +336,14 @@ def _responses(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> d
 
 def _content(path: str, handler: Any, said: Mapping[Any, Any]) -> dict[str, Any]:
     """What is answered with 200, by media type."""
-    if path in TEXTS:
-        return {TEXTS[path]: {"schema": schemas.TEXT}}
+    if path in TEXT_TYPES:
+        return {TEXT_TYPES[path]: {"schema": schemas.TEXT}}
     kinds = [said[kind] for kind in _bodies(handler)]
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
     if path == "/openapi.json":
         schema = {"type": "object", "required": ["openapi", "paths"]}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if path in (WORKS[0], "/files/{name}"):
+    if path in (V1, "/files/{name}"):
         binary = {"schema": {"type": "string", "contentEncoding": "binary"}}
         content |= {"image/jpeg": binary, "image/png": binary}
     return content
@@ -363,9 +364,9 @@ def _json(text: str, schema: Any) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _may(problem: ImagedError, path: str, verb: str, mark: str) -> bool:
+def _can_answer(problem: ImagedError, path: str, verb: str, mark: str) -> bool:
     """Whether an operation can answer with this error."""
-    for kinds, paths in ONLY.items():
+    for kinds, paths in ONLY_ON.items():
         if isinstance(problem, kinds):
             return path in paths
     if isinstance(problem, KeyMissing | KeyInvalid):

@@ -1,6 +1,5 @@
-"""Bodies as JSON schemas: what each POST takes beside a picture's parameters, and what each path
-answers. Requests are made from the tables that their readers use; answers are closed, so that a
-field that is not described here fails a test.
+"""Request bodies as JSON schemas, made from the tables that their readers use: what each POST takes
+beside a picture's parameters.
 """
 
 from __future__ import annotations
@@ -20,11 +19,7 @@ from imaged.store.webhooks.subscriptions import TYPES
 Schema = dict[str, Any]
 OPENAI, SDAPI = "/openai/v1/images/generations", "/sdapi/v1/txt2img"
 TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "number"}
-INTEGER: Schema = {"type": "integer"}
 FLAG: Schema = {"type": "boolean"}
-ANY: Schema = {}
-_PIXELS: Schema = {"type": "object", "required": ["width", "height", "sha256"]}
 
 
 _LORA: Schema = {
@@ -65,8 +60,8 @@ def request(required: Mapping[str, Schema], optional: Mapping[str, Schema] | Non
     return {"type": "object", "required": list(required), "properties": properties}
 
 
-def answer(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """Schema of an answer object, without other fields."""
+def closed(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
+    """Schema of an object without other fields."""
     return {**request(required, optional), "additionalProperties": False}
 
 
@@ -74,16 +69,8 @@ def listed(item: Schema) -> Schema:
     return {"type": "array", "items": item}
 
 
-def maybe(kind: Schema) -> Schema:
-    return {**kind, "type": [kind["type"], "null"]}
-
-
 def texts(*names: str) -> dict[str, Schema]:
     return dict.fromkeys(names, TEXT)
-
-
-def numbers(*names: str) -> dict[str, Schema]:
-    return dict.fromkeys(names, NUMBER)
 
 
 WIDE = {one.name: knob(one) for one in widened()}
@@ -98,8 +85,8 @@ DRAFTED = request(
     {
         "draft": {
             "anyOf": [
-                answer({"steps": {"type": "integer", "minimum": 1}}),
-                answer(
+                closed({"steps": {"type": "integer", "minimum": 1}}),
+                closed(
                     {"fraction": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}}
                 ),
             ]
@@ -125,7 +112,7 @@ def _neutral(table: Mapping[str, tuple[Any, ...]]) -> dict[str, Schema]:
 #: Request schemas by path; /v1 and /v2 image routes take PICTURE.
 REQUESTS: dict[str, Schema] = {
     "/v2/replay": request({"receipt": RECEIPT}),
-    "/v2/requests/{job_id}/finish": answer(  # closed: what cannot change is refused
+    "/v2/requests/{job_id}/finish": closed(  # closed: what cannot change is refused
         {},
         {
             "samples": {**listed({"type": "integer", "minimum": 0}), "minItems": 1},

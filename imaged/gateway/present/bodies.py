@@ -1,4 +1,4 @@
-"""What is said of jobs: their states, results and pictures as bodies and headers. No I/O.
+"""What is answered about jobs: bodies, v1's headers, and the answers of submits. No I/O.
 
 Pictures in base64 are megabytes of text: answers that may hold them are made in a thread.
 """
@@ -32,7 +32,7 @@ WIRE: dict[State, WireState] = {
     State.FAILED: "FAILED",
     State.CANCELLED: "FAILED",
 }
-#: Fields of a result that name what made it (worker/deliver.py); see Made.
+#: Fields of a result that say what made it (worker/deliver.py), in answers and headers alike.
 STAMP = ("checkpoint", "determinism", "engine", "device", "dtype")
 _FACT_TYPES = {int: "integer", str: "string", dict: "object", bool: "boolean"}
 #: A signed receipt; see provenance.receipts.
@@ -106,14 +106,17 @@ class Image(Body):
 
 
 class Parked(Body):
-    """A draft rests until then."""
+    """A draft that waits for its caller; it is cancelled at `until`."""
 
     parked: bool
     until: str
 
 
-class Look(Body):
-    """A small picture of how far a job is; call: the UNet call after which it was made."""
+class PreviewBody(Body):
+    """The newest preview of a job's first picture: a small JPEG, in base64.
+
+    call: the UNet call after which it was made.
+    """
 
     content_type: str
     base64: str
@@ -129,8 +132,10 @@ class Steps(Body):
     unet_calls: int
 
 
-class JobStatus(Body, kw_only=True):
-    """A job as it is."""
+class JobBody(Body, kw_only=True):
+    """State of a job, with its links: an error once it FAILED, how far it is while PROCESSING, the
+    pictures of a draft that rests.
+    """
 
     status: WireState
     request_id: str
@@ -146,12 +151,12 @@ class JobStatus(Body, kw_only=True):
     progress: Parked | UnsetType = UNSET
     images: list[Image] | UnsetType = UNSET
     finish_url: str | UnsetType = UNSET
-    preview: Look | UnsetType = UNSET
+    preview: PreviewBody | UnsetType = UNSET
     output: str | UnsetType = UNSET
 
 
 class Timings(Body):
-    """Seconds."""
+    """How long the pictures took to make, in seconds."""
 
     inference: float
 
@@ -204,10 +209,10 @@ def submitted(job_id: str, links: Links, warnings: Sequence[str]) -> Answer[Subm
     return Answer(body, headers={"x-request-id": job_id})
 
 
-def status(job: Job, links: Links) -> tuple[int, JobStatus]:
+def status(job: Job, links: Links) -> tuple[int, JobBody]:
     """HTTP status and body of the status route."""
     state, of_job = wire_state(job), links.job(job.id)
-    body = JobStatus(
+    body = JobBody(
         status=state,
         request_id=job.id,
         status_url=of_job["status_url"],
@@ -235,8 +240,8 @@ def steps_done(job: Job) -> Steps:
     return Steps(min(last, job.calls_done * last // total), steps, job.calls_done, total)
 
 
-def preview(made: Preview) -> Look:
-    return Look("image/jpeg", base64.b64encode(made.jpeg).decode(), made.call)
+def preview(made: Preview) -> PreviewBody:
+    return PreviewBody("image/jpeg", base64.b64encode(made.jpeg).decode(), made.call)
 
 
 def is_completed(job: Job) -> bool:
@@ -286,7 +291,7 @@ def _stamp(job: Job) -> dict[str, Any]:
     return {name: job.result.get(name) for name in STAMP}
 
 
-def polled(job: Job, links: Links) -> tuple[int, JobStatus]:
+def polled(job: Job, links: Links) -> tuple[int, JobBody]:
     """HTTP status and body of the older poll_url: status, and `output` once completed."""
     code, body = status(job, links)
     if is_completed(job):
@@ -365,7 +370,7 @@ def v1_headers(job: Job, links: Links) -> dict[str, str]:
     }
 
 
-def failed(job: Job, links: Links) -> Answer[JobStatus]:
+def failed(job: Job, links: Links) -> Answer[JobBody]:
     code, body = status(job, links)
     return Answer(body, code, {"x-request-id": job.id, **safety_header(job)})
 

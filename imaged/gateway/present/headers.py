@@ -38,10 +38,10 @@ def error_headers(problem: ImagedError) -> dict[str, str]:
     return {"x-request-id": problem.request_id} if isinstance(problem, StillRunning) else {}
 
 
-def with_rate_headers(answer: R, rate: RateLimit, replayed: bool) -> R:
+def with_rate_headers(answer: R, rate: RateLimit, repeated: bool) -> R:
     """Add the rate limit, and whether an earlier job was returned."""
     answer.headers.update(rate_headers(rate))
-    if replayed:
+    if repeated:
         answer.headers["idempotent-replayed"] = "true"
     return answer
 

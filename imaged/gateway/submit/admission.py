@@ -1,4 +1,4 @@
-"""Admission: key, model, rules, seed, price, and the transaction that queues a job and reserves its
+"""Admission: key, model, rules, seed, and the transaction that queues a job and reserves its
 price.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import sqlalchemy as sa
 from cachetools import LRUCache, TTLCache
-from starlette.datastructures import Headers
 
 from imaged.catalogue.aliases import Aliases, merge_knobs
 from imaged.catalogue.model import Model
@@ -28,7 +27,6 @@ from imaged.errors import (
     UnknownModel,
 )
 from imaged.gateway.submit import quotes
-from imaged.gateway.submit.submission import Asked, read_submission
 from imaged.jobs import Submission
 from imaged.moderation.rules import REASON, REFUSAL, Rules
 from imaged.params.image_params import ImageParams
@@ -46,7 +44,7 @@ HIGHEST_SEED = 999_999_999_999_999
 
 
 class Admission:
-    """Looks up keys and models, with a cache, and puts jobs into the queue."""
+    """Looks up keys and models, with a cache; judges submissions and puts them into the queue."""
 
     def __init__(
         self,
@@ -58,7 +56,7 @@ class Admission:
         retention_s: float,
         loras: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
+        self._db, self._writer, self.secret, self._aliases = db, writer, secret, aliases
         self.rules, self._retention_s, self._loras = rules, retention_s, loras
         self._keys: TTLCache[str, Key] = TTLCache(CACHED_KEYS, FRESH_S)
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
@@ -70,13 +68,14 @@ class Admission:
         if not header:
             raise KeyMissing()
         if (key := self._keys.get(header)) is None:
-            key = await self._db.query(lambda c: keys.find(c, self._secret, header))
+            key = await self._db.query(lambda c: keys.find(c, self.secret, header))
             if key is None:
                 raise KeyInvalid()
             self._keys[header] = key
         return key
 
     async def catalogue(self) -> Mapping[str, Model]:
+        """Models on offer by slug, at most FRESH_S old."""
         until, offered = self._catalogue
         if until < time.monotonic():
             offered = await self._db.query(catalogue.catalogue)
@@ -110,13 +109,8 @@ class Admission:
         return found
 
     def aliases_of(self, slug: str) -> list[str]:
-        """Aliases of a slug."""
+        """The aliases under which this slug is served too."""
         return [alias for alias, (target, _) in self._aliases.ranges.items() if target == slug]
-
-    async def submission(self, key: Key, headers: Headers, asked: Asked) -> Submission:
-        """What a request asks for; raises what `model` raises, or BadParameter."""
-        model = await self.model(asked.slug, key)
-        return read_submission(self._secret, headers, key.id, model, asked)
 
     async def admit(self, submission: Submission) -> Placement:
         """Reserve the price and queue the job, in one transaction.
@@ -138,7 +132,7 @@ class Admission:
         def put(connection: sa.Connection) -> Placement:
             now = time.time()
             placed = queue.put(connection, job, now, problem)
-            if refused and not placed.replayed:
+            if refused and not placed.repeated:
                 queue.refuse(connection, placed.job_id, REASON, REFUSAL, now, self._retention_s)
             return placed
 
@@ -148,8 +142,7 @@ class Admission:
 
     async def _problem(self, submission: Submission) -> Refused | None:
         """Why the request cannot become a job unless it repeats an earlier one: its key is known to
-        be over its rate, which spares judging its prompt (the transaction decides), its quote has
-        expired, or a LoRA is not there.
+        be over its rate, its quote has expired, or a LoRA is not there. No prompt is judged then.
         """
         wait_s = self._next_at.get(submission.key_id, 0.0) - time.monotonic()
         if wait_s > 0:

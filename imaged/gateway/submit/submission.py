@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from starlette.requests import Request
 from imaged.catalogue.aliases import widened
 from imaged.catalogue.model import Model
 from imaged.errors import BadParameter, MalformedBody, WrongContentType
+from imaged.gateway.submit.admission import Admission
 from imaged.gateway.submit.quotes import QUOTE_ID, redeem
 from imaged.jobs import Submission
-from imaged.params.image_params import DEFAULTS, ImageParams, read_params
+from imaged.params.image_params import DEFAULTS, ImageParams, read_params, unknown_fields
 from imaged.params.knobs import KNOBS, from_form
+from imaged.store.accounts.keys import Key
 from imaged.store.signing import mac
 
 IDEMPOTENCY_KEY, CANCEL_AFTER, DRAFT = "Idempotency-Key", "Cancel-After", "draft"
@@ -47,9 +49,10 @@ class Asked:
     """A request in our words: what a dialect makes of its own.
 
     slug:    of a model or an alias.
-    fields:  by our names, unread.
+    fields:  by our names or their aliases, not yet checked.
     also:    which of `draft` and `quote_id` may be among the fields.
-    accept:  the media types that the caller takes; PNG without JPEG chooses PNG.
+    accept:  the media types that the caller takes: PNG without JPEG chooses PNG, unless a quote
+             says what is made.
     names:   our field -> the caller's, for refusals.
     wide:    with the engine's bounds rather than the original's.
     made_in: see Submission.
@@ -70,22 +73,24 @@ async def read_asked(request: Request, *also: str) -> Asked:
     return Asked(request.path_params["slug"], sent, frozenset(also), accept)
 
 
-def read_submission(
-    secret: bytes, headers: Headers, key_id: int, model: Model, asked: Asked
+async def read_submission(
+    admission: Admission, key: Key, headers: Headers, asked: Asked
 ) -> Submission:
-    """Read what was asked for, in one order for every dialect: headers, then a quote or the
-    parameters, then the draft. Raises BadParameter, which names the header or the caller's field.
+    """Read what was asked for, in one order for every dialect: model, headers, a quote or the
+    parameters, draft. Raises what Admission.model raises, or BadParameter, which names the header
+    or the caller's field.
     """
+    model = await admission.model(asked.slug, key)
     idempotency_key = _idempotency_key(headers.getlist(IDEMPOTENCY_KEY))
     cancel_after_s = _cancel_after_s(headers.getlist(CANCEL_AFTER))
     if DRAFT not in asked.also and asked.fields.get(DRAFT) is not None:
         raise BadParameter(DRAFT, "is for POST /v2/{slug}; this path waits for finished pictures")
     quote = None
     if QUOTE_ID in asked.also and asked.fields.get(QUOTE_ID) is not None:
-        quote = redeem(secret, asked.fields, key_id, model)
-    params, warnings = (quote.params, []) if quote else _params(asked, model)
+        quote = redeem(admission.secret, asked.fields, key.id, model)
+    params = quote.params if quote else _params(asked, model)
     submission = Submission(
-        key_id,
+        key.id,
         model,
         params,
         draft_steps=_draft(asked.fields, params.num_inference_steps),
@@ -94,11 +99,11 @@ def read_submission(
         quoted_micros=quote.cost_micros if quote else None,
         quoted_until=quote.until if quote else math.inf,
         made_in=asked.made_in,
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(asked, model, params)),
     )
     if idempotency_key is None:
         return submission
-    return replace(submission, fingerprint=fingerprint(secret, submission))
+    return replace(submission, fingerprint=fingerprint(admission.secret, submission))
 
 
 def fingerprint(secret: bytes, submission: Submission) -> str:
@@ -121,22 +126,27 @@ def whole(value: Any, low: int, high: int) -> int | None:
     return int(value) if number and low <= value <= high and value == int(value) else None
 
 
-def _params(asked: Asked, model: Model) -> tuple[ImageParams, list[str]]:
-    """Parameters, and warnings about what was ignored or read differently."""
+def _params(asked: Asked, model: Model) -> ImageParams:
     knobs = widened(model.knobs) if asked.wide else model.knobs
     try:
-        params, ignored = read_params(asked.fields, knobs)
+        params, _ = read_params(asked.fields, knobs)
     except BadParameter as problem:
         theirs = asked.names.get(problem.field, problem.field)
         text = problem.detail.removeprefix(problem.field).strip()
         raise BadParameter(theirs, text) from None
-    warnings = [f"unknown field ignored: {name}" for name in ignored if name != DRAFT]
-    scheduler = asked.fields.get("scheduler")
-    if scheduler is not None and scheduler != params.scheduler:
-        warnings.append(f"scheduler was read as {params.scheduler}")
     if "image/png" in asked.accept and "image/jpeg" not in asked.accept and "*" not in asked.accept:
         params = replace(params, output_format="png")
-    return params, warnings
+    return params
+
+
+def _warnings(asked: Asked, model: Model, params: ImageParams) -> Iterator[str]:
+    """What of the request was ignored, or read differently."""
+    for name in unknown_fields(asked.fields, model.knobs):
+        if name not in asked.also:
+            yield f"unknown field ignored: {name}"
+    scheduler = asked.fields.get("scheduler")
+    if scheduler is not None and scheduler != params.scheduler:
+        yield f"scheduler was read as {params.scheduler}"
 
 
 def _draft(fields: Mapping[str, Any], steps: int) -> int:

@@ -45,15 +45,15 @@ _FIELDS = frozenset(Job.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Placement:
-    """The job of a request.
+    """What `put` did: the job of a request, new or of an earlier one.
 
     rate:     what its key may still submit.
-    replayed: an earlier request with the same Idempotency-Key made the job.
+    repeated: an earlier request with the same Idempotency-Key made the job.
     """
 
     job_id: str
     rate: rate_limits.RateLimit
-    replayed: bool
+    repeated: bool
 
 
 def put(
@@ -76,14 +76,14 @@ def put(
     if submission.idempotency_key is not None:
         first = idempotency.find(connection, submission, now)
         if first is not None:
-            return Placement(first, rate_limits.rate_limit(key, now), replayed=True)
+            return Placement(first, rate_limits.rate_limit(key, now), repeated=True)
     if problem is not None:
         raise problem
     job_id, cost = new_job_id(), submission.cost_micros
     tag, rate = rate_limits.take_and_reserve(connection, key, job_id, cost, now)
     row = jobs.insert().values(id=job_id, tag=tag, created_at=now, **_row(submission, now))
     connection.execute(row)
-    return Placement(job_id, rate, replayed=False)
+    return Placement(job_id, rate, repeated=False)
 
 
 def _row(submission: Submission, now: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ UNAVAILABLE, UNLOADED = ModelState.UNAVAILABLE, ModelState.UNLOADED
 
 
 def free_slots(held: HeldJobs, delivering: Collection[Job], slots: int) -> int:
+    """How many jobs there is room for; none, or less, if there are as many as `slots`."""
     if any(job.attempts > 1 for job in [*(one.job for one in held), *delivering]):
         return 0  # after a crash a job runs alone, see queue.claim
     if len(delivering) >= slots:
@@ -102,8 +103,8 @@ class Claims:
         ]
 
     def claim_one(self, first: FirstWaiting) -> list[tuple[Job, Model]]:
-        """Claim a job of this one's model and of no more work, beside others; there may be none.
-        Until the next look nothing is startable.
+        """Claim the first waiting job of this one's model, if it costs no more, beside running
+        jobs; none if another worker was faster. Until the next look nothing is startable.
         """
         self._waiting = []
         return self._claim([first.model], 1, alone=False, most_work=first.work)

@@ -26,7 +26,9 @@ def choose(
 
 
 def _preemptible(held: HeldJob) -> bool:
-    """Whether a job runs, was preempted under MAX_PREEMPTIONS times, and need not run alone."""
+    """Whether a job runs, was given back under MAX_PREEMPTIONS times (by preemption, or by a worker
+    that stopped), and need not run alone.
+    """
     job = held.job
     return bool(held.engine) and job.attempts == 1 and job.epoch - job.attempts < MAX_PREEMPTIONS
 

@@ -1,4 +1,4 @@
-"""The form in which one dialect answers a request that waits for its pictures."""
+"""How one dialect answers a request that waits for its pictures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from imaged.jobs import Job
 
 
 @dataclass(frozen=True)
-class Form:
+class AnswerFormat:
     """pictures: of a COMPLETED job and its files; may take long, and runs in a thread.
-    error:    of what was refused, failed or late.
+    error:    of a job that is late, and of one that failed where `failed` is None.
     failed:   of a job that failed, where that is more than an error.
     """
 
