@@ -68,8 +68,8 @@ class CallBudget:
     def allows(self, unet_of: Callable[[S], Unet], image: S, rows: int) -> bool:
         """Whether a batch of this image's shape may have so many rows.
 
-        unet_of: gives the UNet that makes the image, with its LoRAs in use; asked in the exact class
-        alone. If there is no memory for it the image goes alone, and its own call says so.
+        unet_of: gives the UNet that makes the image, with its LoRAs in use; asked in the exact
+        class alone. If there is no memory for it the image goes alone, and its own call says so.
         """
         if (
             rows > GUIDED_ROWS * MAX_PICTURES
