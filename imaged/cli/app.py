@@ -68,7 +68,7 @@ class _Value(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, context: Any) -> Any:
         try:
-            return self._setting.read(str(value), f"--{self._setting.name}")
+            return self._setting.read(str(value), "it")
         except CommandError as error:
             self.fail(error.detail, param, context)
 

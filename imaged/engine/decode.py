@@ -16,8 +16,8 @@ from imaged.errors import JobFailed
 
 #: Of a broken image, in the order of the checks in `decode`.
 REASONS = (
-    *("latents that are not numbers", "flat latents"),
-    *("pixels that are not numbers", "one flat colour"),
+    *("latents: not a number", "flat latents"),
+    *("pixels: not a number", "one flat colour"),
 )
 
 

@@ -83,6 +83,7 @@ class Engine:
         """Drop a job before the next call; it has no outcome."""
         self.jobs.pop(job_id, None)
         self.decoding.drop(job_id)
+        self.variants.free_float32(run for other in self.jobs.values() for run in other.runs)
 
     def close(self) -> None:
         """Stop decoding and take LoRAs out of the nets."""

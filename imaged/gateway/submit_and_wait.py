@@ -29,5 +29,6 @@ async def submit_and_wait(
     elif job.state is not State.COMPLETED:
         answer = how.of_failed(job, links)
     else:
-        answer = await asyncio.to_thread(how.pictures, job, links, await gateway.files(job))
+        files = await gateway.files(job) if how.shows_files else ()
+        answer = await asyncio.to_thread(how.pictures, job, links, files)
     return with_rate_headers(answer, placed.rate, placed.repeated)

@@ -37,6 +37,7 @@ FACTS: Mapping[str, type] = {
     "varied": bool,
     "picture": dict,
 }
+PIXELS: Mapping[str, type] = {"width": int, "height": int, "sha256": str}  # of `picture`
 #: Fields that explain why two images of the same request differ.
 CAUSES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "device", "dtype", "determinism")
 
@@ -75,10 +76,13 @@ def read(receipt: object) -> dict[str, Any]:
     try:
         key = Ed25519PublicKey.from_public_bytes(_raw(receipt["key"]))
         key.verify(_raw(receipt["signature"]), _bytes(said))
+        json.dumps(said, ensure_ascii=False).encode()  # an answer repeats it
     except (InvalidSignature, ValueError, TypeError, RecursionError) as error:
         raise ReceiptRefused("its signature is not of what it says") from error
     if any(not isinstance(said[name], kind) for name, kind in FACTS.items()):
         raise ReceiptRefused("it is no receipt")
+    if {name: type(value) for name, value in said["picture"].items()} != PIXELS:
+        raise ReceiptRefused("it does not say which pixels it is of")
     return dict(receipt)
 
 

@@ -124,7 +124,9 @@ def test_checks_come_in_order_at_submit(gate: Gate) -> None:
     with gate.client("SG_wrong") as client:
         assert client.post("/v2/no-such-model", **wrong).status_code == 401
     with gate.client(poor) as client:
-        assert client.post("/v2/no-such-model", **wrong).status_code == 404
+        for path in ("/v1/no-such-model", "/v2/no-such-model", "/v2/no-such-model/preflight"):
+            assert client.post(path, **wrong).status_code == 404
+            assert client.post(path, content=b"x").status_code == 404
         assert client.post(f"/v2/{gate.slug}", content=b"x").json()["code"] == "wrong_content_type"
         assert client.post(f"/v2/{gate.slug}", **wrong).status_code == 400
         assert client.post(f"/v2/{gate.slug}", json={"prompt": "x"}).json()["code"] == "no_credits"

@@ -15,10 +15,13 @@ from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
 )
+from starlette.requests import Request
 
 from imaged.gateway.app import ROUTES
+from imaged.gateway.auth import public, route
 from imaged.gateway.openapi.document import STATUS, document
 from imaged.gateway.openapi.examples import EXAMPLES
+from imaged.gateway.present.answer import Answer, Body
 from imaged.params.image_params import read_params
 from imaged.params.knobs import KNOBS
 from tests.conftest import SLUG
@@ -90,6 +93,10 @@ def test_errors_are_of_the_dialect_and_their_examples_are_what_is_answered(gate:
         answer = httpx.post(gate.url + path.format(slug=SLUG), json={}, headers=headers)
         code = "key_invalid" if headers else "key_missing"
         assert answer.status_code == 401 and answer.json() == shown[path, code]
+    for code in ("still_running", "model_retired"):
+        assert "message" in shown["/openai/v1/images/generations", code]["error"]
+        assert "detail" in shown["/sdapi/v1/txt2img", code]
+        assert set(shown["/v1/{slug}", code]) == {"error", "code"}
     poor = gate.make_key(credits=0.0)
     with gate.client(poor) as client:
         answer = client.post("/openai/v1/images/generations", json={"prompt": "x"})
@@ -105,6 +112,24 @@ def test_every_answer_is_said_by_its_handler() -> None:
             continue
         content = DOCUMENT["paths"][path][verb]["responses"]["200"]["content"]
         assert content["application/json"]["schema"], (verb, path)
+
+
+class Picture(Body):
+    """As the parameters of a request are called."""
+
+    sha256: str
+
+
+@public
+async def lookalike(_: Request) -> Answer[Picture]:
+    """GET /lookalike: an answer with a name that is taken."""
+    raise NotImplementedError
+
+
+def test_two_bodies_of_one_name_are_refused() -> None:
+    """One would be described as the other."""
+    with pytest.raises(TypeError, match="two bodies have one name: Picture"):
+        document([*ROUTES, route("/lookalike", lookalike)])
 
 
 def bodies(part: str) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from imaged.store.jobs import queue
 from tests.contract.gate import Gate
 from tests.mutants import red
 
+JSON = {"content-type": "application/json"}
 NAMES = ("checkpoint_sha256", "table_sha256", "loras", "engine", "dtype", "determinism")
 
 
@@ -65,6 +67,40 @@ def test_only_our_own_receipts_say_in_which_types(gate: Gate) -> None:
         with gate.database.read() as c:
             said.append(queue.read(c, [answer["request_id"]])[answer["request_id"]].made_in)
     assert said == [receipts.made_in(receipt), None]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"picture": {"height": 512, "sha256": "0" * 64}},
+        {"picture": {"width": "512", "height": 512, "sha256": "0" * 64}},
+        {"device": "CPU \ud800"},
+        {"request": {"prompt": "x", "\udfff": 1}},
+    ],
+    ids=str,
+)
+def test_what_could_not_be_answered_is_no_receipt(gate: Gate, changes: dict[str, Any]) -> None:
+    """Whoever signs it: nothing is made, and nothing charged."""
+    facts = {n: v for n, v in {**receipt_of(gate), **changes}.items() if n in receipts.FACTS}
+    theirs = receipts.sign(facts, Ed25519PrivateKey.generate())
+    with gate.client() as client:
+        before = client.get("/v1/credits").json()
+        answer = client.post("/v2/replay", content=json.dumps({"receipt": theirs}), headers=JSON)
+        assert answer.status_code == 400 and answer.json()["code"] == "bad_parameter", answer.text
+        assert client.get("/v1/credits").json() == before
+
+
+def test_a_repeated_replay_needs_no_file(gate: Gate) -> None:
+    receipt = receipt_of(gate)
+    with gate.client() as client:
+        under = {"idempotency-key": "once-more"}
+        sent: dict[str, Any] = {"json": {"receipt": receipt}, "headers": under}
+        first = client.post("/v2/replay", **sent)
+        for path in (gate.settings.data / "files").rglob(f"{first.json()['request_id']}*"):
+            path.unlink()
+        repeat = client.post("/v2/replay", **sent)
+    assert repeat.status_code == 200 and repeat.headers["idempotent-replayed"] == "true"
+    assert repeat.json()["receipt"] == first.json()["receipt"]
 
 
 def test_another_picture_is_another(gate: Gate) -> None:

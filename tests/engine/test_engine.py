@@ -348,6 +348,13 @@ def second_try(nets: Any) -> tuple[Engine, dict[int, bytes]]:
     return engine, engine.snapshots("x")
 
 
+def test_the_copies_in_float32_leave_with_a_cancelled_job(nets: Any) -> None:
+    engine, _ = second_try(overflowing(nets))
+    assert engine.variants.copies is not None
+    engine.cancel("x")
+    assert engine.idle and engine.variants.copies is None
+
+
 def test_a_second_try_goes_on_in_float32(nets: Any) -> None:
     halves = overflowing(nets)
     before, states = second_try(halves)

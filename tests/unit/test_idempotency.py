@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from starlette.datastructures import Headers
 
-from imaged.catalogue.model import Model
 from imaged.errors import BadParameter, IdempotencyMismatch
 from imaged.gateway.submit.submission import Asked, fingerprint, read_submission
 from imaged.jobs import State, Submission
 from imaged.params.image_params import ImageParams
 from imaged.store.accounts import keys, ledger
-from imaged.store.accounts.keys import Key
 from imaged.store.jobs import idempotency, queue
 from imaged.store.sql.database import Database
 from imaged.store.sql.group_commit import Writer
@@ -169,12 +165,7 @@ def test_a_job_that_runs_is_not_ended_by_its_queue_deadline(db: Database) -> Non
 
 
 def read(headers: Headers) -> Submission:
-    async def model(*_: object) -> Model:
-        return asking(1).model
-
-    admission: Any = SimpleNamespace(model=model, secret=b"s")
-    asked = Asked("m", {"prompt": "x"})
-    return asyncio.run(read_submission(admission, Key(1, "t"), headers, asked))
+    return read_submission(b"s", 1, headers, Asked(asking(1).model, {"prompt": "x"}))
 
 
 @pytest.mark.parametrize("value", ["a", "x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "!~"])

@@ -82,8 +82,9 @@ class OwnRequest(HTTPEndpoint):
 
 
 async def _read(request: Request, gateway: Gateway, key: Key, *also: str) -> Submission:
-    asked = await read_asked(request, *also)
-    return await read_submission(gateway.admission, key, request.headers, asked)
+    model = await gateway.admission.model(request.path_params["slug"], key)
+    asked = await read_asked(request, model, *also)
+    return read_submission(gateway.secret, key.id, request.headers, asked)
 
 
 def _status(job: Job, code: int, body: JobBody) -> Answer[JobBody]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from imaged.catalogue.model import Model, ModelState
@@ -76,9 +77,11 @@ class Preflight(Body, kw_only=True):
 @keyed
 async def preflight(request: Request, gateway: Gateway, key: Key) -> Answer[Preflight]:
     """POST /v2/{slug}/preflight: how a request would be understood, and a quote for it."""
-    asked = await read_asked(request, DRAFT)
-    submission = await read_submission(gateway.admission, key, request.headers, asked)
-    model, params, cost = submission.model, submission.params, submission.cost_micros
+    model = await gateway.admission.model(request.path_params["slug"], key)
+    asked = await read_asked(request, model, DRAFT)
+    no_headers = Headers()  # they say how a job is handled, and there will be none
+    submission = read_submission(gateway.secret, key.id, no_headers, asked)
+    params, cost = submission.params, submission.cost_micros
     if problem := await gateway.admission.missing_lora(params):
         raise problem
     said = list(submission.warnings)

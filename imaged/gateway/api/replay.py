@@ -77,17 +77,17 @@ async def replay(request: Request, gateway: Gateway, key: Key) -> Answer[Compare
     receipt = _read((await read_body(request)).get(RECEIPT))
     ours = receipt["key"] == gateway.signer
     asked = Asked(
-        receipt["model"],
+        await gateway.admission.model(receipt["model"], key),
         {**receipt["request"], "samples": 1},
         wide=ours,  # it may have been made under an alias with wider bounds
         # Others' receipts must not choose the dtypes of checkpoints here.
         made_in=receipts.made_in(receipt) if ours else None,
     )
-    submission = await read_submission(gateway.admission, key, request.headers, asked)
+    submission = read_submission(gateway.secret, key.id, request.headers, asked)
     if submission.warnings:
         raise BadParameter(RECEIPT, f"asks for what is not known here: {submission.warnings[0]}")
     answer = partial(_answer, receipt, signed_here=ours)
-    how = AnswerFormat(answer, error_response, bodies.failed)
+    how = AnswerFormat(answer, error_response, bodies.failed, shows_files=False)
     return await submit_and_wait(request, gateway, key, submission, how)
 
 

@@ -187,8 +187,9 @@ async def txt2img(request: Request, gateway: Gateway, key: Key) -> Answer[Txt2Im
     given = await read_object(request)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     _no_scripts(given)
-    asked = Asked(_slug(given), _params(given), names={"guidance": "cfg_scale"}, wide=True)
-    submission = await read_submission(gateway.admission, key, request.headers, asked)
+    model = await gateway.admission.model(_slug(given), key)
+    asked = Asked(model, _params(given), names={"guidance": "cfg_scale"}, wide=True)
+    submission = read_submission(gateway.secret, key.id, request.headers, asked)
     shown = given.get("send_images", True) is not False
     how = AnswerFormat(partial(_answer, shown), _error)
     return await submit_and_wait(request, gateway, key, submission, how)

@@ -127,8 +127,9 @@ async def generations(
     _one_of(given, "quality", QUALITIES)
     shared.refuse_unless(given, UNSUPPORTED_FIELDS)
     slug = shared.text(given, "model") or DEFAULT_SLUG
-    asked = Asked(slug, _params(given), names=NAMES, wide=True)
-    submission = await read_submission(gateway.admission, key, request.headers, asked)
+    model = await gateway.admission.model(slug, key)
+    asked = Asked(model, _params(given), names=NAMES, wide=True)
+    submission = read_submission(gateway.secret, key.id, request.headers, asked)
     how = AnswerFormat(partial(_answer, answer_with), _error)
     return await submit_and_wait(request, gateway, key, submission, how)
 

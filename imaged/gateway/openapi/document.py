@@ -212,6 +212,8 @@ def document(routes: Iterable[Any]) -> dict[str, Any]:
     )
     made, components = msgspec.json.schema_components(answered, ref_template=_REF)
     said = dict(zip(answered, made, strict=True))
+    if shared := [name for name in components if "." in name or name == "Picture"]:
+        raise TypeError(f"two bodies have one name: {', '.join(shared)}")
     paths: dict[str, dict[str, Any]] = {}
     for path, verb, handler in found:
         paths.setdefault(path, {})[verb] = _operation(path, verb, handler, said)
@@ -318,9 +320,9 @@ def _responses(path: str, verb: str, handler: Any, said: Mapping[Any, Any]) -> d
     for problem in PROBLEMS:
         if not _can_answer(problem, path, verb, mark):
             continue
-        answer = (error_response if isinstance(problem, OWN_FORM) else form)(problem)
+        answer = (error_response if type(problem) in OWN_FORM else form)(problem)
         text = (type(problem).__doc__ or "").strip().split("\n")[0]
-        schema = ERROR if isinstance(problem, OWN_FORM) else error
+        schema = ERROR if type(problem) in OWN_FORM else error
         _add(found, answer, text, schema, problem.code)
     if path == EVENTS:
         found["204"] = {"description": "Last-Event-ID is the stream's last: there is no more."}

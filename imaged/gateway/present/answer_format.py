@@ -18,11 +18,13 @@ class AnswerFormat:
     """pictures: of a COMPLETED job and its files; may take long, and runs in a thread.
     error:    of a job that is late, and of one that failed where `failed` is None.
     failed:   of a job that failed, where that is more than an error.
+    shows_files: whether `pictures` is given the files, else none.
     """
 
     pictures: Callable[[Job, Links, Sequence[bytes]], Response]
     error: Callable[[ImagedError], Response]
     failed: Callable[[Job, Links], Response] | None = None
+    shows_files: bool = True
 
     def of_failed(self, job: Job, links: Links) -> Response:
         if self.failed is not None:

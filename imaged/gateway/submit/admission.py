@@ -56,7 +56,7 @@ class Admission:
         retention_s: float,
         loras: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self._db, self._writer, self.secret, self._aliases = db, writer, secret, aliases
+        self._db, self._writer, self._secret, self._aliases = db, writer, secret, aliases
         self.rules, self._retention_s, self._loras = rules, retention_s, loras
         self._keys: TTLCache[str, Key] = TTLCache(CACHED_KEYS, FRESH_S)
         self._catalogue: tuple[float, Mapping[str, Model]] = (0.0, {})
@@ -68,7 +68,7 @@ class Admission:
         if not header:
             raise KeyMissing()
         if (key := self._keys.get(header)) is None:
-            key = await self._db.query(lambda c: keys.find(c, self.secret, header))
+            key = await self._db.query(lambda c: keys.find(c, self._secret, header))
             if key is None:
                 raise KeyInvalid()
             self._keys[header] = key

@@ -20,12 +20,10 @@ from starlette.requests import Request
 from imaged.catalogue.aliases import widened
 from imaged.catalogue.model import Model
 from imaged.errors import BadParameter, MalformedBody, WrongContentType
-from imaged.gateway.submit.admission import Admission
 from imaged.gateway.submit.quotes import QUOTE_ID, redeem
 from imaged.jobs import Submission
 from imaged.params.image_params import DEFAULTS, ImageParams, read_params, unknown_fields
 from imaged.params.knobs import KNOBS, from_form
-from imaged.store.accounts.keys import Key
 from imaged.store.signing import mac
 
 IDEMPOTENCY_KEY, CANCEL_AFTER, DRAFT = "Idempotency-Key", "Cancel-After", "draft"
@@ -48,7 +46,6 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken
 class Asked:
     """A request in our words: what a dialect makes of its own.
 
-    slug:    of a model or an alias.
     fields:  by our names or their aliases, not yet checked.
     also:    which of `draft` and `quote_id` may be among the fields.
     accept:  the media types that the caller takes: PNG without JPEG chooses PNG, unless a quote
@@ -58,7 +55,7 @@ class Asked:
     made_in: see Submission.
     """
 
-    slug: str
+    model: Model
     fields: Mapping[str, Any]
     also: frozenset[str] = frozenset()
     accept: str = ""
@@ -67,30 +64,27 @@ class Asked:
     made_in: str | None = None
 
 
-async def read_asked(request: Request, *also: str) -> Asked:
+async def read_asked(request: Request, model: Model, *also: str) -> Asked:
     """What the body of a request to our own API asks for."""
     sent, accept = await read_body(request), request.headers.get("accept", "")
-    return Asked(request.path_params["slug"], sent, frozenset(also), accept)
+    return Asked(model, sent, frozenset(also), accept)
 
 
-async def read_submission(
-    admission: Admission, key: Key, headers: Headers, asked: Asked
-) -> Submission:
-    """Read what was asked for, in one order for every dialect: model, headers, a quote or the
-    parameters, draft. Raises what Admission.model raises, or BadParameter, which names the header
-    or the caller's field.
+def read_submission(secret: bytes, key_id: int, headers: Headers, asked: Asked) -> Submission:
+    """Read what was asked for, in one order for every dialect: headers, a quote or the parameters,
+    draft. Raises BadParameter, which names the header or the caller's field.
     """
-    model = await admission.model(asked.slug, key)
+    model = asked.model
     idempotency_key = _idempotency_key(headers.getlist(IDEMPOTENCY_KEY))
     cancel_after_s = _cancel_after_s(headers.getlist(CANCEL_AFTER))
     if DRAFT not in asked.also and asked.fields.get(DRAFT) is not None:
         raise BadParameter(DRAFT, "is for POST /v2/{slug}; this path waits for finished pictures")
     quote = None
     if QUOTE_ID in asked.also and asked.fields.get(QUOTE_ID) is not None:
-        quote = redeem(admission.secret, asked.fields, key.id, model)
+        quote = redeem(secret, asked.fields, key_id, model)
     params = quote.params if quote else _params(asked, model)
     submission = Submission(
-        key.id,
+        key_id,
         model,
         params,
         draft_steps=_draft(asked.fields, params.num_inference_steps),
@@ -103,7 +97,7 @@ async def read_submission(
     )
     if idempotency_key is None:
         return submission
-    return replace(submission, fingerprint=fingerprint(admission.secret, submission))
+    return replace(submission, fingerprint=fingerprint(secret, submission))
 
 
 def fingerprint(secret: bytes, submission: Submission) -> str:
