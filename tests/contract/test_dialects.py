@@ -146,6 +146,7 @@ def test_openai_errors(client: openai.OpenAI, gate: Gate) -> None:
     assert int(limited.response.headers["retry-after"]) > 0
     failed = asked(gate.key, "fail: content policy")
     assert isinstance(failed, openai.UnprocessableEntityError) and "content policy" in str(failed)
+    assert failed.response.headers["x-rate-limit-limit"] == "100000"
 
 
 class Lossy(httpx.HTTPTransport):
@@ -315,3 +316,4 @@ def test_a1111_by_header_and_without(gate: Gate) -> None:
         assert (answer.status_code, answer.json()["code"]) == (401, "key_missing")
     failed = httpx.post(url, json={"prompt": "fail: no luck"}, headers={"x-api-key": gate.key})
     assert (failed.status_code, failed.json()["detail"]) == (422, "no luck")
+    assert failed.headers["x-rate-limit-limit"] == "100000"

@@ -119,6 +119,13 @@ def test_a_quote_is_kept_when_the_price_has_risen(gate: Gate, dear: dict[str, An
         assert charged() == dear["cost"]
 
 
+def test_what_is_sent_beside_a_quote_and_unknown_is_told(gate: Gate) -> None:
+    quote = look(gate).json()["quote_id"]
+    assert "warnings" not in submit(gate, quote_id=quote).json()
+    answer = submit(gate, quote_id=quote, draft={"steps": 8}, mood="sad")
+    assert answer.json()["warnings"] == ["unknown field ignored: mood"]
+
+
 def test_a_quote_is_for_its_key_its_model_and_its_parameters(gate: Gate) -> None:
     quote = look(gate).json()["quote_id"]
     other = gate.make_key()
